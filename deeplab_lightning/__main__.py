@@ -1,0 +1,23 @@
+"""`deeplab` and `python -m deeplab_lightning`."""
+
+import sys
+import traceback
+from pathlib import Path
+
+from deeplab_lightning.cli import main
+
+
+def run() -> None:
+    """The command line. Errors that this package raises about its input are shown without a traceback."""
+    try:
+        main()
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        origin = traceback.extract_tb(error.__traceback__)[-1].filename
+        if Path(__file__).parent not in Path(origin).parents:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,9 @@
+"""What happens around training: the run's record, pictures, prediction files, progress."""
+
+from deeplab_lightning.callbacks.panels import PredictionPanels
+from deeplab_lightning.callbacks.prediction_writer import PredictionWriter
+from deeplab_lightning.callbacks.progress import EpochLines
+from deeplab_lightning.callbacks.run_record import RunRecord
+from deeplab_lightning.callbacks.save_config import SaveConfig
+
+__all__ = ["EpochLines", "PredictionPanels", "PredictionWriter", "RunRecord", "SaveConfig"]

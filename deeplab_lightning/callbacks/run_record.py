@@ -1,0 +1,227 @@
+"""The record of a run: `folds.csv`, `metrics.csv`, `confusion_matrix.csv` and, last, `result.json`."""
+
+import csv
+import io
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.table import Table
+
+import deeplab_lightning
+from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
+from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.module import SegmentationModule
+
+_FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
+
+
+class RunRecord(L.Callback):
+    """Writes what a run did into its folder, so that a crash loses at most the current epoch.
+
+    `metrics.csv` has a row per epoch and is rewritten atomically; a resumed run goes on from the rows
+    before the epoch it resumes at. `result.json` is written last, so that its presence means that the
+    training finished. Its `val` block and `confusion_matrix.csv` are those of the epoch with the best
+    `val/miou`, the one that `checkpoints/best.ckpt` holds. Validation and test after the training write
+    `result_validate.json` and `result_test.json`, numbered if there is one already.
+
+    Args:
+        seed: The seed of the training, for the record.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self.seed = seed
+        self.rows: list[dict[str, float]] = []
+        self._has_validated = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        self.rows = [row for row in _read_rows(folder / "metrics.csv") if row["epoch"] < trainer.current_epoch]
+        datamodule = getattr(trainer, "datamodule", None)
+        if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
+            _write_text(folder / "folds.csv", datamodule.folds_csv())
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._start, self._has_validated = time.monotonic(), False
+        self._loss_sum, self._num_batches = torch.zeros((), device=pl_module.device), 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._loss_sum += outputs["loss"].detach()
+        self._num_batches += 1
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            self._record_evaluation(trainer, pl_module, "val")
+        elif not trainer.sanity_checking:
+            self._has_validated = True
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._record_evaluation(trainer, pl_module, "test")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        row = {
+            "epoch": float(trainer.current_epoch),
+            "step": float(trainer.global_step),
+            "seconds": time.monotonic() - self._start,
+            "train/loss": float(self._loss_sum / max(self._num_batches, 1)),
+        }
+        if self._has_validated:
+            row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.rows.append(row)
+        if not trainer.is_global_zero or _is_rehearsal(trainer):
+            return
+        folder = run_folder(trainer)
+        write_atomically(folder / "metrics.csv", lambda file: file.write(_rows_csv(self.rows).encode()))
+        if self._has_validated and best_row(self.rows) is row and isinstance(pl_module, SegmentationModule):
+            _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+            return
+        folder = run_folder(trainer)
+        best = best_row(self.rows)
+        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        result = {
+            **_describe_data(trainer),
+            "seed": self.seed,
+            "epochs": trainer.current_epoch,
+            "seconds": round(sum(row["seconds"] for row in self.rows), 1),
+            "checkpoint": checkpoint or getattr(trainer.checkpoint_callback, "last_model_path", ""),
+            "val": None if best is None else _figures(best, "val", pl_module),
+            "versions": _versions(),
+        }
+        if (folder / "confusion_matrix.csv").is_file():
+            matrix = np.loadtxt(folder / "confusion_matrix.csv", delimiter=",", skiprows=1, usecols=range(1, pl_module.net.num_classes + 1), dtype=np.int64, ndmin=2)
+            draw_confusion_matrix(matrix, pl_module.classes.names, folder / "confusion_matrix.png")
+        _write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        if best is not None:
+            _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
+
+    def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        figures = _figures(metrics, stage, pl_module)
+        result = {
+            **_describe_data(trainer),
+            "checkpoint": str(trainer.ckpt_path or ""),
+            stage: figures,
+            "versions": _versions(),
+        }
+        name = "result_validate.json" if stage == "val" else "result_test.json"
+        path = unused_path(run_folder(trainer) / name)
+        _write_text(path, json.dumps(result, indent=2) + "\n")
+        _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
+
+
+def run_folder(trainer: L.Trainer) -> Path:
+    """The folder of the run."""
+    return Path(trainer.default_root_dir)
+
+
+def unused_path(path: Path) -> Path:
+    """The path itself, or with -2, -3, ... before its suffix if something is there."""
+    candidate, number = path, 1
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    return candidate
+
+
+def best_row(rows: list[dict[str, float]]) -> dict[str, float] | None:
+    """The first epoch with the highest `val/miou`, as the checkpoint callback chooses."""
+    scored = [row for row in rows if not math.isnan(row.get("val/miou", math.nan))]
+    return max(scored, key=lambda row: row["val/miou"]) if scored else None
+
+
+def _is_rehearsal(trainer: L.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _read_rows(path: Path) -> list[dict[str, float]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+
+
+def _rows_csv(rows: list[dict[str, float]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: int(v) if k in {"epoch", "step"} else f"{v:.6g}" for k, v in row.items()})
+    return text.getvalue()
+
+
+def _matrix_csv(module: SegmentationModule) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["truth \\ prediction", *module.classes.names])
+    for name, counts in zip(module.classes.names, module.last_matrix.tolist(), strict=True):
+        writer.writerow([name, *counts])
+    return text.getvalue()
+
+
+def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
+    datamodule = getattr(trainer, "datamodule", None)
+    if not isinstance(datamodule, SegmentationDataModule) or datamodule.dataset is None:
+        return {"dataset": None, "num_images": None, "fold": None, "n_folds": None}
+    is_folded = datamodule.split == "folds"
+    return {
+        "dataset": datamodule.dataset.source,
+        "num_images": len(datamodule.dataset) + (len(datamodule.val_dataset or ()) if not is_folded else 0),
+        "fold": datamodule.fold if is_folded else None,
+        "n_folds": datamodule.n_folds if is_folded else None,
+    }
+
+
+def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModule) -> dict[str, Any]:
+    figures: dict[str, Any] = {name: _or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
+    names = module.classes.names
+    figures["iou"] = {name: _or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
+    return figures
+
+
+def _or_null(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "deeplab_lightning": deeplab_lightning.__version__,
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for name, value in figures["iou"].items():
+        table.add_row(name, "absent" if value is None else f"{value:.3f}")
+    table.add_section()
+    table.add_row("mIoU", "absent" if figures["miou"] is None else f"{figures['miou']:.3f}")
+    table.add_row("pixel accuracy", f"{figures['pixel_accuracy'] or 0:.3f}")
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {path}", soft_wrap=True)

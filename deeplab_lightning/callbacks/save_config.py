@@ -1,0 +1,36 @@
+"""The resolved configuration beside what it produced."""
+
+from typing import Any
+
+import lightning as L
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from deeplab_lightning.callbacks.run_record import run_folder, unused_path
+from deeplab_lightning.data.cache import write_atomically
+
+
+class SaveConfig(L.Callback):
+    """Writes `config.yaml` into the run's folder, and the configuration to the logger.
+
+    `deeplab fit -c runs/<name>/config.yaml` trains it again. Validation, test and prediction write
+    `config_<stage>.yaml`, a resumed training `config-2.yaml`; nothing is overwritten.
+
+    Args:
+        config: The resolved configuration as YAML.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save(trainer, str(getattr(stage, "value", stage)))
+
+    @rank_zero_only
+    def _save(self, trainer: L.Trainer, stage: str) -> None:
+        name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
+        write_atomically(unused_path(run_folder(trainer) / name), lambda file: file.write(self.config.encode()))
+        content: dict[str, Any] = yaml.safe_load(self.config)
+        for logger in trainer.loggers:
+            logger.log_hyperparams({"config": content})

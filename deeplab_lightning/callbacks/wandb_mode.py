@@ -1,0 +1,33 @@
+"""Weights & Biases without surprises: offline unless asked, and never a hang."""
+
+import os
+from typing import Literal
+from urllib.parse import urlsplit
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from deeplab_lightning.models.pretrained import can_connect
+
+WandbMode = Literal["offline", "online", "disabled"]
+_SECONDS = 2.0
+
+
+def choose_mode(wanted: WandbMode) -> WandbMode:
+    """The mode to start W&B with: `online` only if there is a key and the server answers in 2 seconds.
+
+    `wandb.init` itself waits for a minute and a half and then ends the run; so this is decided before.
+    """
+    if wanted != "online":
+        return wanted
+    import wandb
+
+    settings = wandb.setup().settings
+    url = urlsplit(settings.base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    if not (settings.api_key or os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        rank_zero_info("W&B: no API key (`wandb login`); logging offline.")
+        return "offline"
+    if not can_connect(url.hostname or "", port, seconds=_SECONDS):
+        rank_zero_info(f"W&B: {settings.base_url} does not answer within {_SECONDS:g} s; logging offline.")
+        return "offline"
+    return "online"

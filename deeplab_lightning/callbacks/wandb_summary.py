@@ -1,0 +1,42 @@
+"""What a finished run leaves in W&B beside its curves."""
+
+import csv
+import json
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+
+from deeplab_lightning.callbacks.run_record import run_folder
+
+
+class WandbSummary(L.Callback):
+    """Best and last `val/miou` in the summary; at the end the per-class IoU table and the confusion matrix.
+
+    Reads what `RunRecord` wrote, so it must stand after it. Does nothing with other loggers.
+    """
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for logger in self._loggers(trainer):
+            logger.experiment.define_metric("val/miou", summary="max,last")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loggers, folder = self._loggers(trainer), run_folder(trainer)
+        if not loggers or not (folder / "result.json").is_file():
+            return
+        result = json.loads((folder / "result.json").read_text())
+        if not result["val"]:
+            return
+        with (folder / "confusion_matrix.csv").open(newline="") as file:
+            rows = list(csv.reader(file))
+        for logger in loggers:
+            logger.log_table("val/iou_table", columns=["class", "iou"], data=[list(p) for p in result["val"]["iou"].items()])
+            logger.log_table(
+                "val/confusion_matrix", columns=rows[0], data=[[row[0], *map(int, row[1:])] for row in rows[1:]]
+            )
+            logger.log_image("val/confusion_picture", [str(folder / "confusion_matrix.png")])
+            for name in ("miou", "pixel_accuracy"):
+                logger.experiment.summary[f"best/{name}"] = result["val"][name]
+
+    def _loggers(self, trainer: L.Trainer) -> list[WandbLogger]:
+        is_recorded = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger) and is_recorded]

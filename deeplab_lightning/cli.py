@@ -1,0 +1,72 @@
+"""Command lines -> objects. Heavy imports wait until a command needs them, so that `--help` is quick."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+import deeplab_lightning
+
+COMMANDS = {
+    "fit": "train a model on one fold",
+    "validate": "evaluate a checkpoint on the validation part",
+    "test": "evaluate a checkpoint on the test part",
+    "predict": "write masks and overlays for pictures without truth",
+    "data synthetic": "write the built-in litter data set",
+    "data check": "read every image and mask once and report what is wrong",
+}
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command.
+
+    Args:
+        args: The command line without the program's name; that of this process if None.
+
+    Raises:
+        SystemExit: 2 for a wrong command, key or type; 1 where a check found problems.
+    """
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in {"-h", "--help"}:
+        print(_usage())
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(deeplab_lightning.__version__)
+        return
+    command = " ".join(words[:2]) if words[0] == "data" else words[0]
+    if command not in COMMANDS:
+        wants_help = words[0] == "data" and (len(words) == 1 or words[1] in {"-h", "--help"})
+        message = "" if wants_help else f"error: no command is called {command!r}.\n\n"
+        print(f"{message}{_usage()}", file=sys.stderr)
+        sys.exit(2)
+    rest = words[len(command.split()) :]
+    _runner(command)(rest)
+
+
+def _runner(command: str) -> Callable[[list[str]], None]:
+    if command == "data synthetic":
+        from deeplab_lightning.experiments.data_commands import synthetic
+
+        return synthetic
+    if command == "data check":
+        from deeplab_lightning.experiments.data_commands import check
+
+        return check
+    from deeplab_lightning.experiments.training import run_training_command
+
+    return lambda rest: run_training_command(command, rest)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: deeplab COMMAND [-c CONFIG ...] [--KEY VALUE ...]",
+            "",
+            "DeepLab semantic segmentation on PyTorch Lightning.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`deeplab COMMAND --help` lists its options; later configs and options override earlier ones.",
+        ]
+    )

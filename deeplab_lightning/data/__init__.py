@@ -1,0 +1,1 @@
+"""Data sets, their statistics, folds, transforms and loaders."""

@@ -1,0 +1,309 @@
+"""Data set and folds -> loaders."""
+
+import csv
+import io
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from deeplab_lightning.batch import Batch, Sample, collate, collate_by_size
+from deeplab_lightning.data.cache import content_key
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
+from deeplab_lightning.data.folds import FoldMethod, stratified_folds
+from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.data.statistics import scan
+from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
+
+Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
+
+
+class SegmentationDataModule(L.LightningDataModule):
+    """Loaders of one fold, or of a data set's own split.
+
+    Every image and mask is read once before the first training (the result is remembered), so that
+    a bad file stops the run at its start and not in a later epoch.
+
+    Args:
+        dataset: The pictures that are split into folds, or the training part of an official split.
+        n_folds: Number of folds, at least 2. Used with `split: folds`.
+        fold: The fold that validates, 0-based; the others train. Null trains on everything, without
+            validation.
+        split_seed: Seed of the split, apart from the seed of the training.
+        split: `folds` splits `dataset`; `official` trains on `dataset` and validates on `val_dataset`.
+        fold_method: How images are assigned to folds, see `stratified_folds`.
+        fold_file: A `folds.csv` of an earlier run to take the folds from, instead of splitting.
+        val_dataset: Validation part of an official split.
+        test_dataset: What `test` evaluates; the validation part if null.
+        classes: Class table where there is no data set (predict takes it from the checkpoint).
+        predict_images: What `predict` reads: folders, picture files, `.txt` lists.
+        batch_size: Pictures per step and device.
+        eval_batch_size: Pictures per evaluation step and device; `batch_size` if null. Pictures of
+            different sizes are evaluated apart, so the figures do not depend on it.
+        num_workers: Processes per device that read pictures; 0 reads in the training process.
+        train_transforms: Applied to training pictures; `TrainTransforms()` if null.
+        eval_transforms: Applied to all others; `EvalTransforms()` if null.
+        seed: Seed of the order and the augmentation of training pictures. Each depends on seed, epoch
+            and image only, whatever the number of workers.
+
+    Raises:
+        ValueError: For a fold outside [0, n_folds), or an official split without `val_dataset`.
+        DataError: If the class tables of the data sets differ.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset | None = None,
+        n_folds: int = 5,
+        *,
+        fold: int | None = 0,
+        split_seed: int = 0,
+        split: Literal["folds", "official"] = "folds",
+        fold_method: FoldMethod = "iterstrat",
+        fold_file: str | None = None,
+        val_dataset: SegmentationDataset | None = None,
+        test_dataset: SegmentationDataset | None = None,
+        classes: ClassTable | None = None,
+        predict_images: list[str] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        num_workers: int = 2,
+        train_transforms: Transforms | None = None,
+        eval_transforms: Transforms | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
+            raise ValueError(f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}.")
+        if split == "official" and dataset is not None and val_dataset is None:
+            raise ValueError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
+        if dataset is None and classes is None:
+            raise ValueError("data.dataset is required; only predict with a checkpoint works without one.")
+        self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
+        self.split, self.n_folds, self.fold = split, n_folds, fold
+        self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
+        self.predict_images = predict_images
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.train_transforms = train_transforms or TrainTransforms()
+        self.eval_transforms = eval_transforms or EvalTransforms()
+        self._classes = classes if dataset is None else dataset.classes
+        for name, other in (("val_dataset", val_dataset), ("test_dataset", test_dataset)):
+            if other is not None and other.classes.names != self.classes.names:
+                raise DataError(
+                    f"data.{name} has the classes {list(other.classes.names)}, but data.dataset has "
+                    f"{list(self.classes.names)}. Give both the same class table or class_map."
+                )
+
+    @property
+    def classes(self) -> ClassTable:
+        """Names, colours and ids of the classes."""
+        assert self._classes is not None
+        return self._classes
+
+    @property
+    def num_classes(self) -> int:
+        """K, without void."""
+        return self.classes.num_classes
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether anything is held out."""
+        return self.split == "official" or self.fold is not None
+
+    def prepare_data(self) -> None:
+        """Read every file once, on one process per node; `setup` finds the result in the cache."""
+        if self.predict_images is None:
+            for dataset in self._datasets():
+                scan(dataset)
+
+    def setup(self, stage: str) -> None:
+        """Stop at bad data, then assign the folds.
+
+        Raises:
+            DataError: For data that cannot be used, see `deeplab data check`.
+        """
+        if stage == "predict":
+            return
+        for dataset in self._datasets():
+            problems = scan(dataset, is_quiet=True).problems
+            dataset.report(problems)
+            if dataset.problems:
+                lines = "\n  ".join(map(str, dataset.problems))
+                rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
+
+    @cached_property
+    def folds(self) -> dict[str, int]:
+        """Image key -> validation fold of `dataset`.
+
+        Raises:
+            DataError: If `fold_file` is of other images.
+        """
+        assert self.dataset is not None
+        if self.fold_file is not None:
+            return _read_folds(Path(self.fold_file), self.dataset.names)
+        pixels = scan(self.dataset, is_quiet=True).pixels
+        first = 1 if self.classes.names[0] == "background" else 0
+        foreground = pixels[:, first:]
+        presence = (foreground > 0).astype(np.int64)
+        assigned = stratified_folds(
+            presence, foreground, self.n_folds, seed=self.split_seed, method=self.fold_method
+        )
+        return dict(zip(self.dataset.names, assigned.tolist(), strict=True))
+
+    def folds_csv(self) -> str:
+        """The split as CSV with the columns image, group, fold: what a later run reads back."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["image", "group", "fold"])
+        if self.split == "folds":
+            writer.writerows([image, "", fold] for image, fold in self.folds.items())
+        else:
+            for part, dataset in (("train", self.dataset), ("val", self.val_dataset)):
+                writer.writerows([image, "", part] for image in (dataset.names if dataset else ()))
+        return text.getvalue()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled crops; the last batch is dropped if it is not full and not the only one."""
+        assert self.dataset is not None
+        indices = range(len(self.dataset))
+        if self.split == "folds" and self.fold is not None:
+            indices = self._fold_indices(is_validation=False)  # type: ignore[assignment]
+        view = _TrainView(self.dataset, list(indices), self.train_transforms, self.seed)
+        sampler = EpochSampler(view, seed=self.seed)
+        return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """The held-out pictures; an empty list if nothing is held out."""
+        if not self.has_validation:
+            return []
+        if self.split == "official":
+            assert self.val_dataset is not None
+            return self._eval_loader(self.val_dataset, range(len(self.val_dataset)))
+        assert self.dataset is not None
+        return self._eval_loader(self.dataset, self._fold_indices(is_validation=True))
+
+    def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """The test pictures, or the validation part where there are none."""
+        if self.test_dataset is not None:
+            return self._eval_loader(self.test_dataset, range(len(self.test_dataset)))
+        if not self.has_validation:
+            raise DataError("test needs data.test_dataset or a validation part; data.fold is null.")
+        rank_zero_info("No data.test_dataset: test evaluates the validation part.")
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """Pictures without masks."""
+        if not self.predict_images:
+            raise DataError("predict needs pictures: --images FOLDER (or data.predict_images).")
+        dataset = ImageFolderDataset(self.predict_images)
+        return self._eval_loader(dataset, range(len(dataset)))
+
+    def _datasets(self) -> list[SegmentationDataset]:
+        return [d for d in (self.dataset, self.val_dataset, self.test_dataset) if d is not None]
+
+    def _fold_indices(self, *, is_validation: bool) -> list[int]:
+        assert self.dataset is not None
+        return [i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation]
+
+    def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
+        view = _EvalView(dataset, list(indices), self.eval_transforms)
+        # DistributedSampler would repeat pictures to make the processes even, and count them twice.
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        sampler = UnrepeatedDistributedSampler(view, shuffle=False) if is_distributed else None
+        return self._loader(view, sampler, collate_by_size, self.eval_batch_size, drop_last=False)
+
+    def _loader(
+        self, view: Dataset[Sample], sampler: Any, collate_fn: Any, batch_size: int, *, drop_last: bool
+    ) -> DataLoader[Batch]:
+        return DataLoader(
+            view,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate_fn,
+            num_workers=self.num_workers,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class EpochSampler(DistributedSampler[Sample]):
+    """Shuffles by (seed, epoch) alone, so that a resumed run sees what an uninterrupted one would.
+
+    Yields (epoch, position) instead of position: workers that live through the epochs learn the epoch
+    from it. Lightning calls `set_epoch`, and leaves a DistributedSampler as it is.
+    """
+
+    def __init__(self, dataset: Dataset[Sample], *, seed: int) -> None:
+        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = (None, None) if is_distributed else (1, 0)
+        super().__init__(dataset, *processes, shuffle=True, seed=seed)
+
+    def __iter__(self) -> Any:
+        return ((self.epoch, position) for position in super().__iter__())
+
+
+class _TrainView(Dataset[Sample]):
+    """Some pictures of a data set, augmented with randomness from (seed, epoch, image)."""
+
+    def __init__(
+        self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int
+    ) -> None:
+        self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, position = key
+        sample = self.dataset[self.indices[position]]
+        seed = int(content_key(self.seed, epoch, sample.name)[:15], 16)
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)  # for transforms of other libraries
+            image, mask = self.transforms(sample.image, sample.mask)
+        random.setstate(python_state)
+        return sample._replace(image=image, mask=mask)
+
+
+class _EvalView(Dataset[Sample]):
+    """Some pictures of a data set through the evaluation transforms."""
+
+    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], transforms: Transforms) -> None:
+        self.dataset, self.indices, self.transforms = dataset, indices, transforms
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> Sample:
+        sample = self.dataset[self.indices[position]]
+        image, mask = self.transforms(sample.image, sample.mask)
+        return sample._replace(image=image, mask=mask)
+
+
+def _read_folds(path: Path, names: Sequence[str]) -> dict[str, int]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no such fold file: {path.absolute()}")
+    with path.open(newline="") as file:
+        rows = {row["image"]: row["fold"] for row in csv.DictReader(file)}
+    added, gone = sorted(set(names) - set(rows)), sorted(set(rows) - set(names))
+    if added or gone:
+        differences = [f"{len(added)} images are not in it ({', '.join(added[:3])})"] if added else []
+        differences += [f"{len(gone)} of its images are gone ({', '.join(gone[:3])})"] if gone else []
+        raise DataError(f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images.")
+    try:
+        return {name: int(rows[name]) for name in names}
+    except ValueError as error:
+        raise DataError(f"{path}: holds the parts of an official split, not folds. Set split: official.") from error

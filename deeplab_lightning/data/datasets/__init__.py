@@ -1,0 +1,15 @@
+"""Readers of data sets: sorted, validated (image, mask) pairs as uint8 tensors."""
+
+from deeplab_lightning.data.datasets.base import SegmentationDataset
+from deeplab_lightning.data.datasets.coco import CocoDataset
+from deeplab_lightning.data.datasets.image_folder import ImageFolderDataset
+from deeplab_lightning.data.datasets.mask_folder import MaskFolderDataset
+from deeplab_lightning.data.datasets.synthetic import SyntheticLitterDataset
+
+__all__ = [
+    "CocoDataset",
+    "ImageFolderDataset",
+    "MaskFolderDataset",
+    "SegmentationDataset",
+    "SyntheticLitterDataset",
+]

@@ -1,0 +1,149 @@
+"""One pass over a data set: every file read once, every problem found, pixels counted, masks cached."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
+from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.data.datasets.base import SegmentationDataset, UnknownMaskValuesError, size_problem
+from deeplab_lightning.data.problems import Problem
+
+_FILES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What a pass found.
+
+    Attributes:
+        names: N image keys, those with a problem included.
+        pixels: (N, K) int64 pixels of each class; a row of zeros for images with a problem.
+        problems: All problems, in the order of the images; one for all masks with unknown values.
+    """
+
+    names: list[str]
+    pixels: npt.NDArray[np.int64]
+    problems: list[Problem]
+
+
+@dataclass(frozen=True)
+class _Finding:
+    pixels: npt.NDArray[np.int64] | None
+    problem: Problem | None = None
+    unknown: UnknownMaskValuesError | None = None
+
+
+def scan(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
+    """Read every image and mask once, or only those that changed since the last time.
+
+    What was found sound is remembered in the cache folder under the content of each image and mask,
+    so a second call reads nothing, and after one file was touched only that file.
+
+    Args:
+        dataset: Any data set; it is not changed.
+        is_quiet: Without a progress bar.
+    """
+    num_classes = dataset.classes.num_classes
+    keys = [_key(dataset, index) for index in range(len(dataset))]
+    store = cache_folder() / "scans" / f"{content_key(dataset.source, num_classes)}.npz"
+    known = _load(store, num_classes)
+    missing = [index for index, key in enumerate(keys) if key not in known]
+    pixels = np.zeros((len(keys), num_classes), dtype=np.int64)
+    for index, key in enumerate(keys):
+        if key in known:
+            pixels[index] = known[key]
+    problems: list[Problem] = []
+    unknown: list[tuple[str, UnknownMaskValuesError]] = []
+    for index, finding in zip(missing, _inspect_all(dataset, missing, is_quiet), strict=True):
+        if finding.pixels is not None:
+            pixels[index] = finding.pixels
+            known[keys[index]] = finding.pixels
+        elif finding.unknown is not None:
+            unknown.append((dataset.names[index], finding.unknown))
+        elif finding.problem is not None:
+            problems.append(finding.problem)
+    if unknown:
+        problems.append(_unknown_values_problem(dataset, unknown))
+    if missing:
+        current = [key for key in keys if key in known]
+        rows = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, num_classes)
+        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), pixels=rows))
+    return Statistics(list(dataset.names), pixels, problems)
+
+
+def _key(dataset: SegmentationDataset, index: int) -> str:
+    try:
+        return dataset.fingerprint(index)
+    except OSError:  # the file is gone: inspecting it will say so
+        return f"unreadable {index}"
+
+
+def _load(store: os.PathLike[str], num_classes: int) -> dict[str, npt.NDArray[np.int64]]:
+    try:
+        with np.load(store) as content:
+            rows = content["pixels"]
+            if rows.shape[1:] != (num_classes,):
+                return {}
+            return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
+    except (OSError, ValueError, KeyError):  # absent or damaged: count again
+        return {}
+
+
+def _inspect_all(dataset: SegmentationDataset, indices: Sequence[int], is_quiet: bool) -> Iterator[_Finding]:
+    """Findings in the order of the indices. Threads: decoding does not hold the interpreter's lock."""
+    if not indices:
+        return
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        findings: Iterable[_Finding] = pool.map(lambda index: _inspect(dataset, index), indices)
+        console = Console(stderr=True)
+        if not is_quiet and console.is_terminal:
+            findings = track(findings, f"Reading {dataset.source}", total=len(indices), console=console)
+        yield from findings
+
+
+def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
+    name, path = dataset.names[index], dataset.paths[index]
+    image = _attempt(lambda: dataset.read_image(index))
+    if isinstance(image, Exception):
+        where, _, found = str(image).partition(": ")
+        return _Finding(None, Problem(where, found, "Replace the file.", (name,)))
+    mask = _attempt(lambda: dataset.read_mask(index))
+    if isinstance(mask, UnknownMaskValuesError):
+        return _Finding(None, unknown=mask)
+    if isinstance(mask, Exception):
+        return _Finding(None, Problem(str(path), f"its mask cannot be used: {mask}", "Replace the mask.", (name,)))
+    if image.shape[1:] != mask.shape:
+        return _Finding(None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", tuple(mask.shape)))
+    counts = np.bincount(mask.numpy().reshape(-1), minlength=IGNORE_INDEX + 1)
+    return _Finding(counts[: dataset.classes.num_classes].astype(np.int64))
+
+
+def _attempt(read: Callable[[], Tensor]) -> Tensor | Exception:
+    try:
+        return read()
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _unknown_values_problem(
+    dataset: SegmentationDataset, found: Sequence[tuple[str, UnknownMaskValuesError]]
+) -> Problem:
+    values = sorted({value for _, error in found for value in error.values})
+    files = ", ".join(str(error.path) for _, error in found[:_FILES_SHOWN])
+    others = f" and {len(found) - _FILES_SHOWN} more" if len(found) > _FILES_SHOWN else ""
+    table = dict(dataset.classes.raw_ids or {})
+    return Problem(
+        f"{files}{others}",
+        f"mask values {values} are not in the class table, which holds {sorted(table)} "
+        f"and ignores {list(dataset.classes.ignore_ids)}",
+        "Add them to classes.raw_ids, or to classes.ignore_ids if they mean void.",
+        tuple(name for name, _ in found),
+    )

@@ -1,0 +1,265 @@
+"""`deeplab fit | validate | test | predict` on LightningCLI."""
+
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
+from deeplab_lightning.callbacks.run_record import unused_path
+from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
+from deeplab_lightning.callbacks.wandb_summary import WandbSummary
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.module import CLASSES_KEY, SegmentationModule
+
+_RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"  # tells processes that Lightning starts for DDP where to write
+_MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
+_CHECKPOINT_DEFAULTS = {
+    "monitor": "val/miou",
+    "mode": "max",
+    "filename": "best",
+    "save_last": True,
+    "auto_insert_metric_name": False,
+    "enable_version_counter": False,
+}
+
+
+def run_training_command(command: str, args: list[str]) -> None:
+    """Run one of Lightning's commands.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        args: Its options. Without `-c`, the configuration is that of the checkpoint.
+    """
+    _quiet()
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch, _only_these_arguments():
+        DeepLabCLI(command, _with_checkpoint(command, args, Path(scratch)))
+
+
+class DeepLabCLI(LightningCLI):
+    """LightningCLI with run folders, checkpoints that carry their configuration, and W&B modes.
+
+    Args:
+        command: The subcommand; only its parser is built.
+        args: Its options.
+    """
+
+    def __init__(self, command: str, args: list[str]) -> None:
+        self._command = command
+        super().__init__(
+            SegmentationModule,
+            SegmentationDataModule,
+            args=[command, *args],
+            seed_everything_default=0,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"prog": "deeplab"},
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that runs: each costs half a second to describe."""
+        return {self._command: LightningCLI.subcommands()[self._command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Run folder, W&B, checkpoints; the data tell the model their classes."""
+        parser.add_argument(
+            "--name", type=Optional[str], default=None, help="Name of the run's folder; made from model and time if null."
+        )
+        parser.add_argument("--output_dir", type=str, default="runs", help="Folder of the runs' folders.")
+        parser.add_argument(
+            "--wandb",
+            type=WandbMode,
+            default="offline",
+            help="Where W&B logs to; online falls back to offline where the server cannot be reached.",
+        )
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT_DEFAULTS.items()})
+        if self._command == "predict":
+            parser.add_argument(
+                "--images", type=Optional[list[str]], default=None, help="Folders, pictures or .txt lists to predict."
+            )
+            parser.add_argument(
+                "--output", type=Optional[str], default=None, help="Folder of the predictions; in the run's folder if null."
+            )
+        parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the checkpoint's configuration was given as the first `-c`, so that options override it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder and write it into the arguments of trainer, checkpoints and logger."""
+        config = self.config[self._command]
+        if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
+            raise ValueError("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+        folder = self._run_folder(config)
+        config.name = folder.name
+        self._config_text = self._parser(self._command).dump(config, skip_none=False)
+        config.trainer.default_root_dir = str(folder)
+        config.checkpoint.dirpath = str(folder / "checkpoints")
+        if not _will_validate(config):
+            config.checkpoint.monitor = None
+            config.checkpoint.filename = "last"
+        self._prepare_logger(config, folder)
+        if config.ckpt_path is not None:
+            net = config.model.net
+            if "pretrained" in net.get("init_args", {}):
+                net.init_args.pretrained = False
+        callbacks: list[L.Callback] = [SaveConfig(self._config_text), RunRecord(config.seed_everything)]
+        if self._command == "fit" and config.trainer.logger:
+            callbacks.append(WandbSummary())
+        if self._command in {"validate", "test"}:
+            config.verbose = False  # RunRecord prints the table
+        if self._command == "predict":
+            config.return_predictions = False
+            config.data.predict_images = config.images or config.data.predict_images
+            callbacks.append(PredictionWriter(config.output))
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+        self.trainer_defaults = {"callbacks": callbacks}
+
+    def after_instantiate_classes(self) -> None:
+        """Let checkpoints carry the configuration."""
+        self.model.config = yaml.safe_load(self._config_text)
+        if self._command == "fit":
+            print(f"Run folder: {self.trainer.default_root_dir}", flush=True)
+
+    def _run_folder(self, config: Namespace) -> Path:
+        """Where this run writes. Settles what `ckpt_path: last` means."""
+        if int(os.environ.get("LOCAL_RANK", 0)) > 0 and _RUN_FOLDER_VARIABLE in os.environ:
+            folder = Path(os.environ[_RUN_FOLDER_VARIABLE])
+        else:
+            folder = self._choose_folder(config)
+            os.environ[_RUN_FOLDER_VARIABLE] = str(folder)
+        if config.ckpt_path == "last":
+            last = folder / "checkpoints" / "last.ckpt"
+            config.ckpt_path = str(last) if last.is_file() else None
+        return folder
+
+    def _choose_folder(self, config: Namespace) -> Path:
+        named = Path(config.output_dir) / config.name if config.name else None
+        if config.ckpt_path == "last":
+            if named is None:
+                raise ValueError("ckpt_path: last needs the run's --name.")
+            return named
+        if config.ckpt_path is not None:
+            own = Path(config.ckpt_path).absolute().parent.parent
+            is_run = (own / "config.yaml").is_file()
+            if is_run and (self._command != "fit" or named is None or named.absolute() == own):
+                return own
+        return unused_path(named or Path(config.output_dir) / self._made_up_name(config))
+
+    def _made_up_name(self, config: Namespace) -> str:
+        net = config.model.net
+        backbone = net.get("init_args", Namespace()).get("backbone", "")
+        parts = [net.class_path.rsplit(".", 1)[-1].lower(), str(backbone), f"{datetime.now():%Y%m%d-%H%M%S}"]
+        return "-".join(part for part in parts if part)
+
+    def _prepare_logger(self, config: Namespace, folder: Path) -> None:
+        """One W&B run per training, in its folder. Validation, test and prediction are no runs of their own."""
+        logger = config.trainer.logger
+        mode = choose_mode(config.wandb) if self._command == "fit" else "disabled"
+        loggers = logger if isinstance(logger, list) else [logger]
+        is_wandb = [str(getattr(entry, "class_path", "")).endswith("WandbLogger") for entry in loggers]
+        if self._command != "fit" or config.trainer.fast_dev_run:
+            config.trainer.logger = False
+            return
+        if mode == "disabled":
+            rest = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
+            config.trainer.logger = rest or False
+            return
+        for entry, wandb in zip(loggers, is_wandb, strict=True):
+            if wandb:
+                entry.init_args.save_dir = str(folder)
+                entry.init_args.name = entry.init_args.get("name") or folder.name
+                entry.init_args.offline = mode == "offline"
+
+
+def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
+    """Put a checkpoint's own configuration before the options, and for predict its class table after them."""
+    path = _option(args, "--ckpt_path")
+    if any(word in {"-h", "--help"} or word.startswith("--help") for word in args):
+        return args
+    if path is None or path == "last":
+        if command != "fit" and "--print_config" not in args:
+            raise ValueError(f"{command} needs a checkpoint: --ckpt_path runs/<name>/checkpoints/best.ckpt")
+        return args
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no such checkpoint: {Path(path).absolute()}")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    if _option(args, "-c", "--config") is None:
+        if "config" not in checkpoint:
+            raise ValueError(f"{path} holds no configuration; give the one it was trained with by -c.")
+        config = {key: value for key, value in checkpoint["config"].items() if key != "ckpt_path"}
+        if command != "fit":
+            config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _MACHINE_KEYS}
+        args = ["-c", _yaml_file(scratch / "checkpoint.yaml", config), *args]
+    if command == "predict" and CLASSES_KEY in checkpoint:
+        # The pictures stand alone: the data that the checkpoint was trained on need not be here.
+        no_data = {"dataset": None, "val_dataset": None, "test_dataset": None, "split": "folds", "fold": None}
+        overlay = {"data": {**no_data, "classes": checkpoint[CLASSES_KEY]}}
+        args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
+    return args
+
+
+def _option(args: list[str], *names: str) -> str | None:
+    """The last value of an option, given as `--option value` or `--option=value`."""
+    found = None
+    for index, word in enumerate(args):
+        for name in names:
+            if word == name and index + 1 < len(args):
+                found = args[index + 1]
+            elif word.startswith(f"{name}="):
+                found = word.removeprefix(f"{name}=")
+    return found
+
+
+def _yaml_file(path: Path, content: dict[str, Any]) -> str:
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(path)
+
+
+def _will_validate(config: Namespace) -> bool:
+    return config.data.split == "official" or config.data.fold is not None
+
+
+@contextmanager
+def _only_these_arguments() -> Iterator[None]:
+    """Lightning warns when it is given arguments beside those of the process; here that is on purpose.
+
+    Processes that it starts for DDP run the original command line again, so it is put back before training.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+        yield
+
+
+def _quiet() -> None:
+    """Silence hints that do not apply."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    for message in (
+        ".*does not have many workers.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*It is recommended to use .self.log.*sync_dist=True.*",
+        ".*The .srun. command is available.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*anonymous setting has no effect.*",
+        ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*Trying to infer the .batch_size.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,1 @@
+"""DeepLab: backbone -> head -> resize. Knows nothing of Lightning or the data."""

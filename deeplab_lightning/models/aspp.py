@@ -1,0 +1,133 @@
+"""Atrous spatial pyramid pooling: the sum form of DeepLab v2, the concat form of DeepLab v3."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+DEFAULT_ATROUS_RATES = {  # output stride -> rates (Chen et al. 2017, DeepLab v3, section 3.3)
+    8: (12, 24, 36),
+    16: (6, 12, 18),
+    32: (3, 6, 9),  # the same field of view; the paper stops at 16
+}
+
+
+class ConvNormReLU(nn.Sequential):
+    """Convolution without bias, BatchNorm, ReLU; padding keeps the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1) -> None:
+        padding = dilation * (kernel_size // 2)
+        super().__init__(
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(inplace=True),
+        )
+
+
+class ImagePooling(nn.Module):
+    """The mean of the whole picture, projected and spread over the map (ParseNet; DeepLab v3, section 3.3)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, h, w) -> (B, out_channels, h, w)."""
+        pooled = self.project(F.adaptive_avg_pool2d(features, 1))  # (B, out_channels, 1, 1)
+        pooled = F.relu(self._normalise(pooled))
+        return pooled.expand(-1, -1, *features.shape[-2:])
+
+    def _normalise(self, pooled: Tensor) -> Tensor:
+        # One value per channel has no variance: with a batch of one, the running statistics serve.
+        # Synchronised norms see the other processes' values and decide for themselves.
+        is_lone = self.training and len(pooled) == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
+        if not is_lone:
+            return self.norm(pooled)  # type: ignore[no-any-return]
+        norm = self.norm
+        return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+
+class ASPPConcat(nn.Module):
+    """DeepLab v3: a 1x1 convolution, one dilated 3x3 per rate, image pooling; concatenated and projected.
+
+    Args:
+        in_channels: Channels of the backbone's map.
+        atrous_rates: Dilations of the 3x3 branches, any number of them.
+        out_channels: Channels of each branch and of the result.
+        dropout: Probability after the projection.
+    """
+
+    def __init__(
+        self, in_channels: int, atrous_rates: Sequence[int], *, out_channels: int = 256, dropout: float = 0.5
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList([ConvNormReLU(in_channels, out_channels, kernel_size=1)])
+        self.branches += [ConvNormReLU(in_channels, out_channels, kernel_size=3, dilation=r) for r in atrous_rates]
+        self.branches.append(ImagePooling(in_channels, out_channels))
+        self.project = ConvNormReLU(len(self.branches) * out_channels, out_channels, kernel_size=1)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, h, w) -> (B, out_channels, h, w)."""
+        x = torch.cat([branch(features) for branch in self.branches], dim=1)  # (B, branches * out_channels, h, w)
+        return self.dropout(self.project(x))  # type: ignore[no-any-return]
+
+
+class ASPPSum(nn.Module):
+    """DeepLab v2's ASPP-L: per rate a dilated 3x3 (fc6), a 1x1 (fc7) and a score layer; the scores are summed.
+
+    Chen et al. 2017, DeepLab v2, section 4.1.2 and figure 7.
+
+    Args:
+        in_channels: Channels of the backbone's map.
+        num_classes: K.
+        atrous_rates: Dilations of the branches.
+        hidden_channels: Channels of fc6 and fc7.
+        dropout: Probability of dropping a channel after fc6 and after fc7.
+        share_head: One fc7, without ReLU, and one score layer for all branches; else each branch has its
+            own, with the ReLU after fc7 of the paper.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        atrous_rates: Sequence[int],
+        hidden_channels: int = 1024,
+        dropout: float = 0.5,
+        share_head: bool = True,
+    ) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(in_channels, hidden_channels, 3, padding=rate, dilation=rate),
+                nn.ReLU(inplace=True),
+                nn.Dropout2d(dropout),
+            )
+            for rate in atrous_rates
+        )
+        num_heads = 1 if share_head else len(self.branches)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(hidden_channels, hidden_channels, 1),
+                nn.Identity() if share_head else nn.ReLU(inplace=True),
+                nn.Dropout2d(dropout),
+                nn.Conv2d(hidden_channels, num_classes, 1),
+            )
+            for _ in range(num_heads)
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        for head in self.heads:
+            nn.init.normal_(head[-1].weight, std=0.01)  # type: ignore[index, arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, C, h, w) -> scores (B, K, h, w)."""
+        heads = list(self.heads) * (len(self.branches) if len(self.heads) == 1 else 1)
+        scores = [head(branch(features)) for branch, head in zip(self.branches, heads, strict=True)]
+        return torch.stack(scores).sum(dim=0)

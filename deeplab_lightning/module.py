@@ -1,0 +1,199 @@
+"""Network, loss and optimiser as a LightningModule."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from deeplab_lightning.batch import Batch
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.metrics import ConfusionMatrix, iou_by_name, summarize
+from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.optimizers import PolyLR, parameter_groups
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+CLASSES_KEY = "classes"
+"""Where a checkpoint holds the class table, as plain lists."""
+
+
+def default_optimizer(params: Iterable[Any]) -> Optimizer:
+    """DeepLab's SGD with momentum."""
+    return SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains and evaluates a DeepLab.
+
+    Pictures come as uint8 and are normalised on the device with the backbone's own mean and std. Metrics
+    are those of one confusion matrix over the whole set, see `deeplab_lightning.metrics`.
+
+    Args:
+        net: The network; it names its backbone's mean and std and its number of classes.
+        loss: Module of (logits (B, K, H, W), mask (B, H, W) int64) -> scalar, that ignores 255;
+            `CrossEntropyLoss()` if null.
+        optimizer: Called with the parameter groups; its learning rate is the backbone's. SGD with rate
+            0.01, momentum 0.9 and weight decay 1e-4 if null.
+        lr_scheduler: Called with the optimiser and the number of optimiser steps of the whole training;
+            stepped once per step. Constant rate if null.
+        classes: Class table of the data; numbered names if null.
+        head_lr_multiplier: Learning rate of the head's weights over the backbone's.
+        head_bias_lr_multiplier: Learning rate of the head's biases over the backbone's.
+        channels_last: Keep tensors in channels-last memory, faster on GPUs with tensor cores and up to
+            4 times on CPUs.
+
+    Raises:
+        ValueError: If network and class table differ in the number of classes, or the loss ignores
+            another value than 255.
+    """
+
+    def __init__(
+        self,
+        net: DeepLab,
+        loss: nn.Module | None = None,
+        optimizer: OptimizerFactory | None = None,
+        lr_scheduler: SchedulerFactory | None = PolyLR,
+        *,
+        classes: ClassTable | None = None,
+        head_lr_multiplier: float = 10.0,
+        head_bias_lr_multiplier: float = 20.0,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.classes = classes or ClassTable([f"class_{i}" for i in range(net.num_classes)])
+        if self.classes.num_classes != net.num_classes:
+            raise ValueError(f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}.")
+        self.loss = loss or CrossEntropyLoss()
+        ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)
+        if ignored != self.classes.ignore_index:
+            raise ValueError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
+        self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+        self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.register_buffer("pixel_mean", _per_channel(net.backbone.mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(net.backbone.std), persistent=False)
+        self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
+        self.config: dict[str, Any] | None = None
+        """The resolved configuration, set by the command line and stored in checkpoints."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float."""
+        if images.dtype == torch.uint8:
+            images = self.normalize(images)
+        return self.net(images)  # type: ignore[no-any-return]
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> float, zero mean and unit deviation by the backbone's statistics."""
+        scaled = (images.float() - self.pixel_mean) / self.pixel_std
+        return scaled.contiguous(memory_format=self.memory_format)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one batch."""
+        loss, _ = self._shared_step(batch)
+        self.log("train/loss", loss, batch_size=len(batch.image), on_step=True, prog_bar=True)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def validation_step(self, batches: list[Batch], batch_idx: int) -> None:
+        """Count one loader batch, picture sizes apart."""
+        self._evaluate(batches, "val")
+
+    def test_step(self, batches: list[Batch], batch_idx: int) -> None:
+        """As `validation_step`."""
+        self._evaluate(batches, "test")
+
+    def predict_step(self, batches: list[Batch], batch_idx: int) -> list[tuple[str, Tensor]]:
+        """Name and (h, w) uint8 train ids of each picture, at the size of its file."""
+        predictions = []
+        for batch in batches:
+            logits = self(batch.image)  # (B, K, H, W)
+            for name, size, scores in zip(batch.names, batch.sizes, logits, strict=True):
+                if scores.shape[-2:] != size:
+                    scores = nn.functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
+                predictions.append((name, scores.argmax(dim=0).to(torch.uint8).cpu()))
+        return predictions
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the figures of the whole validation set."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the figures of the whole test set."""
+        self._log_metrics("test")
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Parameter groups with their multipliers; the schedule over the trainer's real number of steps."""
+        groups = parameter_groups(
+            self.net,
+            head_lr_multiplier=self.head_lr_multiplier,
+            head_bias_lr_multiplier=self.head_bias_lr_multiplier,
+        )
+        optimizer = self.optimizer_factory(groups)
+        for group in optimizer.param_groups:
+            group["lr"] *= group["lr_multiplier"]
+        if self.scheduler_factory is None:
+            return optimizer
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise ValueError("a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null.")
+        scheduler = self.scheduler_factory(optimizer, int(total_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what rebuilds the module: class table and configuration, as plain values.
+
+        The stored configuration says `pretrained: false`: the checkpoint holds all weights, so that
+        loading it asks no hub.
+        """
+        checkpoint[CLASSES_KEY] = self.classes.to_dict()
+        if self.config is not None:
+            checkpoint["config"] = self.config
+            checkpoint["hparams_name"] = "kwargs"
+            checkpoint["hyper_parameters"] = self._rebuilding_arguments()
+
+    def _rebuilding_arguments(self) -> dict[str, Any]:
+        assert self.config is not None
+        arguments: dict[str, Any] = dict(self.config["model"])
+        net = dict(arguments["net"])
+        init_args = {**net.get("init_args", {}), "num_classes": self.net.num_classes}
+        if "pretrained" in init_args:
+            init_args["pretrained"] = False
+        arguments["net"] = {**net, "init_args": init_args}
+        arguments["classes"] = self.classes.to_dict()
+        return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+
+    def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss and logits (B, K, H, W) of one batch."""
+        assert batch.mask is not None
+        logits = self(batch.image)
+        return self.loss(logits, batch.mask.long()), logits
+
+    def _evaluate(self, batches: list[Batch], stage: str) -> None:
+        for batch in batches:
+            loss, logits = self._shared_step(batch)
+            self.confusion[stage].update(logits.argmax(dim=1), batch.mask)  # type: ignore[operator]
+            # Averaged over pictures and, at the epoch's end, over processes; no collective in a step.
+            self.log(f"{stage}/loss", loss, batch_size=len(batch.image), on_epoch=True, sync_dist=True)
+
+    def _log_metrics(self, stage: str) -> None:
+        confusion = self.confusion[stage]
+        matrix = confusion.compute()  # type: ignore[operator]
+        confusion.reset()  # type: ignore[operator]
+        figures = summarize(matrix)
+        self.log_dict({f"{stage}/{name}": value for name, value in figures.items() if name != "miou"})
+        self.log(f"{stage}/miou", figures["miou"], prog_bar=True)
+        per_class = iou_by_name(matrix, self.classes.names)
+        self.log_dict({f"{stage}/iou/{name}": value for name, value in per_class.items()})
+        self.last_matrix = matrix
+
+
+def _per_channel(values: tuple[float, ...]) -> Tensor:
+    """Three fractions of 1 as (1, 3, 1, 1) on the scale of 0-255."""
+    return torch.tensor(values, dtype=torch.float32).reshape(1, -1, 1, 1) * 255
