@@ -10,6 +10,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation part",
     "test": "evaluate a checkpoint on the test part",
     "predict": "write masks and overlays for pictures without truth",
+    "split": "assign images to folds without training",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report what is wrong",
 }
@@ -50,6 +51,10 @@ def _runner(command: str) -> Callable[[list[str]], None]:
         from deeplab_lightning.experiments.data_commands import check
 
         return check
+    if command == "split":
+        from deeplab_lightning.experiments.data_commands import split
+
+        return split
     from deeplab_lightning.experiments.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)

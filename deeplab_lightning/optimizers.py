@@ -65,9 +65,13 @@ class PolyLR(LambdaLR):
         ValueError: If the training is not longer than the warm-up.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
+    def __init__(
+        self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0
+    ) -> None:
         if not 0 <= warmup_steps < total_steps:
-            raise ValueError(f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}.")
+            raise ValueError(
+                f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."
+            )
 
         def factor(step: int) -> float:
             warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

@@ -30,7 +30,9 @@ class PredictionPanels(L.Callback):
 
     def __init__(self, num_images: int = 4, every_n_epochs: int = 5) -> None:
         if num_images < 1 or every_n_epochs < 1:
-            raise ValueError(f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}.")
+            raise ValueError(
+                f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}."
+            )
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._silent_loggers: set[str] = set()
 
@@ -38,7 +40,9 @@ class PredictionPanels(L.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if not isinstance(datamodule, SegmentationDataModule) or not isinstance(pl_module, SegmentationModule):
+        if not isinstance(datamodule, SegmentationDataModule) or not isinstance(
+            pl_module, SegmentationModule
+        ):
             return
         epoch = trainer.current_epoch + 1
         if trainer.fast_dev_run or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):  # type: ignore[attr-defined]

@@ -30,7 +30,9 @@ class PredictionWriter(L.Callback):
         self.output_dir = output_dir
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        chosen = Path(self.output_dir) if self.output_dir else unused_path(run_folder(trainer) / "predictions")
+        chosen = (
+            Path(self.output_dir) if self.output_dir else unused_path(run_folder(trainer) / "predictions")
+        )
         self.folder = trainer.strategy.broadcast(chosen)
         dataset = trainer.predict_dataloaders.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))

@@ -45,11 +45,18 @@ class RunRecord(L.Callback):
         self._has_validated = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = run_folder(trainer)
-        self.rows = [row for row in _read_rows(folder / "metrics.csv") if row["epoch"] < trainer.current_epoch]
         datamodule = getattr(trainer, "datamodule", None)
-        if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
-            _write_text(folder / "folds.csv", datamodule.folds_csv())
+        if (
+            trainer.is_global_zero
+            and isinstance(datamodule, SegmentationDataModule)
+            and not _is_rehearsal(trainer)
+        ):
+            _write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Here, and not before, a resumed training knows its epoch.
+        rows = _read_rows(run_folder(trainer) / "metrics.csv")
+        self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start, self._has_validated = time.monotonic(), False
@@ -88,7 +95,11 @@ class RunRecord(L.Callback):
             _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+        if (
+            not trainer.is_global_zero
+            or _is_rehearsal(trainer)
+            or not isinstance(pl_module, SegmentationModule)
+        ):
             return
         folder = run_folder(trainer)
         best = best_row(self.rows)
@@ -103,14 +114,25 @@ class RunRecord(L.Callback):
             "versions": _versions(),
         }
         if (folder / "confusion_matrix.csv").is_file():
-            matrix = np.loadtxt(folder / "confusion_matrix.csv", delimiter=",", skiprows=1, usecols=range(1, pl_module.net.num_classes + 1), dtype=np.int64, ndmin=2)
+            matrix = np.loadtxt(
+                folder / "confusion_matrix.csv",
+                delimiter=",",
+                skiprows=1,
+                usecols=range(1, pl_module.net.num_classes + 1),
+                dtype=np.int64,
+                ndmin=2,
+            )
             draw_confusion_matrix(matrix, pl_module.classes.names, folder / "confusion_matrix.png")
         _write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         if best is not None:
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+        if (
+            not trainer.is_global_zero
+            or _is_rehearsal(trainer)
+            or not isinstance(pl_module, SegmentationModule)
+        ):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
@@ -158,7 +180,9 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
+        return [
+            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
+        ]
 
 
 def _rows_csv(rows: list[dict[str, float]]) -> str:

@@ -29,9 +29,15 @@ class WandbSummary(L.Callback):
         with (folder / "confusion_matrix.csv").open(newline="") as file:
             rows = list(csv.reader(file))
         for logger in loggers:
-            logger.log_table("val/iou_table", columns=["class", "iou"], data=[list(p) for p in result["val"]["iou"].items()])
             logger.log_table(
-                "val/confusion_matrix", columns=rows[0], data=[[row[0], *map(int, row[1:])] for row in rows[1:]]
+                "val/iou_table",
+                columns=["class", "iou"],
+                data=[list(p) for p in result["val"]["iou"].items()],
+            )
+            logger.log_table(
+                "val/confusion_matrix",
+                columns=rows[0],
+                data=[[row[0], *map(int, row[1:])] for row in rows[1:]],
             )
             logger.log_image("val/confusion_picture", [str(folder / "confusion_matrix.png")])
             for name in ("miou", "pixel_accuracy"):

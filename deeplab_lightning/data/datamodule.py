@@ -74,7 +74,7 @@ class SegmentationDataModule(L.LightningDataModule):
         val_dataset: SegmentationDataset | None = None,
         test_dataset: SegmentationDataset | None = None,
         classes: ClassTable | None = None,
-        predict_images: list[str] | None = None,
+        predict_images: list[str] | str | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int = 2,
@@ -84,7 +84,9 @@ class SegmentationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
-            raise ValueError(f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}.")
+            raise ValueError(
+                f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}."
+            )
         if split == "official" and dataset is not None and val_dataset is None:
             raise ValueError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
         if dataset is None and classes is None:
@@ -206,7 +208,8 @@ class SegmentationDataModule(L.LightningDataModule):
         """Pictures without masks."""
         if not self.predict_images:
             raise DataError("predict needs pictures: --images FOLDER (or data.predict_images).")
-        dataset = ImageFolderDataset(self.predict_images)
+        sources = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
+        dataset = ImageFolderDataset(sources)
         return self._eval_loader(dataset, range(len(dataset)))
 
     def _datasets(self) -> list[SegmentationDataset]:
@@ -214,7 +217,9 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def _fold_indices(self, *, is_validation: bool) -> list[int]:
         assert self.dataset is not None
-        return [i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation]
+        return [
+            i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation
+        ]
 
     def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
         view = _EvalView(dataset, list(indices), self.eval_transforms)
@@ -302,8 +307,12 @@ def _read_folds(path: Path, names: Sequence[str]) -> dict[str, int]:
     if added or gone:
         differences = [f"{len(added)} images are not in it ({', '.join(added[:3])})"] if added else []
         differences += [f"{len(gone)} of its images are gone ({', '.join(gone[:3])})"] if gone else []
-        raise DataError(f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images.")
+        raise DataError(
+            f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images."
+        )
     try:
         return {name: int(rows[name]) for name in names}
     except ValueError as error:
-        raise DataError(f"{path}: holds the parts of an official split, not folds. Set split: official.") from error
+        raise DataError(
+            f"{path}: holds the parts of an official split, not folds. Set split: official."
+        ) from error

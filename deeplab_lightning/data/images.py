@@ -8,10 +8,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image, read_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_TORCHVISION_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
@@ -26,17 +24,13 @@ def read_image(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such image")
     try:
-        if path.suffix.lower() in _TORCHVISION_SUFFIXES:
-            image = decode_image(read_file(str(path)), ImageReadMode.RGB, apply_exif_orientation=True)
-        else:
-            with Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file).convert("RGB")
-                image = torch.from_numpy(np.array(upright)).permute(2, 0, 1).contiguous()
-    except (RuntimeError, OSError, SyntaxError) as error:
+        with Image.open(path) as file:
+            if file.mode.startswith("I") or file.mode == "F":
+                raise ValueError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
+            pixels = np.array(ImageOps.exif_transpose(file).convert("RGB"))
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({_first_line(error)})") from error
-    if image.dtype != torch.uint8:
-        raise ValueError(f"{path}: has more than 8 bits a channel; convert it to 8 bits")
-    return image
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, H, W)
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -78,9 +72,11 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
         return array
     if mode.startswith("I"):
         return array.astype(np.uint16)
-    raise ValueError(f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel")
+    raise ValueError(
+        f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel"
+    )
 
 
 def _first_line(error: BaseException) -> str:
-    """The decoder's own words, without its source file."""
-    return str(error).splitlines()[0].rsplit(".cpp", 1)[-1].split(",", 1)[-1].strip()
+    """The decoder's own words."""
+    return str(error).splitlines()[0]

@@ -1,4 +1,4 @@
-"""`deeplab data synthetic` and `deeplab data check`."""
+"""`deeplab data synthetic`, `deeplab data check` and `deeplab split`."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
@@ -53,12 +54,47 @@ def check(args: list[str]) -> None:
     sys.exit(1 if num_problems else 0)
 
 
-def _build(args: list[str]) -> SegmentationDataModule:
-    """The data part of the configs, with bad files collected instead of raised."""
-    options = argparse.ArgumentParser(prog="deeplab data check", description=check.__doc__, add_help=True)
-    options.add_argument("-c", "--config", action="append", default=[], help="a config; only its data part is read")
+def split(args: list[str]) -> None:
+    """Assign the images to folds without training, and show how even the folds are."""
+    options = argparse.ArgumentParser(prog="deeplab split", add_help=False)
+    options.add_argument("--output", required=True, help="folder to write folds.csv to")
+    given, rest = options.parse_known_args(args)
+    datamodule = _build(rest, "deeplab split", has_all_files=True)
+    datamodule.setup("fit")
+    path = Path(given.output) / "folds.csv"
+    if path.exists():
+        raise DataError(
+            f"{path.absolute()} exists. A split is never replaced by itself: name another folder."
+        )
+    write_atomically(path, lambda file: file.write(datamodule.folds_csv().encode()))
+    assert datamodule.dataset is not None
+    pixels = scan(datamodule.dataset, is_quiet=True).pixels
+    fold = np.array([datamodule.folds[name] for name in datamodule.dataset.names])
+    table = Table(title=f"{datamodule.n_folds} folds of {datamodule.dataset.source}", title_justify="left")
+    for column in ("class", "images per fold", "share of the pixels per fold"):
+        table.add_column(column)
+    for index, name in enumerate(datamodule.classes.names):
+        parts = [pixels[fold == k, index] for k in range(datamodule.n_folds)]
+        total = max(int(pixels[:, index].sum()), 1)
+        shares = " ".join(f"{part.sum() / total:6.1%}" for part in parts)
+        table.add_row(name, " ".join(f"{np.count_nonzero(part):4d}" for part in parts), shares)
+    table.add_section()
+    table.add_row("all", " ".join(f"{np.count_nonzero(fold == k):4d}" for k in range(datamodule.n_folds)), "")
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {path}", soft_wrap=True)
+
+
+def _build(
+    args: list[str], program: str = "deeplab data check", *, has_all_files: bool = False
+) -> SegmentationDataModule:
+    """The data part of the configs; bad files are collected instead of raised, unless `has_all_files`."""
+    options = argparse.ArgumentParser(prog=program)
+    options.add_argument(
+        "-c", "--config", action="append", default=[], help="a config; only its data part is read"
+    )
     given, overrides = options.parse_known_args(args)
-    parser = ArgumentParser(prog="deeplab data check")
+    parser = ArgumentParser(prog=program)
     parser.add_argument("--config", action=ActionConfigFile)
     parser.add_class_arguments(SegmentationDataModule, "data", sub_configs=True)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
@@ -72,7 +108,7 @@ def _build(args: list[str]) -> SegmentationDataModule:
             words += ["--config", str(part)]
         parsed = parser.parse_args([*words, *overrides])
     for key in _DATASETS:
-        if parsed.data.get(key) is not None:
+        if parsed.data.get(key) is not None and not has_all_files:
             parsed.data[key].init_args.on_error = "skip"
     datamodule: SegmentationDataModule = parser.instantiate_classes(parsed).data
     return datamodule

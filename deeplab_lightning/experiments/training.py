@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional, Union
 
 import lightning as L
 import torch
@@ -77,7 +77,10 @@ class DeepLabCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Run folder, W&B, checkpoints; the data tell the model their classes."""
         parser.add_argument(
-            "--name", type=Optional[str], default=None, help="Name of the run's folder; made from model and time if null."
+            "--name",
+            type=Optional[str],
+            default=None,
+            help="Name of the run's folder; made from model and time if null.",
         )
         parser.add_argument("--output_dir", type=str, default="runs", help="Folder of the runs' folders.")
         parser.add_argument(
@@ -90,10 +93,16 @@ class DeepLabCLI(LightningCLI):
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT_DEFAULTS.items()})
         if self._command == "predict":
             parser.add_argument(
-                "--images", type=Optional[list[str]], default=None, help="Folders, pictures or .txt lists to predict."
+                "--images",
+                type=Optional[Union[list[str], str]],
+                default=None,
+                help="A folder, picture or .txt list to predict, or a list of them: '[a, b.jpg]'.",
             )
             parser.add_argument(
-                "--output", type=Optional[str], default=None, help="Folder of the predictions; in the run's folder if null."
+                "--output",
+                type=Optional[str],
+                default=None,
+                help="Folder of the predictions; in the run's folder if null.",
             )
         parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
@@ -105,7 +114,9 @@ class DeepLabCLI(LightningCLI):
         """Choose the run's folder and write it into the arguments of trainer, checkpoints and logger."""
         config = self.config[self._command]
         if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
-            raise ValueError("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+            _usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+        if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:
+            _usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
         folder = self._run_folder(config)
         config.name = folder.name
         self._config_text = self._parser(self._command).dump(config, skip_none=False)
@@ -154,7 +165,7 @@ class DeepLabCLI(LightningCLI):
         named = Path(config.output_dir) / config.name if config.name else None
         if config.ckpt_path == "last":
             if named is None:
-                raise ValueError("ckpt_path: last needs the run's --name.")
+                _usage_error("ckpt_path: last needs the run's --name.")
             return named
         if config.ckpt_path is not None:
             own = Path(config.ckpt_path).absolute().parent.parent
@@ -196,7 +207,7 @@ def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
         return args
     if path is None or path == "last":
         if command != "fit" and "--print_config" not in args:
-            raise ValueError(f"{command} needs a checkpoint: --ckpt_path runs/<name>/checkpoints/best.ckpt")
+            _usage_error(f"{command} needs a checkpoint: --ckpt_path runs/<name>/checkpoints/best.ckpt")
         return args
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such checkpoint: {Path(path).absolute()}")
@@ -233,6 +244,12 @@ def _yaml_file(path: Path, content: dict[str, Any]) -> str:
     return str(path)
 
 
+def _usage_error(message: str) -> NoReturn:
+    """A command line that cannot be meant: exit 2, as for a wrong key."""
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def _will_validate(config: Namespace) -> bool:
     return config.data.split == "official" or config.data.fold is not None
 
@@ -251,7 +268,9 @@ def _only_these_arguments() -> Iterator[None]:
 def _quiet() -> None:
     """Silence hints that do not apply."""
     os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "Tip:" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     for message in (
         ".*does not have many workers.*",
         ".*isinstance.treespec, LeafSpec.*",

@@ -98,7 +98,12 @@ class VGGBackbone(Backbone):
     def _load_imagenet(self, name: str) -> None:
         """Convolutions and norms stand in the same order as in torchvision's `features`."""
         source = load_state_dict_file(hub_weights_file(name))
-        order = {"weight": 0, "bias": 1, "running_mean": 2, "running_var": 3}  # of a layer's tensors in PyTorch
+        order = {
+            "weight": 0,
+            "bias": 1,
+            "running_mean": 2,
+            "running_var": 3,
+        }  # of a layer's tensors in PyTorch
         keys = [key for key in source if key.startswith("features.") and key.split(".")[2] in order]
         keys.sort(key=lambda key: (int(key.split(".")[1]), order[key.split(".")[2]]))
         own = [key for key in self.state_dict() if not key.endswith("num_batches_tracked")]
@@ -137,7 +142,9 @@ class TimmBackbone(Backbone):
             self.mean, self.std = config.mean, config.std
         if pretrained and not load_package_weights(name, self.net):
             overlay = {"file": str(hub_weights_file(name))}
-            self.net = timm.create_model(name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
+            self.net = timm.create_model(
+                name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay}
+            )
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return cast("list[Tensor]", self.net(images))

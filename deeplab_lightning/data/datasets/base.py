@@ -76,7 +76,10 @@ class SegmentationDataset(Dataset[Sample], ABC):
         image = self.read_image(index)
         mask = self.read_mask(index)
         return Sample(
-            tv_tensors.Image(image), tv_tensors.Mask(mask), self.names[index], (image.shape[1], image.shape[2])
+            tv_tensors.Image(image),
+            tv_tensors.Mask(mask),
+            self.names[index],
+            (image.shape[1], image.shape[2]),
         )
 
     def report(self, problems: Sequence[Problem]) -> None:
@@ -103,7 +106,9 @@ class SegmentationDataset(Dataset[Sample], ABC):
         self.paths = [self.paths[i] for i in indices]
 
 
-def size_problem(name: str, path: Path, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]) -> Problem:
+def size_problem(
+    name: str, path: Path, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]
+) -> Problem:
     """A picture and its labels have different sizes, both (height, width) in pixels."""
     return Problem(
         str(path),

@@ -69,7 +69,9 @@ def _pack_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 def _can_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     half = rng.uniform(0.48, 0.6)
     t = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    squircle = np.stack([np.sign(np.cos(t)) * np.abs(np.cos(t)) ** 0.4, np.sign(np.sin(t)) * np.abs(np.sin(t)) ** 0.4], 1)
+    squircle = np.stack(
+        [np.sign(np.cos(t)) * np.abs(np.cos(t)) ** 0.4, np.sign(np.sin(t)) * np.abs(np.sin(t)) ** 0.4], 1
+    )
     return squircle * np.array([half, 1.0])
 
 
@@ -84,7 +86,9 @@ def _glass_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _plastic_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     body, waist = rng.uniform(0.4, 0.46), rng.uniform(0.26, 0.32)
-    right = np.array([[0.15, -1], [0.15, -0.82], [body, -0.45], [body, -0.1], [waist, 0.15], [body, 0.4], [body, 1]])
+    right = np.array(
+        [[0.15, -1], [0.15, -0.82], [body, -0.45], [body, -0.1], [waist, 0.15], [body, 0.4], [body, 1]]
+    )
     return np.concatenate([right, right[::-1] * np.array([-1, 1])])
 
 
@@ -95,7 +99,18 @@ def _styrofoam_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 def _bag_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     t = np.linspace(0.15 * np.pi, 0.85 * np.pi, 9)
     belly = np.stack([np.cos(t) * rng.uniform(0.85, 1, 9), np.sin(t) * rng.uniform(0.85, 1, 9)], axis=1)
-    ears = np.array([[-0.7, -0.1], [-0.62, -1], [-0.32, -1], [-0.28, -0.35], [0.28, -0.35], [0.32, -1], [0.62, -1], [0.7, -0.1]])
+    ears = np.array(
+        [
+            [-0.7, -0.1],
+            [-0.62, -1],
+            [-0.32, -1],
+            [-0.28, -0.35],
+            [0.28, -0.35],
+            [0.32, -1],
+            [0.62, -1],
+            [0.7, -0.1],
+        ]
+    )
     return np.concatenate([belly, ears])
 
 
@@ -107,7 +122,9 @@ def _battery_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _shirt_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     sleeve = rng.uniform(-0.15, 0.1)
-    right = np.array([[0.2, -0.9], [0.6, -0.8], [1, sleeve - 0.2], [0.75, sleeve], [0.52, -0.3], [0.55, 0.95]])
+    right = np.array(
+        [[0.2, -0.9], [0.6, -0.8], [1, sleeve - 0.2], [0.75, sleeve], [0.52, -0.3], [0.55, 0.95]]
+    )
     return np.concatenate([right, right[::-1] * np.array([-1, 1])])
 
 
@@ -188,7 +205,9 @@ def _bag_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> t
         angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 6)
         along = u * np.cos(angle) + v * np.sin(angle)
         across = v * np.cos(angle) - u * np.sin(angle)
-        light += 0.28 * np.maximum(0, 1 - 7 * np.abs(np.sin(2.2 * along + phase + 0.6 * np.sin(3 * across)))).astype(np.float32)
+        light += 0.28 * np.maximum(
+            0, 1 - 7 * np.abs(np.sin(2.2 * along + phase + 0.6 * np.sin(3 * across)))
+        ).astype(np.float32)
     return _shade(base, light), np.full_like(u, 0.8)
 
 
@@ -216,7 +235,7 @@ LITTER_CLASSES = (
     LitterClass("plastic", 0.12, (0.13, 0.22), _plastic_outline, _plastic_surface),
     LitterClass("styrofoam", 0.07, (0.09, 0.17), _styrofoam_outline, _styrofoam_surface),
     LitterClass("plastic bag", 0.12, (0.12, 0.24), _bag_outline, _bag_surface),
-    LitterClass("battery", 0.03, (0.08, 0.11), _battery_outline, _battery_surface),
+    LitterClass("battery", 0.03, (0.1, 0.14), _battery_outline, _battery_surface),
     LitterClass("clothing", 0.04, (0.16, 0.26), _shirt_outline, _shirt_surface),
 )
 
@@ -310,7 +329,11 @@ def _ground(rng: np.random.Generator, size: int) -> Array:
 def _photograph(rng: np.random.Generator, canvas: Array) -> npt.NDArray[np.uint8]:
     """Uneven light, a lens that is slightly out of focus, and sensor noise."""
     size = canvas.shape[0]
-    lit = canvas * (0.65 + 0.55 * _smooth_noise(rng, size, 2))[..., None] * rng.uniform(0.9, 1.1, 3).astype(np.float32)
+    lit = (
+        canvas
+        * (0.65 + 0.55 * _smooth_noise(rng, size, 2))[..., None]
+        * rng.uniform(0.9, 1.1, 3).astype(np.float32)
+    )
     picture = Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8))
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
     noise = rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 7)

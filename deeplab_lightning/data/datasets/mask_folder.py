@@ -111,7 +111,11 @@ class MaskFolderDataset(SegmentationDataset):
     def _found(self) -> Iterator[tuple[str, Path, Path]]:
         for path in self.images.rglob("*"):
             name = path.relative_to(self.images).as_posix()
-            wanted = name.endswith(self.image_suffix) if self.image_suffix else path.suffix.lower() in IMAGE_SUFFIXES
+            wanted = (
+                name.endswith(self.image_suffix)
+                if self.image_suffix
+                else path.suffix.lower() in IMAGE_SUFFIXES
+            )
             if wanted and path.is_file():
                 yield name, path, self.masks / f"{self._stem(name)}{self.mask_suffix}"
 
@@ -146,7 +150,10 @@ class MaskFolderDataset(SegmentationDataset):
                 yield Problem(str(image), "no such image", "Add the file or take it off the list.", (name,))
             elif not mask.is_file():
                 yield Problem(
-                    str(image), f"its mask {mask} does not exist", "Add it, or check masks and mask_suffix.", (name,)
+                    str(image),
+                    f"its mask {mask} does not exist",
+                    "Add it, or check masks and mask_suffix.",
+                    (name,),
                 )
             else:
                 try:

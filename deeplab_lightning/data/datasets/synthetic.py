@@ -68,7 +68,12 @@ def write_synthetic(root: str | Path, *, num_images: int = 200, size: int = 256,
     if num_images < 1 or size < 32:
         raise ValueError(f"num_images must be at least 1 and size at least 32, got {num_images} and {size}.")
     root = Path(root)
-    recipe = {"generator": "deeplab_lightning synthetic litter 1", "num_images": num_images, "size": size, "seed": seed}
+    recipe = {
+        "generator": "deeplab_lightning synthetic litter 1",
+        "num_images": num_images,
+        "size": size,
+        "seed": seed,
+    }
     if _is_written(root, recipe):
         return root / ANNOTATION_FILE
     root.absolute().parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,66 @@
+# Targets for people; `make help` lists them. PYTHON names the interpreter that makes the environment.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CONFIGS := -c configs/base.yaml
+# Of a local checkout's commands: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint format type fit validate predict split clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# A CPU-only or other torch may be installed into .venv first; pip keeps what fits the ranges.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[lite,dev]"
+	touch $(STAMP)
+
+install: $(STAMP)  ## make .venv and install everything
+
+demo: install  ## make data, split, train, validate and draw predictions, in minutes on a CPU
+	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/trainer/cpu.yaml -c configs/demo.yaml
+	$(BIN)/deeplab data synthetic --output data/synthetic_new --num_images 12 --seed 1
+	@run=$$(ls -td runs/demo*/ | head -1) && set -x && \
+	$(BIN)/deeplab validate --ckpt_path $${run}checkpoints/best.ckpt && \
+	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
+	echo "Everything of this run lies in $$run: panels/ and predictions/overlays/ are for looking at."
+
+test: install  ## run all tests
+	$(BIN)/python -m pytest
+
+check: install  ## format, lint, types and tests: what has to pass before a commit
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(MAKE) test
+
+lint: install  ## mend what the linter can mend, and show the rest
+	$(BIN)/ruff check --fix .
+
+format: install  ## format the code
+	$(BIN)/ruff format .
+
+type: install  ## check the types
+	$(BIN)/mypy
+
+fit: install  ## train: make fit ARGS="-c configs/data/camvid.yaml"
+	$(BIN)/deeplab fit $(CONFIGS) $(ARGS)
+
+validate: install  ## evaluate: make validate ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt"
+	$(BIN)/deeplab validate $(ARGS)
+
+predict: install  ## draw: make predict ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt --images FOLDER"
+	$(BIN)/deeplab predict $(ARGS)
+
+split: install  ## write the folds without training: make split ARGS="-c configs/data/coco.yaml --output FOLDER"
+	$(BIN)/deeplab split $(CONFIGS) $(ARGS)
+
+clean:  ## remove .venv and caches; runs and data stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,33 @@
+from pathlib import Path
+
+import pytest
+
+from deeplab_lightning.data.datasets import ImageFolderDataset
+from deeplab_lightning.data.problems import DataError
+from tests.conftest import write_image
+
+
+def test_folders_files_and_lists_are_read(tmp_path: Path) -> None:
+    write_image(tmp_path / "a" / "deep" / "1.png")
+    write_image(tmp_path / "2.png")
+    write_image(tmp_path / "3.png")
+    (tmp_path / "list.txt").write_text("3.png\n")
+    dataset = ImageFolderDataset([str(tmp_path / "a"), str(tmp_path / "2.png"), str(tmp_path / "list.txt")])
+    assert dataset.names == ["2.png", "3.png", "deep/1.png"]
+    assert dataset[0].mask is None
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no picture"):
+        ImageFolderDataset([str(tmp_path)])
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such picture, folder or list: .*nowhere"):
+        ImageFolderDataset([str(tmp_path / "nowhere")])
+
+
+def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.jpg").write_text("text")
+    with pytest.raises(DataError, match=r"x.jpg: cannot be decoded"):
+        ImageFolderDataset([str(tmp_path)])

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_lightning.data.images import image_size, read_image, read_mask
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    pixels = np.zeros((10, 20, 3), dtype=np.uint8)
+    pixels[:, :5] = 255  # the left end of a picture that was taken sideways
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees clockwise to see it upright
+    path = tmp_path / "a.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    image = read_image(path)
+    assert tuple(image.shape) == (3, 20, 10)
+    assert image_size(path) == (20, 10)
+    assert int(image[0, 0, 0]) == 255  # what was left is on top
+    assert int(image[0, -1, 0]) == 0
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (4, 3), (51, 51, 51)).convert(mode).save(path)
+    assert read_image(path).tolist() == np.full((3, 3, 4), 51).tolist()
+
+
+def test_sixteen_bit_pictures_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), dtype=np.uint16)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+        read_image(tmp_path / "a.png")
+
+
+def test_two_valued_masks_hold_zero_and_one(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[True, False]])).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == [[1, 0]]
+
+
+def test_sixteen_bit_masks_keep_their_values(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[1000, 3]], dtype=np.uint16)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").tolist() == [[1000, 3]]

@@ -1,0 +1,39 @@
+import pytest
+import torch
+from torch import nn
+
+from deeplab_lightning.models.aspp import ASPPConcat, ASPPSum, ImagePooling
+
+
+@pytest.mark.parametrize("rates", [(2,), (6, 12, 18), (1, 2, 3, 4, 5)])
+def test_concat_form_takes_any_number_of_rates(rates: tuple[int, ...]) -> None:
+    assert ASPPConcat(8, rates, out_channels=4)(torch.randn(2, 8, 7, 5)).shape == (2, 4, 7, 5)
+
+
+def test_sum_form_is_the_sum_of_its_branches() -> None:
+    net = ASPPSum(8, 3, atrous_rates=(1, 2), hidden_channels=6, share_head=False).eval()
+    features = torch.randn(1, 8, 9, 9)
+    one, two = (head(branch(features)) for branch, head in zip(net.branches, net.heads, strict=True))
+    assert torch.allclose(net(features), one + two)
+
+
+def test_shared_head_is_one_and_has_no_relu_after_fc7() -> None:
+    shared = ASPPSum(8, 3, atrous_rates=(1, 2, 3, 4), hidden_channels=6, share_head=True)
+    own = ASPPSum(8, 3, atrous_rates=(1, 2, 3, 4), hidden_channels=6, share_head=False)
+    assert (len(shared.heads), len(own.heads)) == (1, 4)
+    assert [sum(isinstance(m, nn.ReLU) for m in net.heads.modules()) for net in (shared, own)] == [0, 4]
+
+
+def test_padding_equals_the_rate() -> None:
+    net = ASPPSum(8, 3, atrous_rates=(6, 24), hidden_channels=6)
+    convs = [branch[0] for branch in net.branches]  # type: ignore[index]
+    assert [(c.padding, c.dilation) for c in convs] == [((6, 6), (6, 6)), ((24, 24), (24, 24))]
+
+
+def test_image_pooling_of_a_batch_of_one_trains_by_running_statistics() -> None:
+    net = ImagePooling(4, 4).train()
+    nn.init.constant_(net.norm.running_mean, 0.5)  # type: ignore[arg-type]
+    features = torch.randn(1, 4, 3, 3)
+    trained = net(features)
+    assert torch.allclose(trained, net.eval()(features))
+    assert trained.shape == (1, 4, 3, 3)

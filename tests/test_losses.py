@@ -1,0 +1,73 @@
+import pytest
+import segmentation_models_pytorch as smp
+import torch
+
+from deeplab_lightning.losses import CrossEntropyLoss
+
+
+def test_it_is_the_mean_over_pixels_that_count() -> None:
+    logits, mask = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    mask[0, :2] = 255
+    chosen = logits.log_softmax(1).permute(0, 2, 3, 1)[mask != 255]
+    expected = -chosen[torch.arange(len(chosen)), mask[mask != 255]].mean()
+    assert torch.allclose(CrossEntropyLoss()(logits, mask), expected)
+
+
+def test_ignored_pixels_change_nothing() -> None:
+    logits, mask = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
+    mask[:, 0] = 255
+    other = logits.clone()
+    other[:, :, 0] = 99
+    assert torch.equal(CrossEntropyLoss()(logits, mask), CrossEntropyLoss()(other, mask))
+
+
+def test_all_ignored_is_zero_with_a_gradient() -> None:
+    logits = torch.randn(1, 3, 4, 4, requires_grad=True)
+    loss = CrossEntropyLoss()(logits, torch.full((1, 4, 4), 255))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_weights_weigh_classes() -> None:
+    logits = torch.zeros(1, 2, 1, 2)
+    logits[0, 0] = 1.0
+    mask = torch.tensor([[[0, 1]]])
+    per_pixel = torch.nn.functional.cross_entropy(logits, mask, reduction="none").flatten()
+    loss = CrossEntropyLoss(class_weights=[3.0, 1.0])(logits, mask)
+    assert torch.allclose(loss, (3 * per_pixel[0] + per_pixel[1]) / 4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        smp.losses.DiceLoss("multiclass", ignore_index=255),
+        smp.losses.LovaszLoss("multiclass", ignore_index=255),
+    ],
+)
+def test_losses_of_smp_have_the_same_form(loss: torch.nn.Module) -> None:
+    logits, mask = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
+    mask[:, 0] = 255
+    other = logits.clone()
+    other[:, :, 0] = 99
+    assert torch.allclose(loss(logits, mask), loss(other, mask))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"label_smoothing": 1.0}, r"in \[0, 1\), got 1.0"),
+        ({"class_weights": [1, -1]}, "must not be negative"),
+    ],
+)
+def test_bad_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(ValueError, match=message):
+        CrossEntropyLoss(**arguments)
+
+
+def test_a_wrong_number_of_weights_is_named() -> None:
+    with pytest.raises(ValueError, match="holds 2 values for 3 classes"):
+        CrossEntropyLoss(class_weights=[1, 1])(
+            torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
+        )
