@@ -24,7 +24,8 @@ $(STAMP): pyproject.toml
 install: $(STAMP)  ## make .venv and install everything
 
 demo: install  ## make data, split, train, validate and draw predictions, in minutes on a CPU
-	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/trainer/cpu.yaml -c configs/demo.yaml
+	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/model/deeplabv3_efficientnet.yaml \
+		-c configs/trainer/cpu.yaml -c configs/demo.yaml
 	$(BIN)/deeplab data synthetic --output data/synthetic_new --num_images 12 --seed 1
 	@run=$$(ls -td runs/demo*/ | head -1) && set -x && \
 	$(BIN)/deeplab validate --ckpt_path $${run}checkpoints/best.ckpt && \

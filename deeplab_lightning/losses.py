@@ -46,9 +46,7 @@ class CrossEntropyLoss(nn.Module):
             ValueError: If the number of class weights is not K.
         """
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise ValueError(
-                f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes."
-            )
+            raise ValueError(f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes.")
         if not (mask != IGNORE_INDEX).any():
             return logits.sum() * 0.0
         return F.cross_entropy(

@@ -66,17 +66,15 @@ class SegmentationModule(L.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
         self.classes = classes or ClassTable([f"class_{i}" for i in range(net.num_classes)])
         if self.classes.num_classes != net.num_classes:
-            raise ValueError(
-                f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}."
-            )
+            raise ValueError(f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}.")
         self.loss = loss or CrossEntropyLoss()
         ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)
         if ignored != self.classes.ignore_index:
-            raise ValueError(
-                f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index."
-            )
+            raise ValueError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -120,9 +118,7 @@ class SegmentationModule(L.LightningModule):
             logits = self(batch.image)  # (B, K, H, W)
             for name, size, scores in zip(batch.names, batch.sizes, logits, strict=True):
                 if scores.shape[-2:] != size:
-                    scores = nn.functional.interpolate(
-                        scores[None], size=size, mode="bilinear", align_corners=False
-                    )[0]
+                    scores = nn.functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
                 predictions.append((name, scores.argmax(dim=0).to(torch.uint8).cpu()))
         return predictions
 
@@ -148,9 +144,7 @@ class SegmentationModule(L.LightningModule):
             return optimizer
         total_steps = self.trainer.estimated_stepping_batches
         if total_steps == float("inf"):
-            raise ValueError(
-                "a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null."
-            )
+            raise ValueError("a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null.")
         scheduler = self.scheduler_factory(optimizer, int(total_steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

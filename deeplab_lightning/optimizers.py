@@ -65,9 +65,7 @@ class PolyLR(LambdaLR):
         ValueError: If the training is not longer than the warm-up.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(
                 f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."

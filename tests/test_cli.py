@@ -18,6 +18,7 @@ from deeplab_lightning import SegmentationModule
 from deeplab_lightning.cli import COMMANDS, main
 from tests.conftest import CLASSES, write_image, write_mask
 
+TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -48,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 },
             },
             "n_folds": 3, "batch_size": 2, "num_workers": 0,
-            "train_transforms": {"class_path": "deeplab_lightning.data.transforms.TrainTransforms", "init_args": {"crop_size": 32}},
+            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
         },
     }  # fmt: skip
     (root / "config.yaml").write_text(yaml.safe_dump(content))
@@ -167,15 +168,11 @@ def test_checkpoints_restore_by_path_alone_without_a_hub(run: Path, monkeypatch:
         assert torch.equal(value, checkpoint["state_dict"][f"net.{name}"])
 
 
-def test_a_pretrained_run_resumes_without_the_hub(
-    run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("deeplab_lightning.models.backbone.hub_weights_file", lambda name: asked.append(name))
     path = str(run / "checkpoints" / "best.ckpt")
-    main(
-        ["validate", "-c", str(folder / "config.yaml"), "--model.net.pretrained", "true", "--ckpt_path", path]
-    )
+    main(["validate", "-c", str(folder / "config.yaml"), "--model.net.pretrained", "true", "--ckpt_path", path])
     assert asked == []
 
 
@@ -251,9 +248,7 @@ def test_split_writes_the_folds_that_training_uses(run: Path, folder: Path, tmp_
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
 
 
-@pytest.mark.parametrize(
-    "overlay", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
-)
+@pytest.mark.parametrize("overlay", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))
 def test_every_config_parses(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["fit", "-c", str(CONFIGS / "base.yaml"), "-c", str(CONFIGS / overlay), "--print_config"])

@@ -19,9 +19,7 @@ def test_imports_only_point_down() -> None:
             if imported.startswith("deeplab_lightning."):
                 target = imported.removeprefix("deeplab_lightning.")
                 assert _level(target) <= _level(own), f"{own} imports {target}"
-                assert {own.split(".")[0], target.split(".")[0]} != {"data", "models"}, (
-                    f"{own} imports {target}"
-                )
+                assert {own.split(".")[0], target.split(".")[0]} != {"data", "models"}, f"{own} imports {target}"
             if imported.split(".")[0] == "lightning" and own.split(".")[0] in {"data", "models"}:
                 assert own == "data.datamodule", f"{own} knows Lightning"
             if imported.split(".")[0] == "wandb":
@@ -42,6 +40,4 @@ def _level(name: str) -> int:
 def _imports(file: Path) -> list[str]:
     nodes = list(ast.walk(ast.parse(file.read_text())))
     found = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
-    return found + [
-        f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names
-    ]
+    return found + [f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]

@@ -68,6 +68,4 @@ def test_bad_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:
 
 def test_a_wrong_number_of_weights_is_named() -> None:
     with pytest.raises(ValueError, match="holds 2 values for 3 classes"):
-        CrossEntropyLoss(class_weights=[1, 1])(
-            torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long)
-        )
+        CrossEntropyLoss(class_weights=[1, 1])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))

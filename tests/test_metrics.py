@@ -22,10 +22,7 @@ def test_counts_equal_scikit_learns() -> None:
     preds, truth = random_pair()
     metric = ConfusionMatrix(5)
     metric.update(preds, truth)
-    assert (
-        metric.compute().tolist()
-        == confusion_matrix(truth.flatten(), preds.flatten(), labels=range(5)).tolist()
-    )
+    assert metric.compute().tolist() == confusion_matrix(truth.flatten(), preds.flatten(), labels=range(5)).tolist()
     expected = jaccard_score(truth.flatten(), preds.flatten(), average=None)
     assert torch.allclose(class_iou(metric.compute()), torch.from_numpy(expected))
 

@@ -24,9 +24,7 @@ def tiny_net(num_classes: int = 3) -> DeepLabV3:
 
 def tiny_data(folder: Path) -> SegmentationDataModule:
     dataset = MaskFolderDataset(str(folder), "images", masks="masks", classes=TABLE)
-    return SegmentationDataModule(
-        dataset, 3, batch_size=2, num_workers=0, train_transforms=TrainTransforms(32)
-    )
+    return SegmentationDataModule(dataset, 3, batch_size=2, num_workers=0, train_transforms=TrainTransforms(32))
 
 
 def trainer(folder: Path, **arguments: Any) -> L.Trainer:
@@ -78,7 +76,7 @@ def test_any_scheduler_of_optimizer_and_steps_serves(mask_folder: Path) -> None:
     module = SegmentationModule(tiny_net(), lr_scheduler=CosineAnnealingLR)
     fit = trainer(mask_folder, max_epochs=1)
     fit.fit(module, datamodule=tiny_data(mask_folder))
-    assert fit.lr_scheduler_configs[0].scheduler.T_max == 3
+    assert fit.lr_scheduler_configs[0].scheduler.T_max == 3  # type: ignore[union-attr]
 
 
 def test_validation_equals_counting_by_hand(mask_folder: Path) -> None:
@@ -90,9 +88,7 @@ def test_validation_equals_counting_by_hand(mask_folder: Path) -> None:
         for batches in data.val_dataloader():
             for batch in batches:
                 for logits, mask in zip(module(batch.image), batch.mask, strict=True):
-                    for t, p in zip(
-                        mask.flatten().tolist(), logits.argmax(0).flatten().tolist(), strict=True
-                    ):
+                    for t, p in zip(mask.flatten().tolist(), logits.argmax(0).flatten().tolist(), strict=True):
                         if t != 255:
                             matrix[t, p] += 1
     assert torch.equal(module.last_matrix, matrix)

@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning.batch import Sample
@@ -30,9 +30,7 @@ class PredictionPanels(L.Callback):
 
     def __init__(self, num_images: int = 4, every_n_epochs: int = 5) -> None:
         if num_images < 1 or every_n_epochs < 1:
-            raise ValueError(
-                f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}."
-            )
+            raise ValueError(f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}.")
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._silent_loggers: set[str] = set()
 
@@ -40,9 +38,7 @@ class PredictionPanels(L.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
-        if not isinstance(datamodule, SegmentationDataModule) or not isinstance(
-            pl_module, SegmentationModule
-        ):
+        if not isinstance(datamodule, SegmentationDataModule) or not isinstance(pl_module, SegmentationModule):
             return
         epoch = trainer.current_epoch + 1
         if trainer.fast_dev_run or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):  # type: ignore[attr-defined]
@@ -63,7 +59,7 @@ class PredictionPanels(L.Callback):
 
     def _log(
         self,
-        logger: Logger,
+        logger: Any,
         rows: list[tuple[Sample, torch.Tensor]],
         path: Path,
         module: SegmentationModule,

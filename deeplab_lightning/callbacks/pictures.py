@@ -43,9 +43,7 @@ def palette_image(mask: Pixels, classes: ClassTable) -> Image.Image:
     return picture
 
 
-def panel(
-    rows: Sequence[tuple[Pixels, Pixels, Pixels]], classes: ClassTable, *, width: int = 300
-) -> Image.Image:
+def panel(rows: Sequence[tuple[Pixels, Pixels, Pixels]], classes: ClassTable, *, width: int = 300) -> Image.Image:
     """Rows of picture, truth and prediction, with a legend of the classes that appear.
 
     Args:
@@ -58,9 +56,7 @@ def panel(
         triple = [image, colorize(truth, classes), overlay(image, prediction, classes)]
         height = max(1, round(width * image.shape[0] / image.shape[1]))
         strips.append(np.concatenate([_resize(part, width, height) for part in triple], axis=1))
-    present = sorted(
-        {int(v) for _, *masks in rows for mask in masks for v in np.unique(mask)} - {IGNORE_INDEX}
-    )
+    present = sorted({int(v) for _, *masks in rows for mask in masks for v in np.unique(mask)} - {IGNORE_INDEX})
     columns = max(1, 3 * width // 150)
     legend = Image.new("RGB", (3 * width, _LEGEND_ROW * (1 + -(-len(present) // columns))), "white")
     draw = ImageDraw.Draw(legend)
@@ -88,9 +84,7 @@ def draw_confusion_matrix(matrix: npt.NDArray[Any], names: Sequence[str], path: 
     if len(names) <= 30:
         for row, column in np.argwhere(shares >= 0.005):
             color = "white" if shares[row, column] > 0.6 else "black"
-            axes.text(
-                column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, size=7
-            )
+            axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, size=7)
     figure.colorbar(picture, shrink=0.8)
     figure.savefig(path, dpi=110)
 

@@ -30,11 +30,10 @@ class PredictionWriter(L.Callback):
         self.output_dir = output_dir
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        chosen = (
-            Path(self.output_dir) if self.output_dir else unused_path(run_folder(trainer) / "predictions")
-        )
+        chosen = Path(self.output_dir) if self.output_dir else unused_path(run_folder(trainer) / "predictions")
         self.folder = trainer.strategy.broadcast(chosen)
-        dataset = trainer.predict_dataloaders.dataset.dataset
+        loader: Any = trainer.predict_dataloaders
+        dataset = loader.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
         self._stems = _output_stems(dataset.names)
 

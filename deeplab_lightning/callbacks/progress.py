@@ -29,9 +29,7 @@ class EpochLines(ProgressBar):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         figures = self.get_metrics(trainer, pl_module)
         shown = [
-            f"{name} {_short(figures[name])}"
-            for name in ("train/loss", "val/loss", "val/miou")
-            if name in figures
+            f"{name} {_short(figures[name])}" for name in ("train/loss", "val/loss", "val/miou") if name in figures
         ]
         self._print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  "

@@ -46,11 +46,7 @@ class RunRecord(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = getattr(trainer, "datamodule", None)
-        if (
-            trainer.is_global_zero
-            and isinstance(datamodule, SegmentationDataModule)
-            and not _is_rehearsal(trainer)
-        ):
+        if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
             _write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -95,21 +91,17 @@ class RunRecord(L.Callback):
             _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if (
-            not trainer.is_global_zero
-            or _is_rehearsal(trainer)
-            or not isinstance(pl_module, SegmentationModule)
-        ):
+        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
             return
         folder = run_folder(trainer)
         best = best_row(self.rows)
-        checkpoint = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        checkpoints = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
         result = {
             **_describe_data(trainer),
             "seed": self.seed,
             "epochs": trainer.current_epoch,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
-            "checkpoint": checkpoint or getattr(trainer.checkpoint_callback, "last_model_path", ""),
+            "checkpoint": next(filter(None, checkpoints), None),
             "val": None if best is None else _figures(best, "val", pl_module),
             "versions": _versions(),
         }
@@ -128,11 +120,7 @@ class RunRecord(L.Callback):
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if (
-            not trainer.is_global_zero
-            or _is_rehearsal(trainer)
-            or not isinstance(pl_module, SegmentationModule)
-        ):
+        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
@@ -180,9 +168,7 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
     if not path.is_file():
         return []
     with path.open(newline="") as file:
-        return [
-            {key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)
-        ]
+        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
 
 
 def _rows_csv(rows: list[dict[str, float]]) -> str:

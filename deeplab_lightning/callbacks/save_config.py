@@ -30,9 +30,7 @@ class SaveConfig(L.Callback):
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:
         name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
-        write_atomically(
-            unused_path(run_folder(trainer) / name), lambda file: file.write(self.config.encode())
-        )
+        write_atomically(unused_path(run_folder(trainer) / name), lambda file: file.write(self.config.encode()))
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams({"config": content})

@@ -84,9 +84,7 @@ class SegmentationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
-            raise ValueError(
-                f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}."
-            )
+            raise ValueError(f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}.")
         if split == "official" and dataset is not None and val_dataset is None:
             raise ValueError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
         if dataset is None and classes is None:
@@ -158,9 +156,7 @@ class SegmentationDataModule(L.LightningDataModule):
         first = 1 if self.classes.names[0] == "background" else 0
         foreground = pixels[:, first:]
         presence = (foreground > 0).astype(np.int64)
-        assigned = stratified_folds(
-            presence, foreground, self.n_folds, seed=self.split_seed, method=self.fold_method
-        )
+        assigned = stratified_folds(presence, foreground, self.n_folds, seed=self.split_seed, method=self.fold_method)
         return dict(zip(self.dataset.names, assigned.tolist(), strict=True))
 
     def folds_csv(self) -> str:
@@ -217,9 +213,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def _fold_indices(self, *, is_validation: bool) -> list[int]:
         assert self.dataset is not None
-        return [
-            i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation
-        ]
+        return [i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation]
 
     def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
         view = _EvalView(dataset, list(indices), self.eval_transforms)
@@ -252,8 +246,8 @@ class EpochSampler(DistributedSampler[Sample]):
 
     def __init__(self, dataset: Dataset[Sample], *, seed: int) -> None:
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        processes = (None, None) if is_distributed else (1, 0)
-        super().__init__(dataset, *processes, shuffle=True, seed=seed)
+        num_replicas, rank = (None, None) if is_distributed else (1, 0)
+        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed)
 
     def __iter__(self) -> Any:
         return ((self.epoch, position) for position in super().__iter__())
@@ -262,9 +256,7 @@ class EpochSampler(DistributedSampler[Sample]):
 class _TrainView(Dataset[Sample]):
     """Some pictures of a data set, augmented with randomness from (seed, epoch, image)."""
 
-    def __init__(
-        self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int
-    ) -> None:
+    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int) -> None:
         self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
 
     def __len__(self) -> int:
@@ -307,12 +299,8 @@ def _read_folds(path: Path, names: Sequence[str]) -> dict[str, int]:
     if added or gone:
         differences = [f"{len(added)} images are not in it ({', '.join(added[:3])})"] if added else []
         differences += [f"{len(gone)} of its images are gone ({', '.join(gone[:3])})"] if gone else []
-        raise DataError(
-            f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images."
-        )
+        raise DataError(f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images.")
     try:
         return {name: int(rows[name]) for name in names}
     except ValueError as error:
-        raise DataError(
-            f"{path}: holds the parts of an official split, not folds. Set split: official."
-        ) from error
+        raise DataError(f"{path}: holds the parts of an official split, not folds. Set split: official.") from error

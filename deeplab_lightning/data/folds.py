@@ -41,9 +41,7 @@ def stratified_folds(
             raise ValueError(f"{name} must be finite and not negative.")
     num_images = len(counts)
     if not 2 <= n_folds <= num_images:
-        raise ValueError(
-            f"n_folds must be at least 2 and at most the number of images ({num_images}), got {n_folds}."
-        )
+        raise ValueError(f"n_folds must be at least 2 and at most the number of images ({num_images}), got {n_folds}.")
     if method == "random":
         order = np.random.default_rng(seed).permutation(num_images)
         folds = np.empty(num_images, dtype=np.int64)
@@ -54,9 +52,7 @@ def stratified_folds(
     raise ValueError(f"method must be 'iterstrat' or 'random', got {method!r}.")
 
 
-def _iterative_stratification(
-    presence: npt.NDArray[np.bool_], n_folds: int, seed: int
-) -> npt.NDArray[np.int64]:
+def _iterative_stratification(presence: npt.NDArray[np.bool_], n_folds: int, seed: int) -> npt.NDArray[np.int64]:
     # Imported late: scikit-learn takes a second, and a fold file makes it unnecessary.
     from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
 

@@ -72,9 +72,7 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
         return array
     if mode.startswith("I"):
         return array.astype(np.uint16)
-    raise ValueError(
-        f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel"
-    )
+    raise ValueError(f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel")
 
 
 def _first_line(error: BaseException) -> str:

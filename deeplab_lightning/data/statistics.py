@@ -119,13 +119,9 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
     if isinstance(mask, UnknownMaskValuesError):
         return _Finding(None, unknown=mask)
     if isinstance(mask, Exception):
-        return _Finding(
-            None, Problem(str(path), f"its mask cannot be used: {mask}", "Replace the mask.", (name,))
-        )
+        return _Finding(None, Problem(str(path), f"its mask cannot be used: {mask}", "Replace the mask.", (name,)))
     if image.shape[1:] != mask.shape:
-        return _Finding(
-            None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", tuple(mask.shape))
-        )
+        return _Finding(None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", tuple(mask.shape)))
     counts = np.bincount(mask.numpy().reshape(-1), minlength=IGNORE_INDEX + 1)
     return _Finding(counts[: dataset.classes.num_classes].astype(np.int64))
 

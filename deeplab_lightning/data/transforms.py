@@ -33,9 +33,7 @@ class ScaleJitterCrop(v2.Transform):
     ) -> None:
         super().__init__()
         if min(crop_size) < 1 or not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(
-                f"crop_size and scale_range must be positive and ordered, got {crop_size}, {scale_range}."
-            )
+            raise ValueError(f"crop_size and scale_range must be positive and ordered, got {crop_size}, {scale_range}.")
         self.crop_size, self.scale_range, self.fill = crop_size, scale_range, fill
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -132,9 +130,7 @@ def resize_mask(mask: Tensor, size: Sequence[int]) -> tv_tensors.Mask:
     torchvision resizes masks with `nearest`, which takes the pixel's corner instead.
     """
     plain = mask.as_subclass(Tensor)[None]
-    return tv_tensors.Mask(
-        F.resize_image(plain, list(size), interpolation=v2.InterpolationMode.NEAREST_EXACT)[0]
-    )
+    return tv_tensors.Mask(F.resize_image(plain, list(size), interpolation=v2.InterpolationMode.NEAREST_EXACT)[0])
 
 
 def _span(length: int, crop: int, scale: float) -> tuple[int, int, int, int]:

@@ -63,9 +63,7 @@ def split(args: list[str]) -> None:
     datamodule.setup("fit")
     path = Path(given.output) / "folds.csv"
     if path.exists():
-        raise DataError(
-            f"{path.absolute()} exists. A split is never replaced by itself: name another folder."
-        )
+        raise DataError(f"{path.absolute()} exists. A split is never replaced by itself: name another folder.")
     write_atomically(path, lambda file: file.write(datamodule.folds_csv().encode()))
     assert datamodule.dataset is not None
     pixels = scan(datamodule.dataset, is_quiet=True).pixels
@@ -90,9 +88,7 @@ def _build(
 ) -> SegmentationDataModule:
     """The data part of the configs; bad files are collected instead of raised, unless `has_all_files`."""
     options = argparse.ArgumentParser(prog=program)
-    options.add_argument(
-        "-c", "--config", action="append", default=[], help="a config; only its data part is read"
-    )
+    options.add_argument("-c", "--config", action="append", default=[], help="a config; only its data part is read")
     given, overrides = options.parse_known_args(args)
     parser = ArgumentParser(prog=program)
     parser.add_argument("--config", action=ActionConfigFile)

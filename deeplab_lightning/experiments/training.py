@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, Optional, Union
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -31,7 +31,6 @@ _CHECKPOINT_DEFAULTS = {
     "monitor": "val/miou",
     "mode": "max",
     "filename": "best",
-    "save_last": True,
     "auto_insert_metric_name": False,
     "enable_version_counter": False,
 }
@@ -78,7 +77,7 @@ class DeepLabCLI(LightningCLI):
         """Run folder, W&B, checkpoints; the data tell the model their classes."""
         parser.add_argument(
             "--name",
-            type=Optional[str],
+            type=str | None,
             default=None,
             help="Name of the run's folder; made from model and time if null.",
         )
@@ -94,13 +93,13 @@ class DeepLabCLI(LightningCLI):
         if self._command == "predict":
             parser.add_argument(
                 "--images",
-                type=Optional[Union[list[str], str]],
+                type=list[str] | str | None,
                 default=None,
                 help="A folder, picture or .txt list to predict, or a list of them: '[a, b.jpg]'.",
             )
             parser.add_argument(
                 "--output",
-                type=Optional[str],
+                type=str | None,
                 default=None,
                 help="Folder of the predictions; in the run's folder if null.",
             )
@@ -123,8 +122,7 @@ class DeepLabCLI(LightningCLI):
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
         if not _will_validate(config):
-            config.checkpoint.monitor = None
-            config.checkpoint.filename = "last"
+            config.checkpoint.monitor, config.checkpoint.save_top_k = None, 0  # there is no best
         self._prepare_logger(config, folder)
         if config.ckpt_path is not None:
             net = config.model.net
@@ -133,6 +131,16 @@ class DeepLabCLI(LightningCLI):
         callbacks: list[L.Callback] = [SaveConfig(self._config_text), RunRecord(config.seed_everything)]
         if self._command == "fit" and config.trainer.logger:
             callbacks.append(WandbSummary())
+        if self._command == "fit":
+            # Not save_last: that writes only when the best is written, and loses the epochs since.
+            callbacks.append(
+                ModelCheckpoint(
+                    dirpath=config.checkpoint.dirpath,
+                    filename="last",
+                    enable_version_counter=False,
+                    save_on_train_epoch_end=True,
+                )
+            )
         if self._command in {"validate", "test"}:
             config.verbose = False  # RunRecord prints the table
         if self._command == "predict":
@@ -279,6 +287,7 @@ def _quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*anonymous setting has no effect.*",
         ".*The number of training batches .* is smaller than the logging interval.*",
+        ".*Be aware that when using .ckpt_path..*",
         ".*Trying to infer the .batch_size.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -46,9 +46,7 @@ class ImagePooling(nn.Module):
         if not is_lone:
             return self.norm(pooled)  # type: ignore[no-any-return]
         norm = self.norm
-        return F.batch_norm(
-            pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
-        )
+        return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 class ASPPConcat(nn.Module):
@@ -66,18 +64,14 @@ class ASPPConcat(nn.Module):
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([ConvNormReLU(in_channels, out_channels, kernel_size=1)])
-        self.branches += [
-            ConvNormReLU(in_channels, out_channels, kernel_size=3, dilation=r) for r in atrous_rates
-        ]
+        self.branches += [ConvNormReLU(in_channels, out_channels, kernel_size=3, dilation=r) for r in atrous_rates]
         self.branches.append(ImagePooling(in_channels, out_channels))
         self.project = ConvNormReLU(len(self.branches) * out_channels, out_channels, kernel_size=1)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, h, w) -> (B, out_channels, h, w)."""
-        x = torch.cat(
-            [branch(features) for branch in self.branches], dim=1
-        )  # (B, branches * out_channels, h, w)
+        x = torch.cat([branch(features) for branch in self.branches], dim=1)  # (B, branches * out_channels, h, w)
         return self.dropout(self.project(x))  # type: ignore[no-any-return]
 
 

@@ -70,9 +70,7 @@ class VGGBackbone(Backbone):
         for count, out_channels in zip(counts, _VGG_CHANNELS, strict=True):
             layers: list[nn.Module] = []
             for _ in range(count):
-                layers.append(
-                    nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=True)
-                )
+                layers.append(nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=True))
                 layers += [nn.BatchNorm2d(out_channels)] if has_norm else []
                 layers.append(nn.ReLU(inplace=True))
                 in_channels = out_channels
@@ -142,9 +140,7 @@ class TimmBackbone(Backbone):
             self.mean, self.std = config.mean, config.std
         if pretrained and not load_package_weights(name, self.net):
             overlay = {"file": str(hub_weights_file(name))}
-            self.net = timm.create_model(
-                name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay}
-            )
+            self.net = timm.create_model(name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return cast("list[Tensor]", self.net(images))

@@ -38,9 +38,7 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     path = getattr(package, class_name).get_model_file_path()
     tensors = list(torch.load(path, map_location="cpu", weights_only=True).values())
     own = net.state_dict()
-    misfits = [
-        key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape
-    ]
+    misfits = [key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape]
     if misfits or len(tensors) < len(own):
         raise ValueError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
     net.load_state_dict(dict(zip(own, tensors, strict=False)))

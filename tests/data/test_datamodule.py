@@ -99,9 +99,7 @@ def test_folds_are_read_back_from_a_file(mask_folder: Path, tmp_path: Path) -> N
 def test_a_fold_file_of_other_images_stops(mask_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "folds.csv"
     file.write_text(datamodule(mask_folder).folds_csv().replace("04.png", "old.png"))
-    with pytest.raises(
-        DataError, match=r"1 images are not in it \(04.png\); 1 of its images are gone \(old.png\)"
-    ):
+    with pytest.raises(DataError, match=r"1 images are not in it \(04.png\); 1 of its images are gone \(old.png\)"):
         _ = datamodule(mask_folder, fold_file=str(file)).folds
 
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
@@ -12,9 +13,7 @@ from tests.conftest import CLASSES
 
 @pytest.fixture
 def dataset(mask_folder: Path) -> MaskFolderDataset:
-    return MaskFolderDataset(
-        str(mask_folder), "images", masks="masks", classes=ClassTable(CLASSES, ignore_ids=[11])
-    )
+    return MaskFolderDataset(str(mask_folder), "images", masks="masks", classes=ClassTable(CLASSES, ignore_ids=[11]))
 
 
 def test_pixels_are_counted_without_void(dataset: MaskFolderDataset) -> None:
@@ -30,14 +29,17 @@ def test_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pyte
     assert np.array_equal(scan(dataset).pixels, first.pixels)
 
 
-def test_touching_one_file_reads_that_file_only(
-    dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_touching_one_file_reads_that_file_only(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     scan(dataset)
     os.utime(dataset.mask_paths[4], ns=(1, 1))
     seen: list[int] = []
     original = dataset.read_mask
-    monkeypatch.setattr(dataset, "read_mask", lambda index: (seen.append(index), original(index))[1])
+
+    def read_mask(index: int) -> torch.Tensor:
+        seen.append(index)
+        return original(index)
+
+    monkeypatch.setattr(dataset, "read_mask", read_mask)
     scan(dataset)
     assert seen == [4]
 

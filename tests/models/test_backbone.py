@@ -47,12 +47,12 @@ def test_vgg_takes_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: 
     theirs = torchvision.models.get_model(name, weights=None)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean)
-    save_file({k: v for k, v in theirs.state_dict().items()}, tmp_path / "model.safetensors")
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+    save_file(dict(theirs.state_dict()), tmp_path / "model.safetensors")
     monkeypatch.setattr(backbone_module, "hub_weights_file", lambda name: tmp_path / "model.safetensors")
     ours = VGGBackbone(name, output_stride=32, pretrained=True)
     # With torchvision's own pools in place of ours, the features must be the same.
-    layers = [nn.MaxPool2d(2) if isinstance(m, nn.MaxPool2d) else m for stage in ours.stages for m in stage]  # type: ignore[union-attr]
+    layers = [nn.MaxPool2d(2) if isinstance(m, nn.MaxPool2d) else m for stage in ours.stages for m in stage]  # type: ignore[union-attr, attr-defined]
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(nn.Sequential(*layers).eval()(images), theirs.features.eval()(images))
@@ -63,11 +63,7 @@ def test_dilation_of_resnets_is_torchvisions() -> None:
     theirs = torchvision.models.resnet50(weights=None, replace_stride_with_dilation=[False, True, True])
 
     def geometry(net: nn.Module) -> list[object]:
-        convs = (
-            (m.kernel_size, m.stride, m.dilation, m.padding)
-            for m in net.modules()
-            if isinstance(m, nn.Conv2d)
-        )
+        convs = ((m.kernel_size, m.stride, m.dilation, m.padding) for m in net.modules() if isinstance(m, nn.Conv2d))
         return list(convs)
 
     assert geometry(ours) == geometry(theirs)

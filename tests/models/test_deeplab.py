@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from torch import nn
 from deeplab_lightning import DeepLabV2, DeepLabV3
 from deeplab_lightning.models.deeplab import DeepLab
 
-MEMBERS: list[tuple[type[DeepLab], dict[str, Any]]] = [
+MEMBERS: list[tuple[Callable[..., DeepLab], dict[str, Any]]] = [
     (DeepLabV2, {"backbone": "vgg16", "hidden_channels": 16}),
     (DeepLabV2, {"backbone": "vgg16", "hidden_channels": 16, "share_head": False}),
     (DeepLabV2, {"backbone": "resnet18", "hidden_channels": 16}),
@@ -20,14 +21,14 @@ MEMBERS: list[tuple[type[DeepLab], dict[str, Any]]] = [
 @pytest.mark.parametrize(("member", "arguments"), MEMBERS)
 @pytest.mark.parametrize("size", [(64, 64), (65, 47)])
 def test_logits_have_the_size_of_the_input(
-    member: type[DeepLab], arguments: dict[str, Any], size: tuple[int, int]
+    member: Callable[..., DeepLab], arguments: dict[str, Any], size: tuple[int, int]
 ) -> None:
     net = member(3, pretrained=False, **arguments)
     assert net(torch.randn(1, 3, *size)).shape == (1, 3, *size)  # a batch of one, in training
 
 
 @pytest.mark.parametrize(("member", "arguments"), MEMBERS)
-def test_gradient_reaches_every_parameter(member: type[DeepLab], arguments: dict[str, Any]) -> None:
+def test_gradient_reaches_every_parameter(member: Callable[..., DeepLab], arguments: dict[str, Any]) -> None:
     net = member(3, pretrained=False, dropout=0.0, **arguments)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):

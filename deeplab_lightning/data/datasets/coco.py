@@ -119,9 +119,7 @@ class CocoDataset(SegmentationDataset):
 
     def fingerprint(self, index: int) -> str:
         stat = self.paths[index].stat()
-        return content_key(
-            self.paths[index].absolute(), stat.st_size, stat.st_mtime_ns, self._mask_key(index)
-        )
+        return content_key(self.paths[index].absolute(), stat.st_size, stat.st_mtime_ns, self._mask_key(index))
 
     def oddities(self) -> list[str]:
         return [*self._category_oddities(), *self._object_oddities()]
@@ -133,16 +131,13 @@ class CocoDataset(SegmentationDataset):
 
     def _mask_key(self, index: int) -> str:
         objects = json.dumps(self.objects[index], sort_keys=True)
-        return content_key(
-            _RASTER_VERSION, self.sizes[index], objects, self.background, self.overlap, self.crowd
-        )
+        return content_key(_RASTER_VERSION, self.sizes[index], objects, self.background, self.overlap, self.crowd)
 
     def _rasterise(self, index: int) -> npt.NDArray[np.uint8]:
         size = self.sizes[index]
         mask = np.full(size, 0 if self.background == "class" else IGNORE_INDEX, dtype=np.uint8)
         layers = [
-            (*_train_id(object_, self.crowd), _to_rle(object_.segmentation, size))
-            for object_ in self.objects[index]
+            (*_train_id(object_, self.crowd), _to_rle(object_.segmentation, size)) for object_ in self.objects[index]
         ]
         if self.overlap == "smaller_on_top":
             layers.sort(key=lambda layer: -int(rle_tools.area(layer[2])))
@@ -173,11 +168,7 @@ class CocoDataset(SegmentationDataset):
 
     def _unused_parents(self) -> list[tuple[Any, str]]:
         parents = {c.get("supercategory") for c in self._categories if c.get("supercategory") != c["name"]}
-        return [
-            (c["id"], str(c["name"]))
-            for c in self._categories
-            if c["name"] in parents and not self._used[c["id"]]
-        ]
+        return [(c["id"], str(c["name"])) for c in self._categories if c["name"] in parents and not self._used[c["id"]]]
 
     def _file_problems(self, records: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
         times = Counter(self.names)
@@ -210,9 +201,7 @@ class CocoDataset(SegmentationDataset):
     ) -> Problem | None:
         where = f"{self.json_path}, annotation {entry.get('id')}"
         if entry.get("image_id") not in images:
-            return Problem(
-                where, f"unknown image_id {entry.get('image_id')}", "Remove it or add the image's entry."
-            )
+            return Problem(where, f"unknown image_id {entry.get('image_id')}", "Remove it or add the image's entry.")
         if entry.get("category_id") not in categories:
             return Problem(
                 where,
@@ -232,9 +221,7 @@ class CocoDataset(SegmentationDataset):
                 ids = [c["id"] for c in self._categories if c["name"] == name]
                 yield f"category name {name} stands {times} times (ids {ids}): one class."
         parents = {id_ for id_, _ in self._unused_parents()}
-        unused = [
-            str(c["name"]) for c in self._categories if not self._used[c["id"]] and c["id"] not in parents
-        ]
+        unused = [str(c["name"]) for c in self._categories if not self._used[c["id"]] and c["id"] not in parents]
         if unused:
             yield f"{len(unused)} categories have no object: {', '.join(unused)}."
         ids = sorted(c["id"] for c in self._categories)
@@ -257,11 +244,7 @@ class CocoDataset(SegmentationDataset):
                     border += bool((points <= 0).any() or (points >= (size[1], size[0])).any())
                     outside += bool((points < 0).any() or (points > (size[1], size[0])).any())
         if overlapping:
-            rule = (
-                "the smaller object is on top"
-                if self.overlap == "smaller_on_top"
-                else "the later object is on top"
-            )
+            rule = "the smaller object is on top" if self.overlap == "smaller_on_top" else "the later object is on top"
             yield (
                 f"objects overlap in {overlapping} of {len(self)} images "
                 f"({shared_pixels / max(total_pixels, 1):.1%} of their pixels are covered again): {rule}."
@@ -283,9 +266,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: is not JSON ({error}). Export the annotations again.") from error
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
-        raise DataError(
-            f"{path}: is not a COCO file, it lacks {', '.join(missing)}. Export it as COCO segmentation."
-        )
+        raise DataError(f"{path}: is not a COCO file, it lacks {', '.join(missing)}. Export it as COCO segmentation.")
     return dict(content)
 
 
@@ -303,12 +284,8 @@ def _class_table(
     table = ClassTable(names)
     palette = [colors.get(name, default) for name, default in zip(names, table.colors or (), strict=True)]
     if unknown := sorted(set(colors) - set(names)):
-        raise DataError(
-            f"colors are given for {unknown}, which are no classes. The classes are {', '.join(names)}."
-        )
-    raw_ids = {
-        id_: train for id_, train in train_ids.items() if train != IGNORE_INDEX and isinstance(id_, int)
-    }
+        raise DataError(f"colors are given for {unknown}, which are no classes. The classes are {', '.join(names)}.")
+    raw_ids = {id_: train for id_, train in train_ids.items() if train != IGNORE_INDEX and isinstance(id_, int)}
     return ClassTable(names, palette, raw_ids, [i for i in (IGNORE_INDEX,) if i not in raw_ids]), train_ids
 
 
@@ -334,9 +311,7 @@ def _to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     height, width = size
     if isinstance(segmentation, Mapping):
         if list(segmentation["size"]) != [height, width]:
-            raise ValueError(
-                f"an RLE is for a picture of {segmentation['size']}, but the image is {[height, width]}"
-            )
+            raise ValueError(f"an RLE is for a picture of {segmentation['size']}, but the image is {[height, width]}")
         if isinstance(segmentation["counts"], list):
             return dict(rle_tools.frPyObjects(dict(segmentation), height, width))
         return {"size": [height, width], "counts": str(segmentation["counts"]).encode()}

@@ -86,9 +86,7 @@ def _glass_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _plastic_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     body, waist = rng.uniform(0.4, 0.46), rng.uniform(0.26, 0.32)
-    right = np.array(
-        [[0.15, -1], [0.15, -0.82], [body, -0.45], [body, -0.1], [waist, 0.15], [body, 0.4], [body, 1]]
-    )
+    right = np.array([[0.15, -1], [0.15, -0.82], [body, -0.45], [body, -0.1], [waist, 0.15], [body, 0.4], [body, 1]])
     return np.concatenate([right, right[::-1] * np.array([-1, 1])])
 
 
@@ -122,9 +120,7 @@ def _battery_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
 
 def _shirt_outline(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     sleeve = rng.uniform(-0.15, 0.1)
-    right = np.array(
-        [[0.2, -0.9], [0.6, -0.8], [1, sleeve - 0.2], [0.75, sleeve], [0.52, -0.3], [0.55, 0.95]]
-    )
+    right = np.array([[0.2, -0.9], [0.6, -0.8], [1, sleeve - 0.2], [0.75, sleeve], [0.52, -0.3], [0.55, 0.95]])
     return np.concatenate([right, right[::-1] * np.array([-1, 1])])
 
 
@@ -205,9 +201,9 @@ def _bag_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> t
         angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 6)
         along = u * np.cos(angle) + v * np.sin(angle)
         across = v * np.cos(angle) - u * np.sin(angle)
-        light += 0.28 * np.maximum(
-            0, 1 - 7 * np.abs(np.sin(2.2 * along + phase + 0.6 * np.sin(3 * across)))
-        ).astype(np.float32)
+        light += 0.28 * np.maximum(0, 1 - 7 * np.abs(np.sin(2.2 * along + phase + 0.6 * np.sin(3 * across)))).astype(
+            np.float32
+        )
     return _shade(base, light), np.full_like(u, 0.8)
 
 
@@ -329,11 +325,7 @@ def _ground(rng: np.random.Generator, size: int) -> Array:
 def _photograph(rng: np.random.Generator, canvas: Array) -> npt.NDArray[np.uint8]:
     """Uneven light, a lens that is slightly out of focus, and sensor noise."""
     size = canvas.shape[0]
-    lit = (
-        canvas
-        * (0.65 + 0.55 * _smooth_noise(rng, size, 2))[..., None]
-        * rng.uniform(0.9, 1.1, 3).astype(np.float32)
-    )
+    lit = canvas * (0.65 + 0.55 * _smooth_noise(rng, size, 2))[..., None] * rng.uniform(0.9, 1.1, 3).astype(np.float32)
     picture = Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8))
     blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
     noise = rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 7)

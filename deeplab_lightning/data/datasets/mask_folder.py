@@ -111,11 +111,7 @@ class MaskFolderDataset(SegmentationDataset):
     def _found(self) -> Iterator[tuple[str, Path, Path]]:
         for path in self.images.rglob("*"):
             name = path.relative_to(self.images).as_posix()
-            wanted = (
-                name.endswith(self.image_suffix)
-                if self.image_suffix
-                else path.suffix.lower() in IMAGE_SUFFIXES
-            )
+            wanted = name.endswith(self.image_suffix) if self.image_suffix else path.suffix.lower() in IMAGE_SUFFIXES
             if wanted and path.is_file():
                 yield name, path, self.masks / f"{self._stem(name)}{self.mask_suffix}"
 

@@ -43,9 +43,7 @@ def test_polygon_and_both_kinds_of_rle_give_the_same_mask(coco: Coco) -> None:
         {"size": [8, 10], "counts": rle["counts"].decode()},
         {"size": [8, 10], "counts": counts},
     )
-    masks = [
-        CocoDataset(str(coco([{"category_id": 1, "segmentation": s}]))).read_mask(0) for s in segmentations
-    ]
+    masks = [CocoDataset(str(coco([{"category_id": 1, "segmentation": s}]))).read_mask(0) for s in segmentations]
     assert int(masks[0].sum()) == 36
     assert masks[0].equal(masks[1])
     assert masks[0].equal(masks[2])
@@ -97,9 +95,7 @@ def test_classes_stand_by_id_with_gaps_zero_and_duplicates(coco: Coco) -> None:
 
 def test_class_map_merges_renames_and_ignores(coco: Coco) -> None:
     categories = [{"id": i, "name": n} for i, n in enumerate(("can", "tin", "bag", "dirt"), start=1)]
-    annotations = [
-        {"category_id": i + 1, "segmentation": rectangle(2 * i, 0, 2 * i + 2, 2)} for i in range(4)
-    ]
+    annotations = [{"category_id": i + 1, "segmentation": rectangle(2 * i, 0, 2 * i + 2, 2)} for i in range(4)]
     path = coco(annotations, categories=categories)
     dataset = CocoDataset(str(path), class_map={"can": "metal", "tin": "metal", "4": None, "*": "rest"})
     assert dataset.classes.names == ("background", "metal", "rest")
@@ -122,8 +118,7 @@ def test_second_read_comes_from_the_cache(coco: Coco, monkeypatch: pytest.Monkey
 
 def test_images_are_sorted_by_name(coco: Coco) -> None:
     images = [
-        {"id": i, "file_name": n, "height": 8, "width": 10}
-        for i, n in ((5, "c.png"), (2, "a.png"), (9, "b.png"))
+        {"id": i, "file_name": n, "height": 8, "width": 10} for i, n in ((5, "c.png"), (2, "a.png"), (9, "b.png"))
     ]
     annotation = {"image_id": 9, "category_id": 1, "segmentation": BIG}
     dataset = CocoDataset(str(coco([annotation], images=images)))

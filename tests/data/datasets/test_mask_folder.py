@@ -92,9 +92,7 @@ def test_unknown_values_are_listed_with_their_files(mask_folder: Path) -> None:
     for name in ("01.png", "08.png"):
         write_mask(mask_folder / "masks" / name, np.full((48, 64), 7, dtype=np.uint8))
     dataset = build(mask_folder)
-    with pytest.raises(
-        DataError, match=r"masks/01.png, .*masks/08.png: mask values \[7\] are not in the class table"
-    ):
+    with pytest.raises(DataError, match=r"masks/01.png, .*masks/08.png: mask values \[7\] are not in the class table"):
         dataset.report(scan(dataset).problems)
 
 
