@@ -241,9 +241,17 @@ def test_synthetic_writes_coco(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "s" / "annotations.json").read_text())["images"]) == 2
 
 
-def test_split_writes_the_folds_that_training_uses(run: Path, folder: Path, tmp_path: Path) -> None:
-    main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
+def test_split_writes_the_folds_that_training_uses(
+    run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path), "--compare"])
     assert (tmp_path / "folds.csv").read_text() == (run / "folds.csv").read_text()
+    with (tmp_path / "balance.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * len(CLASSES)
+    assert sum(float(row["images"]) for row in rows if row["class"] == "sky") == 10
+    output = capsys.readouterr().out
+    assert all(method in output for method in ("balanced", "iterstrat", "random"))
     with pytest.raises(ValueError, match="A split is never replaced"):
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
 
@@ -259,7 +267,8 @@ def test_every_config_parses(overlay: str, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_help_lists_every_command_without_importing_torch() -> None:
-    code = "import sys; sys.argv = ['deeplab', '--help']\ntry: import deeplab_lightning.__main__ as m; m.run()\nfinally: print('torch' in sys.modules)"
+    code = "import sys; sys.argv[1:] = ['--help']; import deeplab_lightning.__main__ as m\n"
+    code += "try: m.run()\nfinally: print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip().endswith("False")
     assert all(f"  {command} " in output for command in COMMANDS)

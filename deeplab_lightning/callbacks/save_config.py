@@ -33,4 +33,4 @@ class SaveConfig(L.Callback):
         write_atomically(unused_path(run_folder(trainer) / name), lambda file: file.write(self.config.encode()))
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
-            logger.log_hyperparams({"config": content})
+            logger.log_hyperparams(content)

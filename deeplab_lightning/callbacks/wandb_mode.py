@@ -1,6 +1,8 @@
 """Weights & Biases without surprises: offline unless asked, and never a hang."""
 
+import netrc
 import os
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -21,13 +23,25 @@ def choose_mode(wanted: WandbMode) -> WandbMode:
         return wanted
     import wandb
 
-    settings = wandb.setup().settings
-    url = urlsplit(settings.base_url)
+    base_url = str(wandb.setup().settings.base_url)
+    url = urlsplit(base_url)
     port = url.port or (443 if url.scheme == "https" else 80)
-    if not (settings.api_key or os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+    if not api_key(url.hostname or ""):
         rank_zero_info("W&B: no API key (`wandb login`); logging offline.")
         return "offline"
     if not can_connect(url.hostname or "", port, seconds=_SECONDS):
-        rank_zero_info(f"W&B: {settings.base_url} does not answer within {_SECONDS:g} s; logging offline.")
+        rank_zero_info(f"W&B: {base_url} does not answer within {_SECONDS:g} s; logging offline.")
         return "offline"
     return "online"
+
+
+def api_key(host: str) -> str | None:
+    """The key from the environment, or the one that `wandb login` left for this server."""
+    if key := os.environ.get("WANDB_API_KEY"):
+        return key
+    path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        found = netrc.netrc(path).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return None
+    return found[2] if found else None

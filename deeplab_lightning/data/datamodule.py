@@ -3,13 +3,13 @@
 import csv
 import io
 import random
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
@@ -42,6 +42,8 @@ class SegmentationDataModule(L.LightningDataModule):
         split_seed: Seed of the split, apart from the seed of the training.
         split: `folds` splits `dataset`; `official` trains on `dataset` and validates on `val_dataset`.
         fold_method: How images are assigned to folds, see `stratified_folds`.
+        group_pattern: Regular expression on file names whose first group (or whole match) labels what has to
+            stay in one fold, such as `^(.*?)_` for the video sequences of CamVid; null for no groups.
         fold_file: A `folds.csv` of an earlier run to take the folds from, instead of splitting.
         val_dataset: Validation part of an official split.
         test_dataset: What `test` evaluates; the validation part if null.
@@ -69,7 +71,8 @@ class SegmentationDataModule(L.LightningDataModule):
         fold: int | None = 0,
         split_seed: int = 0,
         split: Literal["folds", "official"] = "folds",
-        fold_method: FoldMethod = "iterstrat",
+        fold_method: FoldMethod = "balanced",
+        group_pattern: str | None = None,
         fold_file: str | None = None,
         val_dataset: SegmentationDataset | None = None,
         test_dataset: SegmentationDataset | None = None,
@@ -92,7 +95,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
-        self.predict_images = predict_images
+        self.group_pattern, self.predict_images = group_pattern, predict_images
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_transforms = train_transforms or TrainTransforms()
@@ -152,12 +155,35 @@ class SegmentationDataModule(L.LightningDataModule):
         assert self.dataset is not None
         if self.fold_file is not None:
             return _read_folds(Path(self.fold_file), self.dataset.names)
-        pixels = scan(self.dataset, is_quiet=True).pixels
+        statistics = scan(self.dataset, is_quiet=True)
         first = 1 if self.classes.names[0] == "background" else 0
-        foreground = pixels[:, first:]
-        presence = (foreground > 0).astype(np.int64)
-        assigned = stratified_folds(presence, foreground, self.n_folds, seed=self.split_seed, method=self.fold_method)
+        assigned = stratified_folds(
+            statistics.objects[:, first:],
+            statistics.areas[:, first:],
+            self.n_folds,
+            groups=[self.groups[name] for name in self.dataset.names] if self.group_pattern else None,
+            seed=self.split_seed,
+            method=self.fold_method,
+        )
         return dict(zip(self.dataset.names, assigned.tolist(), strict=True))
+
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Image key -> group label; empty labels without `group_pattern`.
+
+        Raises:
+            DataError: If the pattern does not match a file name.
+        """
+        assert self.dataset is not None
+        if self.group_pattern is None:
+            return dict.fromkeys(self.dataset.names, "")
+        groups = {}
+        for name in self.dataset.names:
+            match = re.search(self.group_pattern, PurePosixPath(name).name)
+            if match is None:
+                raise DataError(f"data.group_pattern {self.group_pattern!r} does not match the file name {name}.")
+            groups[name] = match.group(1) if match.re.groups else match.group(0)
+        return groups
 
     def folds_csv(self) -> str:
         """The split as CSV with the columns image, group, fold: what a later run reads back."""
@@ -165,7 +191,7 @@ class SegmentationDataModule(L.LightningDataModule):
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "group", "fold"])
         if self.split == "folds":
-            writer.writerows([image, "", fold] for image, fold in self.folds.items())
+            writer.writerows([image, self.groups[image], fold] for image, fold in self.folds.items())
         else:
             for part, dataset in (("train", self.dataset), ("val", self.val_dataset)):
                 writer.writerows([image, "", part] for image in (dataset.names if dataset else ()))

@@ -1,11 +1,41 @@
-"""Which image goes into which fold. Pure NumPy: no torch, no Lightning."""
+"""Which image goes into which fold. Pure NumPy and SciPy: no torch, no Lightning."""
 
+from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_matrix
 
-FoldMethod = Literal["iterstrat", "random"]
+FoldMethod = Literal["balanced", "iterstrat", "random", "group"]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_MOST_BITS = 18  # of a feature as an integer
+_MANTISSA_BITS = 53
+_BLOCK = 1000  # images per fold that are compared at once in a large set
+_LEAST_GAIN = 1e-3  # share of the cost that a round over a large set must still gain
+_RESTARTS, _FEW_GROUPS = 10, 200
+
+
+@dataclass(frozen=True)
+class FoldWeights:
+    """What a squared relative deviation from the even share costs.
+
+    Args:
+        objects: Of a class's number of objects.
+        pixels: Of a class's number of pixels.
+        presence: Of the number of images that hold a class.
+        images: Of the number of images, where groups forbid exact fold sizes.
+        totals: Of the number of all objects, and of all foreground pixels.
+    """
+
+    objects: float = 3.0
+    pixels: float = 1.0
+    presence: float = 0.1
+    images: float = 10.0
+    totals: float = 1.0
 
 
 def stratified_folds(
@@ -13,48 +43,307 @@ def stratified_folds(
     pixels: npt.ArrayLike,
     n_folds: int,
     *,
+    groups: npt.ArrayLike | None = None,
     seed: int = 0,
-    method: FoldMethod = "iterstrat",
-) -> npt.NDArray[np.int64]:
+    method: FoldMethod = "balanced",
+    weights: FoldWeights | None = None,
+) -> Ints:
     """Assign every image to one of `n_folds` validation folds.
+
+    `balanced` makes the number of objects and of pixels of each class, and the number of images, as even
+    over the folds as it can: a greedy pass from the rarest class on (as Sechidis et al. 2011 do for
+    presence), then exchanges of images between pairs of folds while they lower the sum of squared
+    relative deviations.
 
     Args:
         objects: (N, K) objects of each foreground class in each image.
-        pixels: (N, K) pixels of each foreground class in each image.
+        pixels: (N, K) pixels of each foreground class in each image, in pixels or fractions.
         n_folds: Number of folds, at least 2 and at most N.
+        groups: (N,) labels; images of one label stay in one fold. Not with `iterstrat` and `random`.
         seed: Decides the partition among equally good ones.
-        method: `iterstrat` balances the number of images that hold each class (Sechidis et al. 2011,
-            iterative stratification on presence); `random` balances fold sizes only.
+        method: `balanced`; `iterstrat`, iterative stratification on presence; `random`, sizes only;
+            `group`, scikit-learn's GroupKFold.
+        weights: What deviations cost with `balanced`; `FoldWeights()` if None.
 
     Returns:
         (N,) fold indices in [0, n_folds).
 
     Raises:
-        ValueError: For fewer than 2 folds, more folds than images, shapes that differ, an unknown
-            method, or entries that are negative or not finite.
+        ValueError: For fewer than 2 folds, more folds than images or than groups, shapes that differ, an
+            unknown method, groups where the method takes none or none where it needs them, or entries
+            that are negative or not finite.
+
+    Notes:
+        Without groups, the sizes of balanced folds differ by at most one. Permuting the images permutes
+        the folds (images that cannot be told apart are interchangeable), and permuting the classes
+        changes nothing: features are integers whose sums are exact in float64, so neither the BLAS nor
+        the number of threads matters. A class in fewer images (or groups) than folds is in as many
+        folds as it has images, as long as its images do not have to avoid each other for other classes.
     """
     counts, areas = np.asarray(objects, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
+    _check(counts, areas, n_folds)
+    labels = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    if labels is not None and len(labels) != len(counts):
+        raise ValueError(f"groups must hold one label per image ({len(counts)}), got {len(labels)}.")
+    if labels is not None and labels.max() + 1 < n_folds:
+        raise ValueError(f"there are {labels.max() + 1} groups for {n_folds} folds; use fewer folds or smaller groups.")
+    if method == "balanced":
+        return _balanced_folds(counts, areas, n_folds, labels, seed, weights or FoldWeights())
+    if method == "group":
+        if labels is None:
+            raise ValueError("method 'group' needs groups, got None.")
+        return _group_k_fold(labels, n_folds)
+    if labels is not None:
+        raise ValueError(f"method {method!r} takes no groups; use 'balanced' or 'group'.")
+    if method == "random":
+        folds = np.empty(len(counts), dtype=np.int64)
+        folds[np.random.default_rng(seed).permutation(len(counts))] = np.arange(len(counts)) % n_folds
+        return folds
+    if method == "iterstrat":
+        return _iterative_stratification((counts > 0) | (areas > 0), n_folds, seed)
+    raise ValueError(f"method must be 'balanced', 'iterstrat', 'random' or 'group', got {method!r}.")
+
+
+def _check(counts: Floats, areas: Floats, n_folds: int) -> None:
     if counts.ndim != 2 or counts.shape != areas.shape:
         raise ValueError(f"objects and pixels must both be (N, K), got {counts.shape} and {areas.shape}.")
     for name, values in (("objects", counts), ("pixels", areas)):
         if not np.isfinite(values).all() or (values < 0).any():
             raise ValueError(f"{name} must be finite and not negative.")
-    num_images = len(counts)
-    if not 2 <= n_folds <= num_images:
-        raise ValueError(f"n_folds must be at least 2 and at most the number of images ({num_images}), got {n_folds}.")
-    if method == "random":
-        order = np.random.default_rng(seed).permutation(num_images)
-        folds = np.empty(num_images, dtype=np.int64)
-        folds[order] = np.arange(num_images) % n_folds
-        return folds
-    if method == "iterstrat":
-        return _iterative_stratification((counts > 0) | (areas > 0), n_folds, seed)
-    raise ValueError(f"method must be 'iterstrat' or 'random', got {method!r}.")
+    if not 2 <= n_folds <= len(counts):
+        raise ValueError(f"n_folds must be at least 2 and at most the number of images ({len(counts)}), got {n_folds}.")
 
 
-def _iterative_stratification(presence: npt.NDArray[np.bool_], n_folds: int, seed: int) -> npt.NDArray[np.int64]:
-    # Imported late: scikit-learn takes a second, and a fold file makes it unnecessary.
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold
+def _balanced_folds(
+    counts: Floats, areas: Floats, n_folds: int, labels: Ints | None, seed: int, weights: FoldWeights
+) -> Ints:
+    order = _canonical_order(counts, areas)
+    counts, areas = counts[order], areas[order]
+    sizes = np.ones(len(counts))
+    if labels is not None:
+        # Units are whole groups, numbered by their first image in the canonical order.
+        _, first, labels = np.unique(labels[order], return_index=True, return_inverse=True)
+        labels = np.argsort(np.argsort(first))[labels.reshape(-1)]
+        num_groups = int(labels.max()) + 1
+        gather = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))), (num_groups, len(labels)))
+        counts, areas, sizes = gather @ counts, gather @ areas, gather @ sizes
+    rng = np.random.default_rng(seed)
+    is_grouped = labels is not None
+    restarts = _RESTARTS if is_grouped and len(counts) <= _FEW_GROUPS else 1
+    best: _Partition | None = None
+    for attempt in range(restarts):
+        partition = _Partition(counts, areas, sizes, n_folds, weights, is_grouped=is_grouped)
+        partition.assign_greedily(rng, is_shuffled=attempt > 0)
+        partition.exchange(rng)
+        if best is None or partition.cost() < best.cost():
+            best = partition
+    assert best is not None
+    folds = np.empty(len(order), dtype=np.int64)
+    folds[order] = best.folds if labels is None else best.folds[labels]
+    return folds
+
+
+def _canonical_order(counts: Floats, areas: Floats) -> Ints:
+    """Sort images by content, so that neither their order nor that of the classes matters."""
+    classes = np.concatenate([np.sort(counts, axis=0), np.sort(areas, axis=0)])
+    columns = np.lexsort(classes)
+    return np.lexsort(np.concatenate([counts[:, columns], areas[:, columns]], axis=1).T)
+
+
+class _Partition:
+    """Units (images or groups) in folds, with the deviation of each feature from its even share.
+
+    Attributes:
+        features: (N, d) integers in float64: objects, pixels and presence per class, and totals.
+        deviation: (n_folds, d): n_folds times a fold's sum, minus the whole sum.
+        folds: (N,) fold of each unit.
+    """
+
+    def __init__(
+        self,
+        counts: Floats,
+        areas: Floats,
+        sizes: Floats,
+        n_folds: int,
+        weights: FoldWeights,
+        *,
+        is_grouped: bool,
+    ) -> None:
+        self.n_folds, self.is_grouped = n_folds, is_grouped
+        self.presence = (counts > 0) | (areas > 0)
+        self.counts = counts
+        self.features = _integer_features(counts, areas, self.presence, sizes, n_folds, weights)
+        self.squares = np.asarray(self.features.multiply(self.features).sum(axis=1)).reshape(-1)
+        self.folds = np.full(len(counts), -1, dtype=np.int64)
+        total = np.asarray(self.features.sum(axis=0)).reshape(-1)
+        self.deviation = np.tile(-total, (n_folds, 1))
+        self.sizes = np.zeros(n_folds, dtype=np.int64)
+        rare = self.presence.sum(axis=0) < n_folds
+        self.rare_of = {
+            int(i): np.flatnonzero(self.presence[i] & rare) for i in np.flatnonzero(self.presence[:, rare].any(1))
+        }
+        self.rare_in = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)
+
+    def cost(self) -> int:
+        """Sum of squared deviations, exact."""
+        return sum(int(value) ** 2 for value in self.deviation.reshape(-1))
+
+    def assign_greedily(self, rng: np.random.Generator, *, is_shuffled: bool) -> None:
+        """From the rarest class on, put each unit where it is missed most."""
+        order = rng.permutation(len(self.folds)) if is_shuffled else self._rarest_first(rng)
+        indptr, indices, data = self.features.indptr, self.features.indices, self.features.data
+        deviation = np.ascontiguousarray(self.deviation.T)  # (d, n_folds): rows are gathered per unit
+        full, num_larger = divmod(len(order), self.n_folds)
+        for unit in order:
+            span = slice(indptr[unit], indptr[unit + 1])
+            columns, values = indices[span], data[span]
+            missed = values @ deviation[columns]
+            if not self.is_grouped:
+                larger_taken = np.count_nonzero(self.sizes > full)
+                missed[self.sizes >= full + (larger_taken < num_larger)] = np.inf
+            elif len(order) - int(self.sizes.sum()) <= np.count_nonzero(self.sizes == 0):
+                missed[self.sizes > 0] = np.inf  # the last groups fill the empty folds
+            if (rare := self.rare_of.get(int(unit))) is not None:
+                taken = self.rare_in[:, rare].any(axis=1)
+                if not (taken | np.isinf(missed)).all():
+                    missed[taken] = np.inf
+            fold = int(missed.argmin())
+            deviation[columns, fold] += self.n_folds * values
+            self.folds[unit] = fold
+            self.sizes[fold] += 1
+            if rare is not None:
+                self.rare_in[fold, rare] += 1
+        self.deviation = np.ascontiguousarray(deviation.T)
+
+    def exchange(self, rng: np.random.Generator) -> None:
+        """Swap units between pairs of folds, and move them where sizes allow, while the cost falls."""
+        is_small = len(self.folds) <= 2 * _BLOCK * self.n_folds
+        cost = self.cost()
+        while True:
+            gained = 0
+            for one, other in combinations(range(self.n_folds), 2):
+                gained += self._move(one, other) + self._move(other, one)
+                gained += self._swap(one, other, None if is_small else rng)
+            cost -= gained
+            if gained == 0 or (not is_small and gained < _LEAST_GAIN * cost):
+                return
+
+    def _rarest_first(self, rng: np.random.Generator) -> Ints:
+        num_images = self.presence.sum(axis=0)
+        rarity = np.where(self.presence, num_images, len(self.presence) + 1)
+        least = rarity.min(axis=1)
+        # Among equally rare classes of a unit, the one with most objects: no matter in which column.
+        most = np.where(rarity == least[:, None], self.counts, 0).max(axis=1)
+        tie = rng.permutation(len(self.folds))
+        return np.lexsort((tie, -self.counts.sum(axis=1), -most, least))
+
+    def _units(self, fold: int, rng: np.random.Generator | None) -> Ints:
+        units = np.flatnonzero(self.folds == fold)
+        if rng is None or len(units) <= _BLOCK:
+            return units
+        return rng.choice(units, _BLOCK, replace=False)
+
+    def _swap(self, one: int, other: int, rng: np.random.Generator | None) -> int:
+        """Exchange units of two folds, best partner first; the cost gained.
+
+        With x of `one` and y of `other`, the cost changes by 2 n_folds times
+        (x - y).E + n_folds |x - y|^2, where E is the difference of the folds' deviations.
+        """
+        units, others = self._units(one, rng), self._units(other, rng)
+        x, y = self.features[units].toarray(), self.features[others].toarray()
+        difference = self.deviation[other] - self.deviation[one]
+        change = (x @ difference + self.n_folds * self.squares[units])[:, None] - 2 * self.n_folds * (x @ y.T)
+        change += self.n_folds * self.squares[others] - y @ difference
+        partner = change.argmin(axis=1)
+        best = change[np.arange(len(units)), partner]
+        gained = 0
+        is_used = np.zeros(len(others), dtype=bool)
+        for row in np.argsort(best, kind="stable"):
+            if best[row] >= 0:
+                break
+            column = partner[row]
+            if is_used[column]:
+                continue
+            step = x[row] - y[column]
+            difference = self.deviation[other] - self.deviation[one]
+            change_now = step @ difference + self.n_folds * (step @ step)
+            if change_now < 0 and self._keeps_rare_apart(int(units[row]), one, int(others[column]), other):
+                is_used[column] = True
+                self._place(int(units[row]), one, other, x[row])
+                self._place(int(others[column]), other, one, y[column])
+                gained -= 2 * self.n_folds * int(change_now)
+        return gained
+
+    def _move(self, source: int, target: int) -> int:
+        """Move single units where that lowers the cost and keeps sizes even; the cost gained."""
+        gained = 0
+        while self.sizes[source] > 1 and (self.is_grouped or self.sizes[source] > self.sizes[target]):
+            units = np.flatnonzero(self.folds == source)
+            difference = self.deviation[target] - self.deviation[source]
+            change = self.features[units] @ difference + self.n_folds * self.squares[units]
+            row = int(change.argmin())
+            if change[row] >= 0 or not self._keeps_rare_apart(int(units[row]), source, None, target):
+                return gained
+            self._place(int(units[row]), source, target, self.features[[units[row]]].toarray().reshape(-1))
+            gained -= 2 * self.n_folds * int(change[row])
+        return gained
+
+    def _place(self, unit: int, source: int, target: int, features: Floats) -> None:
+        self.deviation[source] -= self.n_folds * features
+        self.deviation[target] += self.n_folds * features
+        self.folds[unit] = target
+        self.sizes[source] -= 1
+        self.sizes[target] += 1
+        if (rare := self.rare_of.get(unit)) is not None:
+            self.rare_in[source, rare] -= 1
+            self.rare_in[target, rare] += 1
+
+    def _keeps_rare_apart(self, unit: int, source: int, partner: int | None, target: int) -> bool:
+        """Whether no rare class comes to stand twice in a fold through an exchange."""
+        nothing = np.zeros(0, dtype=np.int64)
+        mine = self.rare_of.get(unit, nothing)
+        theirs = nothing if partner is None else self.rare_of.get(partner, nothing)
+        into_target = np.setdiff1d(mine, theirs)
+        into_source = np.setdiff1d(theirs, mine)
+        return not (self.rare_in[target, into_target].any() or self.rare_in[source, into_source].any())
+
+
+def _integer_features(
+    counts: Floats, areas: Floats, presence: npt.NDArray[np.bool_], sizes: Floats, n_folds: int, weights: FoldWeights
+) -> csr_matrix:
+    """Columns whose even share per fold is the root of their weight, as integers.
+
+    The number of bits is chosen so that the largest possible sum of an exchange stays below 2^53.
+    """
+    groups = (
+        (counts, weights.objects),
+        (areas, weights.pixels),
+        (presence.astype(np.float64), weights.presence),
+        (sizes[:, None], weights.images),
+        (counts.sum(axis=1, keepdims=True), weights.totals),
+        (areas.sum(axis=1, keepdims=True), weights.totals),
+    )
+    total_weight = sum(values.shape[1] * weight for values, weight in groups)
+    bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(n_folds**3 * max(total_weight, 1.0))) // 2))
+    blocks = []
+    for values, weight in groups:
+        share = values.sum(axis=0) / n_folds
+        scale = np.divide(np.sqrt(weight) * 2.0**bits, share, out=np.zeros_like(share), where=share > 0)
+        blocks.append(np.rint(values * scale))
+    return csr_matrix(np.concatenate(blocks, axis=1))
+
+
+def _group_k_fold(labels: Ints, n_folds: int) -> Ints:
+    from sklearn.model_selection import GroupKFold  # imported late: it takes a second
+
+    folds = np.empty(len(labels), dtype=np.int64)
+    for fold, (_, validation) in enumerate(GroupKFold(n_folds).split(labels, groups=labels)):
+        folds[validation] = fold
+    return folds
+
+
+def _iterative_stratification(presence: npt.NDArray[np.bool_], n_folds: int, seed: int) -> Ints:
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # imported late, as above
 
     # A column of empty images: keeps them balanced too, and the package refuses a single column.
     labels = np.concatenate([presence, ~presence.any(axis=1, keepdims=True)], axis=1).astype(np.int64)

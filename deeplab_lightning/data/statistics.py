@@ -17,6 +17,7 @@ from deeplab_lightning.data.datasets.base import SegmentationDataset, UnknownMas
 from deeplab_lightning.data.problems import Problem
 
 _FILES_SHOWN = 3
+_VERSION = 2  # part of the cache key: raise it when the same files give other counts
 
 
 @dataclass(frozen=True)
@@ -25,18 +26,27 @@ class Statistics:
 
     Attributes:
         names: N image keys, those with a problem included.
-        pixels: (N, K) int64 pixels of each class; a row of zeros for images with a problem.
+        objects: (N, K) int64 objects of each class: annotations, or connected regions of a mask.
+        pixels: (N, K) int64 pixels of each class. Rows of images with a problem are zero, in both.
+        image_pixels: (N,) int64 pixels of each picture, ignored ones included; 1 for those with a problem.
         problems: All problems, in the order of the images; one for all masks with unknown values.
     """
 
     names: list[str]
+    objects: npt.NDArray[np.int64]
     pixels: npt.NDArray[np.int64]
+    image_pixels: npt.NDArray[np.int64]
     problems: list[Problem]
+
+    @property
+    def areas(self) -> npt.NDArray[np.float64]:
+        """(N, K) share of each picture that each class covers: what counts where pictures differ in size."""
+        return self.pixels / self.image_pixels[:, None]
 
 
 @dataclass(frozen=True)
 class _Finding:
-    pixels: npt.NDArray[np.int64] | None
+    counts: npt.NDArray[np.int64] | None  # (2 K + 1,): objects, pixels, pixels of the picture
     problem: Problem | None = None
     unknown: UnknownMaskValuesError | None = None
 
@@ -53,19 +63,15 @@ def scan(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
     """
     num_classes = dataset.classes.num_classes
     keys = [_key(dataset, index) for index in range(len(dataset))]
-    store = cache_folder() / "scans" / f"{content_key(dataset.source, num_classes)}.npz"
-    known = _load(store, num_classes)
+    store = cache_folder() / "scans" / f"{content_key(_VERSION, dataset.source, num_classes)}.npz"
+    width = 2 * num_classes + 1
+    known = _load(store, width)
     missing = [index for index, key in enumerate(keys) if key not in known]
-    pixels = np.zeros((len(keys), num_classes), dtype=np.int64)
-    for index, key in enumerate(keys):
-        if key in known:
-            pixels[index] = known[key]
     problems: list[Problem] = []
     unknown: list[tuple[str, UnknownMaskValuesError]] = []
     for index, finding in zip(missing, _inspect_all(dataset, missing, is_quiet), strict=True):
-        if finding.pixels is not None:
-            pixels[index] = finding.pixels
-            known[keys[index]] = finding.pixels
+        if finding.counts is not None:
+            known[keys[index]] = finding.counts
         elif finding.unknown is not None:
             unknown.append((dataset.names[index], finding.unknown))
         elif finding.problem is not None:
@@ -74,9 +80,12 @@ def scan(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
         problems.append(_unknown_values_problem(dataset, unknown))
     if missing:
         current = [key for key in keys if key in known]
-        rows = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, num_classes)
-        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), pixels=rows))
-    return Statistics(list(dataset.names), pixels, problems)
+        kept = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, width)
+        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), counts=kept))
+    nothing = np.array([0] * (width - 1) + [1])
+    rows = np.array([known.get(key, nothing) for key in keys], dtype=np.int64).reshape(-1, width)
+    objects, pixels, image_pixels = np.split(rows, [num_classes, 2 * num_classes], axis=1)
+    return Statistics(list(dataset.names), objects, pixels, image_pixels[:, 0], problems)
 
 
 def _key(dataset: SegmentationDataset, index: int) -> str:
@@ -86,11 +95,11 @@ def _key(dataset: SegmentationDataset, index: int) -> str:
         return f"unreadable {index}"
 
 
-def _load(store: os.PathLike[str], num_classes: int) -> dict[str, npt.NDArray[np.int64]]:
+def _load(store: os.PathLike[str], width: int) -> dict[str, npt.NDArray[np.int64]]:
     try:
         with np.load(store) as content:
-            rows = content["pixels"]
-            if rows.shape[1:] != (num_classes,):
+            rows = content["counts"]
+            if rows.shape[1:] != (width,):
                 return {}
             return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
     except (OSError, ValueError, KeyError):  # absent or damaged: count again
@@ -122,8 +131,9 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
         return _Finding(None, Problem(str(path), f"its mask cannot be used: {mask}", "Replace the mask.", (name,)))
     if image.shape[1:] != mask.shape:
         return _Finding(None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", tuple(mask.shape)))
-    counts = np.bincount(mask.numpy().reshape(-1), minlength=IGNORE_INDEX + 1)
-    return _Finding(counts[: dataset.classes.num_classes].astype(np.int64))
+    labels = mask.numpy()
+    pixels = np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)[: dataset.classes.num_classes]
+    return _Finding(np.concatenate([dataset.count_objects(index, labels), pixels, [labels.size]]).astype(np.int64))
 
 
 def _attempt(read: Callable[[], Tensor]) -> Tensor | Exception:

@@ -96,6 +96,20 @@ def test_folds_are_read_back_from_a_file(mask_folder: Path, tmp_path: Path) -> N
     assert again.folds == module.folds
 
 
+def test_groups_stay_in_one_fold(mask_folder: Path) -> None:
+    for part in ("images", "masks"):
+        for index in range(10):
+            (mask_folder / part / f"{index:02d}.png").rename(mask_folder / part / f"seq{index % 4}_{index}.png")
+    module = datamodule(mask_folder, group_pattern="^(.*?)_")
+    folds_of = {
+        group: {module.folds[n] for n in module.folds if n.startswith(group)} for group in module.groups.values()
+    }
+    assert [len(folds) for folds in folds_of.values()] == [1, 1, 1, 1]
+    assert "seq2_6.png,seq2," in module.folds_csv()
+    with pytest.raises(DataError, match=r"'x\+' does not match the file name seq0_0.png"):
+        _ = datamodule(mask_folder, group_pattern="x+").groups
+
+
 def test_a_fold_file_of_other_images_stops(mask_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "folds.csv"
     file.write_text(datamodule(mask_folder).folds_csv().replace("04.png", "old.png"))

@@ -1,48 +1,179 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from deeplab_lightning import stratified_folds
 
-PRESENCE = (np.random.default_rng(0).random((103, 4)) < [0.8, 0.3, 0.1, 0.05]).astype(int)
+Array = npt.NDArray[np.float64]
 
 
-def test_presence_is_balanced_by_iterstrat() -> None:
-    folds = stratified_folds(PRESENCE, PRESENCE, 5)
-    per_fold = np.array([PRESENCE[folds == k].sum(axis=0) for k in range(5)])
-    assert (np.ptp(per_fold[:, 1:], axis=0) <= 2).all()
-    assert np.ptp(np.bincount(folds)) <= 4
+def litter(num_images: int = 203, num_classes: int = 9, seed: int = 0) -> tuple[Array, Array]:
+    """Objects and pixels of a long tail: class 0 in most images, the last in a few."""
+    rng = np.random.default_rng(seed)
+    presence = rng.random((num_images, num_classes)) < 0.8 * 0.6 ** np.arange(num_classes)
+    objects = presence * rng.geometric(0.4, (num_images, num_classes))
+    return objects.astype(float), objects * rng.lognormal(6, 1, (num_images, num_classes))
 
 
-def test_random_folds_differ_by_at_most_one_image() -> None:
-    assert sorted(np.bincount(stratified_folds(PRESENCE, PRESENCE, 5, method="random"))) == [
-        20,
-        20,
-        21,
-        21,
-        21,
-    ]
+def deviation(values: Array, folds: npt.NDArray[np.int64], n_folds: int) -> Array:
+    """(n_folds, K) relative deviation from the even share."""
+    sums = np.array([values[folds == k].sum(axis=0) for k in range(n_folds)])
+    share = np.maximum(values.sum(axis=0) / n_folds, 1e-9)  # 0 for a class without objects
+    return np.asarray(np.abs(sums - share * (values.sum(axis=0) > 0)) / share)
 
 
-@pytest.mark.parametrize("method", ["iterstrat", "random"])
-def test_the_seed_decides(method: str) -> None:
-    first, again, other = (stratified_folds(PRESENCE, PRESENCE, 5, seed=s, method=method) for s in (1, 1, 2))  # type: ignore[arg-type]
+OBJECTS, PIXELS = litter()
+
+
+def test_balanced_folds_even_out_objects_and_pixels() -> None:
+    common = (OBJECTS > 0).sum(axis=0) >= 50
+    results = {
+        method: [
+            deviation(values, stratified_folds(OBJECTS, PIXELS, 5, method=method), 5) for values in (OBJECTS, PIXELS)
+        ]
+        for method in ("balanced", "iterstrat", "random")
+    }  # type: ignore[misc]
+    for other in ("iterstrat", "random"):
+        for ours, theirs in zip(results["balanced"], results[other], strict=True):
+            assert ours[:, common].mean() < 0.3 * theirs[:, common].mean()
+    assert results["balanced"][0][:, common].max() < 0.05
+
+
+@pytest.mark.parametrize("n_folds", [2, 5, 7])
+def test_fold_sizes_differ_by_at_most_one(n_folds: int) -> None:
+    for method in ("balanced", "random"):
+        sizes = np.bincount(stratified_folds(OBJECTS, PIXELS, n_folds, method=method), minlength=n_folds)  # type: ignore[arg-type]
+        assert np.ptp(sizes) <= 1
+
+
+def test_folds_ignore_the_order_of_the_images() -> None:
+    shuffle = np.random.default_rng(1).permutation(len(OBJECTS))
+    # Images without any object cannot be told apart, so they may be exchanged for one another.
+    distinct = PIXELS.sum(axis=1) > 0
+    folds = stratified_folds(OBJECTS, PIXELS, 5)
+    shuffled = stratified_folds(OBJECTS[shuffle], PIXELS[shuffle], 5)
+    assert np.array_equal(folds[shuffle][distinct[shuffle]], shuffled[distinct[shuffle]])
+
+
+def test_folds_ignore_the_labels_of_the_classes() -> None:
+    shuffle = np.random.default_rng(1).permutation(OBJECTS.shape[1])
+    folds = stratified_folds(OBJECTS, PIXELS, 5)
+    assert np.array_equal(folds, stratified_folds(OBJECTS[:, shuffle], PIXELS[:, shuffle], 5))
+
+
+def test_sums_are_exact() -> None:
+    from deeplab_lightning.data.folds import FoldWeights, _integer_features
+
+    for n_folds in (2, 5, 10, 20):
+        features = _integer_features(
+            OBJECTS, PIXELS, OBJECTS > 0, np.ones(len(OBJECTS)), n_folds, FoldWeights()
+        ).toarray()
+        assert np.array_equal(features, np.rint(features))
+        total = features.sum(axis=0)
+        # The largest sum that a swap can meet: an image against a fold that holds everything.
+        largest = max(sum(int(a) * int(b) for a, b in zip(row, total, strict=True)) for row in features)
+        assert n_folds * largest < 2**53
+
+
+def test_the_seed_gives_another_partition() -> None:
+    first, again, other = (stratified_folds(OBJECTS, PIXELS, 5, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, other)
+    same = (first[:, None] == first) & (other[:, None] == other)
+    pairs = ((first[:, None] == first).sum() - len(first), same.sum() - len(first))
+    assert pairs[1] / pairs[0] == pytest.approx(1 / 5, abs=0.05)  # independent: a fifth of the pairs stay together
 
 
-def test_one_class_is_enough() -> None:
-    assert set(stratified_folds(PRESENCE[:, 1:2], PRESENCE[:, 1:2], 3)) == {0, 1, 2}
+def test_images_of_rare_classes_lie_in_different_folds() -> None:
+    for seed in range(5):
+        objects, pixels = litter(seed=seed)
+        rare = np.zeros((len(objects), 3))
+        for column, count in enumerate((1, 3, 4)):
+            rare[np.random.default_rng(seed + column).choice(len(objects), count, replace=False), column] = 1
+        objects, pixels = np.hstack([objects, rare]), np.hstack([pixels, rare * 9000])
+        folds = stratified_folds(objects, pixels, 5, seed=seed)
+        for column, count in enumerate((1, 3, 4), start=-3):
+            assert len(set(folds[objects[:, column] > 0])) == count
+
+
+def test_groups_stay_whole_and_every_fold_has_one() -> None:
+    groups = np.random.default_rng(0).integers(0, 23, len(OBJECTS))
+    for method in ("balanced", "group"):
+        folds = stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method)  # type: ignore[arg-type]
+        assert all(len(set(folds[groups == g])) == 1 for g in groups)
+        assert set(folds) == set(range(5))
+    as_many = np.arange(len(OBJECTS)) % 5
+    assert len(set(zip(as_many, stratified_folds(OBJECTS, PIXELS, 5, groups=as_many), strict=True))) == 5
+
+
+def test_grouped_folds_are_more_even_than_group_k_fold() -> None:
+    groups = np.random.default_rng(0).integers(0, 40, len(OBJECTS))
+    ours, theirs = (
+        deviation(OBJECTS, stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method), 5).mean()  # type: ignore[arg-type]
+        for method in ("balanced", "group")
+    )
+    assert ours < 0.8 * theirs
+
+
+def test_few_groups_reach_the_enumerated_optimum() -> None:
+    from itertools import product
+
+    groups = np.random.default_rng(3).integers(0, 6, len(OBJECTS))
+    folds = stratified_folds(OBJECTS, PIXELS, 2, groups=groups)
+
+    def cost(assigned: npt.NDArray[np.int64]) -> float:
+        objects, pixels = deviation(OBJECTS, assigned, 2), deviation(PIXELS, assigned, 2)
+        presence, images = (
+            deviation((OBJECTS > 0).astype(np.float64), assigned, 2),
+            deviation(np.ones((len(assigned), 1)), assigned, 2),
+        )
+        totals = [deviation(np.asarray(v.sum(axis=1, keepdims=True)), assigned, 2) for v in (OBJECTS, PIXELS)]
+        parts = ((objects, 3), (pixels, 1), (presence, 0.1), (images, 10), *((t, 1) for t in totals))
+        return float(sum(weight * (part**2).sum() for part, weight in parts))
+
+    options = [np.array(choice)[groups] for choice in product((0, 1), repeat=6) if 0 < sum(choice) < 6]
+    assert cost(folds) == pytest.approx(min(map(cost, options)), rel=1e-3)
+
+
+def test_one_class_and_empty_images_are_enough() -> None:
+    folds = stratified_folds(OBJECTS[:, -1:], PIXELS[:, -1:], 3)
+    assert sorted(np.bincount(folds)) == [67, 68, 68]
+    assert set(stratified_folds(OBJECTS[:, 1:2], PIXELS[:, 1:2], 3, method="iterstrat")) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
-    ("objects", "n_folds", "message"),
+    ("arguments", "message"),
     [
-        (PRESENCE, 1, "at least 2 and at most the number of images"),
-        (PRESENCE, 104, r"\(103\), got 104"),
-        (-PRESENCE, 5, "objects must be finite and not negative"),
-        (PRESENCE[:, :2], 5, r"must both be \(N, K\)"),
+        ({"n_folds": 1}, "at least 2 and at most the number of images"),
+        ({"n_folds": 204}, r"\(203\), got 204"),
+        ({"objects": -OBJECTS}, "objects must be finite and not negative"),
+        ({"pixels": PIXELS + np.inf}, "pixels must be finite and not negative"),
+        ({"objects": OBJECTS[:, :2]}, r"must both be \(N, K\)"),
+        ({"groups": np.zeros(203)}, "there are 1 groups for 5 folds"),
+        ({"groups": np.zeros(7)}, r"one label per image \(203\), got 7"),
+        ({"method": "group"}, "needs groups, got None"),
+        ({"method": "random", "groups": np.arange(203)}, "'random' takes no groups"),
+        ({"method": "kfold"}, "got 'kfold'"),
     ],
 )
-def test_bad_arguments_say_what_is_wrong(objects: "np.ndarray", n_folds: int, message: str) -> None:  # type: ignore[type-arg]
+def test_bad_arguments_say_what_is_wrong(arguments: dict[str, object], message: str) -> None:
+    full = {"objects": OBJECTS, "pixels": PIXELS, "n_folds": 5, **arguments}
     with pytest.raises(ValueError, match=message):
-        stratified_folds(objects, PRESENCE, n_folds)
+        stratified_folds(**full)  # type: ignore[arg-type]
+
+
+def test_taco_is_balanced_to_within_reach(real_data: "object") -> None:
+    import json
+    from pathlib import Path
+
+    content = json.loads((Path(str(real_data)) / "taco" / "annotations.json").read_text())
+    rows = {image["id"]: row for row, image in enumerate(sorted(content["images"], key=lambda i: i["file_name"]))}
+    objects, pixels = np.zeros((len(rows), 60)), np.zeros((len(rows), 60))
+    for annotation in content["annotations"]:
+        objects[rows[annotation["image_id"]], annotation["category_id"]] += 1
+        pixels[rows[annotation["image_id"]], annotation["category_id"]] += annotation["area"]
+    folds = stratified_folds(objects, pixels, 5)
+    num_images = (objects > 0).sum(axis=0)
+    # The mean over classes with at least 5 images cannot fall below .096 (objects) and .294 (pixels).
+    assert deviation(objects, folds, 5)[:, num_images >= 5].mean() <= 0.099
+    assert deviation(pixels, folds, 5)[:, num_images >= 5].mean() <= 0.34
+    assert deviation(objects, folds, 5)[:, num_images >= 50].max() <= 0.08

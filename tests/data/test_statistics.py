@@ -23,6 +23,20 @@ def test_pixels_are_counted_without_void(dataset: MaskFolderDataset) -> None:
         assert pixels[index].tolist() == [int((mask == k).sum()) for k in range(3)]
 
 
+def test_objects_are_regions_of_at_least_50_pixels(dataset: MaskFolderDataset) -> None:
+    mask = np.zeros((48, 64), dtype=np.uint8)
+    mask[:7, :7] = 1  # 49 pixels
+    mask[10:17, 10:17], mask[17:20, 17:20] = 2, 2  # two squares that touch at a corner: one region
+    mask[30:40, 30:40], mask[30:40, 45:55] = 2, 2
+    mask[45:] = 255
+    assert dataset.count_objects(0, mask).tolist() == [1, 0, 3]
+
+
+def test_areas_are_shares_of_the_picture(dataset: MaskFolderDataset) -> None:
+    statistics = scan(dataset)
+    assert np.allclose(statistics.areas, statistics.pixels / (48 * 64))
+
+
 def test_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan(dataset)
     monkeypatch.setattr(dataset, "read_mask", lambda index: pytest.fail("read again"))

@@ -5,16 +5,20 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from deeplab_lightning.batch import Sample
-from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.data.problems import DataError, OnError, Problem, data_error
+
+MIN_OBJECT_PIXELS = 50  # smaller regions are rests of overlaps and of annotation noise
 
 
 class UnknownMaskValuesError(ValueError):
@@ -64,6 +68,19 @@ class SegmentationDataset(Dataset[Sample], ABC):
     @abstractmethod
     def source(self) -> str:
         """Where the data lie, in one line."""
+
+    def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """(K,) objects of each class in image `index`: the 8-connected regions of at least 50 pixels.
+
+        Args:
+            index: The image.
+            mask: Its (H, W) train ids.
+        """
+        counts = np.zeros(self.classes.num_classes, dtype=np.int64)
+        for train_id in np.unique(mask[mask != IGNORE_INDEX]):
+            regions, _ = ndimage.label(mask == train_id, structure=np.ones((3, 3)))
+            counts[train_id] = np.count_nonzero(np.bincount(regions.reshape(-1))[1:] >= MIN_OBJECT_PIXELS)
+        return counts
 
     def read_image(self, index: int) -> Tensor:
         """Picture `index`: (3, H, W) uint8 RGB."""

@@ -117,6 +117,11 @@ class CocoDataset(SegmentationDataset):
         try_cache(path, lambda file: Image.fromarray(mask).save(file, format="PNG", compress_level=1))
         return to_tensor(mask)
 
+    def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """(K,) annotations of each class in image `index`, crowd regions not counted."""
+        ids = [item.train_id for item in self.objects[index] if not item.is_crowd and item.train_id != IGNORE_INDEX]
+        return np.bincount(np.array(ids, dtype=np.int64), minlength=self.classes.num_classes)
+
     def fingerprint(self, index: int) -> str:
         stat = self.paths[index].stat()
         return content_key(self.paths[index].absolute(), stat.st_size, stat.st_mtime_ns, self._mask_key(index))
@@ -254,7 +259,8 @@ class CocoDataset(SegmentationDataset):
         if empty := sum(not objects for objects in self.objects):
             yield f"{empty} of {len(self)} images have no object: all background."
         if crowds := sum(object_.is_crowd for objects in self.objects for object_ in objects):
-            yield f"{crowds} crowd regions: {'they count nowhere' if self.crowd == 'ignore' else 'painted as their class'}."
+            fate = "they count nowhere" if self.crowd == "ignore" else "painted as their class"
+            yield f"{crowds} crowd regions: {fate}."
 
 
 def _read_json(path: Path) -> dict[str, Any]:

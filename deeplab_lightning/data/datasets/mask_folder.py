@@ -129,7 +129,8 @@ class MaskFolderDataset(SegmentationDataset):
                 yield columns[0].lstrip("/"), image, mask
             elif columns:
                 raise DataError(
-                    f"{list_file}, line {number}: {len(columns)} columns. A line holds an image, or an image and a mask."
+                    f"{list_file}, line {number}: {len(columns)} columns. "
+                    "A line holds an image, or an image and a mask."
                 )
 
     def _with_suffix(self, name: str) -> Path:

@@ -1,0 +1,86 @@
+"""Two processes on the CPU, started as a user's machine starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = """
+import json, sys
+from pathlib import Path
+import lightning as L, torch
+from deeplab_lightning import DeepLabV3, SegmentationDataModule, SegmentationModule
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datasets import MaskFolderDataset
+
+def main(folder, devices, out):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, pretrained=False)
+    table = ClassTable(["sky", "road", "car"], ignore_ids=[11])
+    dataset = MaskFolderDataset(folder, "images", masks="masks", classes=table)
+    data = SegmentationDataModule(dataset, split="official", val_dataset=dataset, batch_size=1, num_workers=0)
+    module = SegmentationModule(net, classes=table)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=int(devices), strategy="ddp" if int(devices) > 1 else "auto", logger=False,
+        enable_progress_bar=False, default_root_dir=folder,
+    )
+    trainer.validate(module, datamodule=data, verbose=False)
+    if trainer.is_global_zero:
+        Path(out).write_text(json.dumps(module.last_matrix.tolist()))
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_count_what_one_counts(mask_folder: Path, tmp_path: Path) -> None:
+    for part in ("images", "masks"):
+        (mask_folder / part / "09.png").unlink()  # nine pictures: not divisible by two
+    script = tmp_path / "validate.py"
+    script.write_text(SCRIPT)
+    matrices = []
+    for devices in ("1", "2"):
+        out = tmp_path / f"{devices}.json"
+        subprocess.run([sys.executable, str(script), str(mask_folder), devices, str(out)], check=True, timeout=300)
+        matrices.append(np.array(json.loads(out.read_text())))
+    void = sum(int((_mask(mask_folder, i) == 11).sum()) for i in range(9))
+    assert matrices[0].sum() == 9 * 48 * 64 - void
+    assert np.array_equal(matrices[0], matrices[1])
+
+
+@pytest.mark.slow
+def test_the_command_line_trains_on_two_processes(mask_folder: Path, tmp_path: Path) -> None:
+    configs = Path(__file__).parents[1] / "configs"
+    options = {
+        "data.dataset": "MaskFolderDataset",
+        "data.dataset.root": str(mask_folder),
+        "data.dataset.images": "images",
+        "data.dataset.masks": "masks",
+        "data.dataset.classes": '{"names": ["sky", "road", "car"], "ignore_ids": [11]}',
+        "data.train_transforms.init_args.crop_size": "32",
+        "data.n_folds": "3",
+        "model.net.backbone": "resnet18",
+        "model.net.pretrained": "false",
+        "trainer.devices": "2",
+        "trainer.strategy": "ddp",
+        "output_dir": str(tmp_path / "runs"),
+        "name": "two",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", value)]
+    overlays = [word for name in ("base.yaml", "trainer/debug.yaml") for word in ("-c", str(configs / name))]
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", *overlays, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["two"]
+    assert json.loads((tmp_path / "runs" / "two" / "result.json").read_text())["epochs"] == 1
+
+
+def _mask(folder: Path, index: int) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
+    from PIL import Image
+
+    return np.asarray(Image.open(folder / "masks" / f"{index:02d}.png"))
