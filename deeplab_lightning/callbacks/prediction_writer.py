@@ -6,10 +6,10 @@ from typing import Any
 
 import lightning as L
 from PIL import Image
-from rich.console import Console
 
 from deeplab_lightning.callbacks.pictures import overlay, palette_image
 from deeplab_lightning.callbacks.run_record import run_folder, unused_path
+from deeplab_lightning.console import table_console
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.module import SegmentationModule
 
@@ -59,7 +59,7 @@ class PredictionWriter(L.Callback):
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            console = Console()
+            console = table_console()
             console.print(f"{len(self._stems)} pictures predicted.")
             console.print(f"masks:    {self.folder / 'masks'}", soft_wrap=True)
             console.print(f"overlays: {self.folder / 'overlays'}", soft_wrap=True)

@@ -14,11 +14,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
 from rich.table import Table
 
 import deeplab_lightning
 from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
+from deeplab_lightning.console import table_console
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.module import SegmentationModule
@@ -232,6 +232,6 @@ def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
     table.add_section()
     table.add_row("mIoU", "absent" if figures["miou"] is None else f"{figures['miou']:.3f}")
     table.add_row("pixel accuracy", f"{figures['pixel_accuracy'] or 0:.3f}")
-    console = Console()
+    console = table_console()
     console.print(table)
     console.print(f"Written to {path}", soft_wrap=True)

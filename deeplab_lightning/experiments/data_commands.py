@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from rich.console import Console
 from rich.table import Table
 
+from deeplab_lightning.console import table_console
 from deeplab_lightning.data.balance import Balance, fold_balance
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -45,7 +46,7 @@ def check(args: list[str]) -> None:
     Raises:
         SystemExit: 1 if there is a problem.
     """
-    console = Console()
+    console = table_console()
     num_problems = 0
     try:
         datamodule = _build(args)
@@ -92,7 +93,7 @@ def split(args: list[str]) -> None:
     write_atomically(path, lambda file: file.write(datamodule.folds_csv().encode()))
     classes = datamodule.classes.names[first:]
     write_atomically(path.with_name("balance.csv"), lambda file: file.write(_balance_csv(own, classes).encode()))
-    console = Console()
+    console = table_console()
     console.print(_class_table(own, classes, f"{datamodule.n_folds} folds of {datamodule.dataset.source}"))
     console.print(_method_table(balances))
     console.print(f"Written to {path}", soft_wrap=True)
