@@ -43,6 +43,11 @@ class WandbSummary(L.Callback):
             for name in ("miou", "pixel_accuracy"):
                 logger.experiment.summary[f"best/{name}"] = result["val"][name]
 
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Else a second training in this process would go on in the first one's run.
+        for logger in self._loggers(trainer):
+            logger.experiment.finish()
+
     def _loggers(self, trainer: L.Trainer) -> list[WandbLogger]:
         is_recorded = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger) and is_recorded]
