@@ -8,7 +8,7 @@ CONFIGS := -c configs/base.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint format type fit validate predict split clean
+.PHONY: help install demo test bench check lint format type fit validate predict split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ demo: install  ## make data, split, train, validate and draw predictions, in min
 
 test: install  ## run all tests
 	$(BIN)/python -m pytest
+
+bench: install  ## measure what the project promises; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_folds.py
 
 check: install  ## format, lint, types and tests: what has to pass before a commit
 	$(BIN)/ruff format --check .

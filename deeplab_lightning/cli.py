@@ -52,7 +52,7 @@ def _runner(command: str) -> Callable[[list[str]], None]:
 
         return check
     if command == "split":
-        from deeplab_lightning.experiments.data_commands import split
+        from deeplab_lightning.experiments.split import split
 
         return split
     from deeplab_lightning.experiments.training import run_training_command

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.cli import COMMANDS, main
+from deeplab_lightning.data.problems import DataError
 from tests.conftest import CLASSES, write_image, write_mask
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
@@ -252,8 +254,56 @@ def test_split_writes_the_folds_that_training_uses(
     assert sum(float(row["images"]) for row in rows if row["class"] == "sky") == 10
     output = capsys.readouterr().out
     assert all(method in output for method in ("balanced", "iterstrat", "random"))
+    document = json.loads((tmp_path / "balance.json").read_text())
+    assert sum(document["sizes"]) == document["num_images"] == 10
+    assert set(document["summary"]) == {"balanced", "iterstrat", "random"}
+    assert sum(document["classes"]["sky"]["objects"]) == 10
+    assert Image.open(tmp_path / "balance.png").width > 500
+    assert (run / "balance.csv").read_text() == (tmp_path / "balance.csv").read_text()
     with pytest.raises(ValueError, match="A split is never replaced"):
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
+
+
+def test_split_keeps_groups_whole(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--data.groups", "PatternGroups", "--data.groups.pattern", r"^\d", "--data.groups.chunk_size", "5"]
+    main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path), *options])
+    with (tmp_path / "folds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["group"] for row in rows} == {f"{index}-0000" for index in range(10)}
+    assert set(json.loads((tmp_path / "balance.json").read_text())["summary"]) == {"balanced", "group"}
+    options[3] = r"\.png$"
+    with pytest.raises(ValueError, match="there are 2 groups for 3 folds"):
+        main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "few"), *options])
+
+
+def test_split_of_annotations_opens_no_picture(coco: Callable[..., Path], tmp_path: Path) -> None:
+    images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 10} for i in range(6)]
+    square = [0, 0, 4, 0, 4, 4, 0, 4]
+    objects = [{"image_id": i, "category_id": 1 + i % 2, "segmentation": [square]} for i in (0, 1, 2, 3, 3)]
+    path = coco(objects, images=images)
+    for picture in path.parent.glob("*.png"):  # the header stays, for the sizes
+        picture.write_bytes(picture.read_bytes()[:45])
+    options = ["--data.dataset", "CocoDataset", "--data.dataset.annotations", str(path), "--data.n_folds", "2"]
+    main(["split", *options, "--data.exact_areas", "false", "--output", str(tmp_path / "folds")])
+    classes = json.loads((tmp_path / "folds" / "balance.json").read_text())["classes"]
+    assert {name: sum(figures["objects"]) for name, figures in classes.items()} == {"can": 2, "bag": 3}
+    assert sum(classes["bag"]["area"]) == pytest.approx(3 * 16 / 80)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        main(["split", *options, "--output", str(tmp_path / "exact")])
+
+
+def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(run, own)
+    checkpoint = str(own / "checkpoints" / "best.ckpt")
+    main(["validate", "--ckpt_path", checkpoint])
+    validated = yaml.safe_load((own / "config_validate.yaml").read_text())
+    assert validated["data"]["fold_file"] == str(own / "folds.csv")
+    main(["validate", "--ckpt_path", checkpoint, "--data.split_seed", "7"])  # another split, asked for
+    assert yaml.safe_load((own / "config_validate-2.yaml").read_text())["data"]["fold_file"] is None
+    (own / "folds.csv").write_text((own / "folds.csv").read_text().replace("4.png", "old.png"))
+    with pytest.raises(DataError, match=r"1 images are not in it \(4.png\); 1 of its images are gone \(old.png\)"):
+        main(["validate", "--ckpt_path", checkpoint])
 
 
 @pytest.mark.parametrize("overlay", sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml")))

@@ -1,6 +1,6 @@
-"""Drawing of masks: colours, overlays, panels, the confusion matrix."""
+"""Drawing of masks: colours, overlays, panels, the confusion matrix, the balance of folds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
+from deeplab_lightning.data.balance import Balance
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
 
 Pixels = npt.NDArray[np.uint8]
@@ -87,6 +88,40 @@ def draw_confusion_matrix(matrix: npt.NDArray[Any], names: Sequence[str], path: 
             axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, size=7)
     figure.colorbar(picture, shrink=0.8)
     figure.savefig(path, dpi=110)
+
+
+def draw_balance(balances: Mapping[str, Balance], classes: Sequence[str], path: Path) -> None:
+    """Write the signed deviations of each class and fold as heat maps: a pair of maps per method.
+
+    Args:
+        balances: Method -> its figures, in the order of drawing.
+        classes: Names of the K foreground classes.
+        path: The PNG file.
+    """
+    from matplotlib.figure import Figure
+
+    n_folds = len(next(iter(balances.values())).sizes)
+    width = 2.0 + 2 * len(balances) * (0.6 + 0.22 * n_folds)
+    figure = Figure(figsize=(width, 1.6 + 0.17 * len(classes)), layout="constrained")
+    panels = figure.subplots(1, 2 * len(balances), sharey=True, squeeze=False)[0]
+    measures = [(f"{method}\n{name}", sums) for method, b in balances.items() for name, sums in _sums(b)]
+    for axes, (title, sums) in zip(panels, measures, strict=True):
+        share = sums.mean(axis=0)
+        deviation = np.divide(sums - share, share, out=np.full_like(sums, np.nan), where=share > 0)  # (n_folds, K)
+        picture = axes.imshow(deviation.T, vmin=-0.5, vmax=0.5, cmap="RdBu_r", aspect="auto", interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+        axes.set_xticks(range(n_folds), range(n_folds), fontsize=7)
+        axes.set_xlabel("fold", fontsize=7)
+        axes.set_facecolor("0.9")  # absent classes
+    panels[0].set_yticks(range(len(classes)), classes, fontsize=7)
+    bar = figure.colorbar(picture, ax=list(panels), shrink=0.8, extend="both", ticks=[-0.5, -0.25, 0, 0.25, 0.5])
+    bar.ax.set_yticklabels(["-50 %", "-25 %", "even", "+25 %", "+50 %"], fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def _sums(balance: Balance) -> tuple[tuple[str, npt.NDArray[Any]], ...]:
+    return ("objects", balance.objects), ("area", balance.pixels)
 
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:

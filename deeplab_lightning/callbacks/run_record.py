@@ -1,4 +1,4 @@
-"""The record of a run: `folds.csv`, `metrics.csv`, `confusion_matrix.csv` and, last, `result.json`."""
+"""The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv` and, last, `result.json`."""
 
 import csv
 import io
@@ -48,6 +48,8 @@ class RunRecord(L.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
             _write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
+            if datamodule.split == "folds":
+                _write_text(run_folder(trainer) / "balance.csv", datamodule.balance().to_csv(datamodule.foreground))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, and not before, a resumed training knows its epoch.

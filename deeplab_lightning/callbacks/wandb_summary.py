@@ -7,17 +7,23 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from deeplab_lightning.callbacks.run_record import run_folder
+from deeplab_lightning.data.datamodule import SegmentationDataModule
 
 
 class WandbSummary(L.Callback):
-    """Best and last `val/miou` in the summary; at the end the per-class IoU table and the confusion matrix.
+    """The balance of the folds, and best and last `val/miou` in the summary.
 
+    At the end the per-class IoU table and the confusion matrix.
     Reads what `RunRecord` wrote, so it must stand after it. Does nothing with other loggers.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for logger in self._loggers(trainer):
             logger.experiment.define_metric("val/miou", summary="max,last")
+            datamodule = getattr(trainer, "datamodule", None)
+            if isinstance(datamodule, SegmentationDataModule) and datamodule.split == "folds":
+                rows = datamodule.balance().rows(datamodule.foreground)
+                logger.log_table("data/fold_balance", columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         loggers, folder = self._loggers(trainer), run_folder(trainer)

@@ -4,9 +4,14 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+Row = npt.NDArray[np.int64]
 
 
 def cache_folder() -> Path:
@@ -45,3 +50,40 @@ def try_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             "Set DEEPLAB_CACHE to a folder with space.",
             stacklevel=2,
         )
+
+
+def cached_rows(
+    store: Path, keys: Sequence[str], width: int, compute: Callable[[list[int]], Iterable[Row | None]]
+) -> dict[str, Row]:
+    """Numbers of each file that are computed once, and again only for files that changed.
+
+    Args:
+        store: The `.npz` file that remembers them; rows of other keys are dropped from it.
+        keys: What each file's row depends on, such as its path, size and time.
+        width: Numbers in a row.
+        compute: Takes indices into `keys` and yields their (width,) int64 rows, or None where there is none.
+
+    Returns:
+        Row by key, without those that were None.
+    """
+    known = _read_rows(store, width)
+    missing = [index for index, key in enumerate(keys) if key not in known]
+    for index, row in zip(missing, compute(missing), strict=True):
+        if row is not None:
+            known[keys[index]] = row
+    if missing:
+        current = [key for key in keys if key in known]
+        rows = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, width)
+        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), rows=rows))
+    return known
+
+
+def _read_rows(store: Path, width: int) -> dict[str, Row]:
+    try:
+        with np.load(store) as content:
+            rows = content["rows"]
+            if rows.shape[1:] != (width,):
+                return {}
+            return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
+    except (OSError, ValueError, KeyError):  # absent or damaged: compute again
+        return {}

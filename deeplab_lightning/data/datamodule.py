@@ -3,13 +3,14 @@
 import csv
 import io
 import random
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
+import numpy as np
+import numpy.typing as npt
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,10 +18,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from deeplab_lightning.batch import Batch, Sample, collate, collate_by_size
+from deeplab_lightning.data.balance import Balance, fold_balance
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
+from deeplab_lightning.data.fold_table import FoldTable
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
+from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.statistics import scan
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
@@ -42,8 +46,10 @@ class SegmentationDataModule(L.LightningDataModule):
         split_seed: Seed of the split, apart from the seed of the training.
         split: `folds` splits `dataset`; `official` trains on `dataset` and validates on `val_dataset`.
         fold_method: How images are assigned to folds, see `stratified_folds`.
-        group_pattern: Regular expression on file names whose first group (or whole match) labels what has to
-            stay in one fold, such as `^(.*?)_` for the video sequences of CamVid; null for no groups.
+        groups: What stays in one fold: `PatternGroups` (of file names), `TableGroups` (a CSV column) or
+            `DuplicateGroups` (pictures that look alike); null for no groups.
+        exact_areas: Whether folds balance the areas of the masks as trained, for which every file is read
+            once; false takes those of the annotations, overlaps counted twice, and opens nothing.
         fold_file: A `folds.csv` of an earlier run to take the folds from, instead of splitting.
         val_dataset: Validation part of an official split.
         test_dataset: What `test` evaluates; the validation part if null.
@@ -72,7 +78,8 @@ class SegmentationDataModule(L.LightningDataModule):
         split_seed: int = 0,
         split: Literal["folds", "official"] = "folds",
         fold_method: FoldMethod = "balanced",
-        group_pattern: str | None = None,
+        groups: Grouping | None = None,
+        exact_areas: bool = True,
         fold_file: str | None = None,
         val_dataset: SegmentationDataset | None = None,
         test_dataset: SegmentationDataset | None = None,
@@ -95,7 +102,8 @@ class SegmentationDataModule(L.LightningDataModule):
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
-        self.group_pattern, self.predict_images = group_pattern, predict_images
+        self.exact_areas = exact_areas
+        self.groups, self.predict_images = groups, predict_images
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.seed = num_workers, seed
         self.train_transforms = train_transforms or TrainTransforms()
@@ -145,56 +153,59 @@ class SegmentationDataModule(L.LightningDataModule):
                 lines = "\n  ".join(map(str, dataset.problems))
                 rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
 
-    @cached_property
+    @property
     def folds(self) -> dict[str, int]:
         """Image key -> validation fold of `dataset`.
 
         Raises:
-            DataError: If `fold_file` is of other images.
+            DataError: If `fold_file` is of other images, or an image has no group.
         """
-        assert self.dataset is not None
-        if self.fold_file is not None:
-            return _read_folds(Path(self.fold_file), self.dataset.names)
-        statistics = scan(self.dataset, is_quiet=True)
-        first = 1 if self.classes.names[0] == "background" else 0
-        assigned = stratified_folds(
-            statistics.objects[:, first:],
-            statistics.areas[:, first:],
-            self.n_folds,
-            groups=[self.groups[name] for name in self.dataset.names] if self.group_pattern else None,
-            seed=self.split_seed,
-            method=self.fold_method,
-        )
-        return dict(zip(self.dataset.names, assigned.tolist(), strict=True))
+        return self.fold_table.folds
 
     @cached_property
-    def groups(self) -> dict[str, str]:
-        """Image key -> group label; empty labels without `group_pattern`.
-
-        Raises:
-            DataError: If the pattern does not match a file name.
-        """
+    def fold_table(self) -> FoldTable:
+        """Folds and groups, from `fold_file` or made now."""
         assert self.dataset is not None
-        if self.group_pattern is None:
-            return dict.fromkeys(self.dataset.names, "")
-        groups = {}
-        for name in self.dataset.names:
-            match = re.search(self.group_pattern, PurePosixPath(name).name)
-            if match is None:
-                raise DataError(f"data.group_pattern {self.group_pattern!r} does not match the file name {name}.")
-            groups[name] = match.group(1) if match.re.groups else match.group(0)
-        return groups
+        names = self.dataset.names
+        if self.fold_file is not None:
+            return FoldTable.read(Path(self.fold_file), names, self.n_folds)
+        labels = None if self.groups is None else self.groups.labels(self.dataset)
+        folds = stratified_folds(
+            *self.measured(), self.n_folds, groups=labels, seed=self.split_seed, method=self.fold_method
+        )
+        return FoldTable(
+            dict(zip(names, folds.tolist(), strict=True)), dict(zip(names, labels or [""] * len(names), strict=True))
+        )
+
+    @property
+    def foreground(self) -> Sequence[str]:
+        """Names of the classes that folds balance: all but `background`."""
+        names = self.classes.names
+        return names[1:] if names[0] == "background" else names
+
+    def measured(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """What folds balance: (N, K) objects, and (N, K) shares of the picture, of the foreground classes."""
+        assert self.dataset is not None
+        first = self.num_classes - len(self.foreground)
+        if self.exact_areas:
+            statistics = scan(self.dataset, is_quiet=True)
+            return statistics.objects[:, first:], statistics.areas[:, first:]
+        objects, areas = zip(*map(self.dataset.annotated, range(len(self.dataset))), strict=True)
+        return np.array(objects)[:, first:], np.array(areas)[:, first:]
+
+    def balance(self) -> Balance:
+        """How even the folds are."""
+        return fold_balance(*self.measured(), list(self.folds.values()), self.n_folds)
 
     def folds_csv(self) -> str:
         """The split as CSV with the columns image, group, fold: what a later run reads back."""
+        if self.split == "folds":
+            return self.fold_table.to_csv()
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["image", "group", "fold"])
-        if self.split == "folds":
-            writer.writerows([image, self.groups[image], fold] for image, fold in self.folds.items())
-        else:
-            for part, dataset in (("train", self.dataset), ("val", self.val_dataset)):
-                writer.writerows([image, "", part] for image in (dataset.names if dataset else ()))
+        for part, dataset in (("train", self.dataset), ("val", self.val_dataset)):
+            writer.writerows([image, "", part] for image in (dataset.names if dataset else ()))
         return text.getvalue()
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -314,19 +325,3 @@ class _EvalView(Dataset[Sample]):
         sample = self.dataset[self.indices[position]]
         image, mask = self.transforms(sample.image, sample.mask)
         return sample._replace(image=image, mask=mask)
-
-
-def _read_folds(path: Path, names: Sequence[str]) -> dict[str, int]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no such fold file: {path.absolute()}")
-    with path.open(newline="") as file:
-        rows = {row["image"]: row["fold"] for row in csv.DictReader(file)}
-    added, gone = sorted(set(names) - set(rows)), sorted(set(rows) - set(names))
-    if added or gone:
-        differences = [f"{len(added)} images are not in it ({', '.join(added[:3])})"] if added else []
-        differences += [f"{len(gone)} of its images are gone ({', '.join(gone[:3])})"] if gone else []
-        raise DataError(f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images.")
-    try:
-        return {name: int(rows[name]) for name in names}
-    except ValueError as error:
-        raise DataError(f"{path}: holds the parts of an official split, not folds. Set split: official.") from error

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
+from scipy.sparse import csr_matrix, hstack, issparse
 
 FoldMethod = Literal["balanced", "iterstrat", "random", "group"]
 Floats = npt.NDArray[np.float64]
@@ -14,8 +14,10 @@ Ints = npt.NDArray[np.int64]
 
 _MOST_BITS = 18  # of a feature as an integer
 _MANTISSA_BITS = 53
-_BLOCK = 1000  # images per fold that are compared at once in a large set
-_LEAST_GAIN = 1e-3  # share of the cost that a round over a large set must still gain
+_SMALL = 1000  # images per fold up to which all are compared with all
+_BLOCK = 700  # images per fold that are compared at once in a large set
+_WORST_CLASSES, _HOLDERS = 4, 100  # classes that differ most, and how many images of each are compared besides
+_LEAST_GAIN = 1e-2  # share of the cost that a round over a large set must still gain
 _RESTARTS, _FEW_GROUPS = 10, 200
 
 
@@ -80,11 +82,15 @@ def stratified_folds(
         the number of threads matters. A class in fewer images (or groups) than folds is in as many
         folds as it has images, as long as its images do not have to avoid each other for other classes.
     """
-    counts, areas = np.asarray(objects, dtype=np.float64), np.asarray(pixels, dtype=np.float64)
-    _check(counts, areas, n_folds)
+    counts, areas = _sparse("objects", objects), _sparse("pixels", pixels)
+    num_images = counts.shape[0]
+    if counts.shape != areas.shape:
+        raise ValueError(f"objects and pixels must both be (N, K), got {counts.shape} and {areas.shape}.")
+    if not 2 <= n_folds <= num_images:
+        raise ValueError(f"n_folds must be at least 2 and at most the number of images ({num_images}), got {n_folds}.")
     labels = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-    if labels is not None and len(labels) != len(counts):
-        raise ValueError(f"groups must hold one label per image ({len(counts)}), got {len(labels)}.")
+    if labels is not None and len(labels) != num_images:
+        raise ValueError(f"groups must hold one label per image ({num_images}), got {len(labels)}.")
     if labels is not None and labels.max() + 1 < n_folds:
         raise ValueError(f"there are {labels.max() + 1} groups for {n_folds} folds; use fewer folds or smaller groups.")
     if method == "balanced":
@@ -96,30 +102,32 @@ def stratified_folds(
     if labels is not None:
         raise ValueError(f"method {method!r} takes no groups; use 'balanced' or 'group'.")
     if method == "random":
-        folds = np.empty(len(counts), dtype=np.int64)
-        folds[np.random.default_rng(seed).permutation(len(counts))] = np.arange(len(counts)) % n_folds
+        folds = np.empty(num_images, dtype=np.int64)
+        folds[np.random.default_rng(seed).permutation(num_images)] = np.arange(num_images) % n_folds
         return folds
     if method == "iterstrat":
-        return _iterative_stratification((counts > 0) | (areas > 0), n_folds, seed)
+        return _iterative_stratification((counts + areas).toarray() > 0, n_folds, seed)
     raise ValueError(f"method must be 'balanced', 'iterstrat', 'random' or 'group', got {method!r}.")
 
 
-def _check(counts: Floats, areas: Floats, n_folds: int) -> None:
-    if counts.ndim != 2 or counts.shape != areas.shape:
-        raise ValueError(f"objects and pixels must both be (N, K), got {counts.shape} and {areas.shape}.")
-    for name, values in (("objects", counts), ("pixels", areas)):
-        if not np.isfinite(values).all() or (values < 0).any():
-            raise ValueError(f"{name} must be finite and not negative.")
-    if not 2 <= n_folds <= len(counts):
-        raise ValueError(f"n_folds must be at least 2 and at most the number of images ({len(counts)}), got {n_folds}.")
+def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
+    """(N, K) as float64, of which most are zero at scale."""
+    matrix = csr_matrix(values if issparse(values) else np.atleast_1d(np.asarray(values)), dtype=np.float64)
+    if np.ndim(values) != 2:
+        raise ValueError(f"{name} must be (N, K), got {np.shape(values)}.")
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        raise ValueError(f"{name} must be finite and not negative.")
+    return matrix
 
 
 def _balanced_folds(
-    counts: Floats, areas: Floats, n_folds: int, labels: Ints | None, seed: int, weights: FoldWeights
+    counts: csr_matrix, areas: csr_matrix, n_folds: int, labels: Ints | None, seed: int, weights: FoldWeights
 ) -> Ints:
-    order = _canonical_order(counts, areas)
+    order = np.argsort(_content_keys(counts, areas), kind="stable")
     counts, areas = counts[order], areas[order]
-    sizes = np.ones(len(counts))
+    sizes = np.ones(len(order))
     if labels is not None:
         # Units are whole groups, numbered by their first image in the canonical order.
         _, first, labels = np.unique(labels[order], return_index=True, return_inverse=True)
@@ -129,7 +137,7 @@ def _balanced_folds(
         counts, areas, sizes = gather @ counts, gather @ areas, gather @ sizes
     rng = np.random.default_rng(seed)
     is_grouped = labels is not None
-    restarts = _RESTARTS if is_grouped and len(counts) <= _FEW_GROUPS else 1
+    restarts = _RESTARTS if is_grouped and len(sizes) <= _FEW_GROUPS else 1
     best: _Partition | None = None
     for attempt in range(restarts):
         partition = _Partition(counts, areas, sizes, n_folds, weights, is_grouped=is_grouped)
@@ -143,11 +151,31 @@ def _balanced_folds(
     return folds
 
 
-def _canonical_order(counts: Floats, areas: Floats) -> Ints:
-    """Sort images by content, so that neither their order nor that of the classes matters."""
-    classes = np.concatenate([np.sort(counts, axis=0), np.sort(areas, axis=0)])
-    columns = np.lexsort(classes)
-    return np.lexsort(np.concatenate([counts[:, columns], areas[:, columns]], axis=1).T)
+def _content_keys(counts: csr_matrix, areas: csr_matrix) -> npt.NDArray[np.uint64]:
+    """A number for each image's content that depends on neither the order of images nor of classes.
+
+    As in colour refinement (Weisfeiler and Leman 1968): a class is told by the values in its images, an
+    image by the values in its classes, and once more each by the other. Sums of hashes modulo 2^64 do not
+    depend on the order of their terms.
+    """
+    entries = [(matrix.tocoo(), salt) for matrix, salt in ((counts, 1), (areas, 2))]
+    images = np.zeros(counts.shape[0], dtype=np.uint64)
+    for _ in range(2):
+        classes = np.zeros(counts.shape[1], dtype=np.uint64)
+        for matrix, salt in entries:
+            np.add.at(classes, matrix.col, _mixed(_mixed(matrix.data.view(np.uint64), salt) ^ images[matrix.row], 3))
+        images = np.zeros(counts.shape[0], dtype=np.uint64)
+        for matrix, salt in entries:
+            np.add.at(images, matrix.row, _mixed(_mixed(matrix.data.view(np.uint64), salt) ^ classes[matrix.col], 4))
+    return images
+
+
+def _mixed(keys: npt.NDArray[np.uint64], salt: int) -> npt.NDArray[np.uint64]:
+    """Hash of 64-bit numbers: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    keys = keys + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
 
 
 class _Partition:
@@ -161,8 +189,8 @@ class _Partition:
 
     def __init__(
         self,
-        counts: Floats,
-        areas: Floats,
+        counts: csr_matrix,
+        areas: csr_matrix,
         sizes: Floats,
         n_folds: int,
         weights: FoldWeights,
@@ -170,19 +198,20 @@ class _Partition:
         is_grouped: bool,
     ) -> None:
         self.n_folds, self.is_grouped = n_folds, is_grouped
-        self.presence = (counts > 0) | (areas > 0)
-        self.counts = counts
+        self.counts, self.presence = counts, (counts + areas).astype(bool)
+        self.holders = self.presence.tocsc()  # the units of each class
         self.features = _integer_features(counts, areas, self.presence, sizes, n_folds, weights)
-        self.squares = np.asarray(self.features.multiply(self.features).sum(axis=1)).reshape(-1)
-        self.folds = np.full(len(counts), -1, dtype=np.int64)
-        total = np.asarray(self.features.sum(axis=0)).reshape(-1)
-        self.deviation = np.tile(-total, (n_folds, 1))
+        self.squares = self.features.multiply(self.features).sum(axis=1).A1
+        self.folds = np.full(len(sizes), -1, dtype=np.int64)
+        self.deviation = np.tile(-self.features.sum(axis=0).A1, (n_folds, 1))
         self.sizes = np.zeros(n_folds, dtype=np.int64)
-        rare = self.presence.sum(axis=0) < n_folds
-        self.rare_of = {
-            int(i): np.flatnonzero(self.presence[i] & rare) for i in np.flatnonzero(self.presence[:, rare].any(1))
-        }
+        self.num_units = np.bincount(self.presence.indices, minlength=counts.shape[1])  # of each class
         self.rare_in = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)
+        self.rare_of: dict[int, Ints] = {}
+        pairs = self.presence.tocoo()
+        for unit in np.unique(pairs.row[self.num_units[pairs.col] < n_folds]).tolist():
+            columns = self.presence[unit].indices
+            self.rare_of[unit] = columns[self.num_units[columns] < n_folds]
 
     def cost(self) -> int:
         """Sum of squared deviations, exact."""
@@ -191,65 +220,80 @@ class _Partition:
     def assign_greedily(self, rng: np.random.Generator, *, is_shuffled: bool) -> None:
         """From the rarest class on, put each unit where it is missed most."""
         order = rng.permutation(len(self.folds)) if is_shuffled else self._rarest_first(rng)
-        indptr, indices, data = self.features.indptr, self.features.indices, self.features.data
+        starts, indices, data = self.features.indptr.tolist(), self.features.indices, self.features.data
         deviation = np.ascontiguousarray(self.deviation.T)  # (d, n_folds): rows are gathered per unit
         full, num_larger = divmod(len(order), self.n_folds)
-        for unit in order:
-            span = slice(indptr[unit], indptr[unit + 1])
-            columns, values = indices[span], data[span]
-            missed = values @ deviation[columns]
-            if not self.is_grouped:
-                larger_taken = np.count_nonzero(self.sizes > full)
-                missed[self.sizes >= full + (larger_taken < num_larger)] = np.inf
-            elif len(order) - int(self.sizes.sum()) <= np.count_nonzero(self.sizes == 0):
+        closed = np.zeros(self.n_folds)  # inf where no unit may go any more
+        num_open = len(order)
+        for unit in order.tolist():
+            columns, values = indices[starts[unit] : starts[unit + 1]], data[starts[unit] : starts[unit + 1]]
+            rows = deviation.take(columns, axis=0)
+            missed = values @ rows + closed
+            if self.is_grouped and num_open <= np.count_nonzero(self.sizes == 0):
                 missed[self.sizes > 0] = np.inf  # the last groups fill the empty folds
-            if (rare := self.rare_of.get(int(unit))) is not None:
+            if (rare := self.rare_of.get(unit)) is not None:
                 taken = self.rare_in[:, rare].any(axis=1)
                 if not (taken | np.isinf(missed)).all():
                     missed[taken] = np.inf
-            fold = int(missed.argmin())
-            deviation[columns, fold] += self.n_folds * values
+                fold = int(missed.argmin())
+                self.rare_in[fold, rare] += 1
+            else:
+                fold = int(missed.argmin())
+            deviation[columns, fold] = rows[:, fold] + self.n_folds * values
             self.folds[unit] = fold
             self.sizes[fold] += 1
-            if rare is not None:
-                self.rare_in[fold, rare] += 1
+            num_open -= 1
+            if not self.is_grouped and self.sizes[fold] >= full:
+                larger_taken = np.count_nonzero(self.sizes > full)
+                closed[self.sizes >= full + (larger_taken < num_larger)] = np.inf
         self.deviation = np.ascontiguousarray(deviation.T)
 
     def exchange(self, rng: np.random.Generator) -> None:
         """Swap units between pairs of folds, and move them where sizes allow, while the cost falls."""
-        is_small = len(self.folds) <= 2 * _BLOCK * self.n_folds
+        is_small = len(self.folds) <= _SMALL * self.n_folds
         cost = self.cost()
         while True:
             gained = 0
             for one, other in combinations(range(self.n_folds), 2):
                 gained += self._move(one, other) + self._move(other, one)
-                gained += self._swap(one, other, None if is_small else rng)
+                gained += self._swap(*self._candidates(one, other, None if is_small else rng))
             cost -= gained
             if gained == 0 or (not is_small and gained < _LEAST_GAIN * cost):
                 return
 
     def _rarest_first(self, rng: np.random.Generator) -> Ints:
-        num_images = self.presence.sum(axis=0)
-        rarity = np.where(self.presence, num_images, len(self.presence) + 1)
-        least = rarity.min(axis=1)
+        pairs, counts = self.presence.tocoo(), self.counts.tocoo()
+        least = np.full(len(self.folds), len(self.folds) + 1)
+        np.minimum.at(least, pairs.row, self.num_units[pairs.col])
         # Among equally rare classes of a unit, the one with most objects: no matter in which column.
-        most = np.where(rarity == least[:, None], self.counts, 0).max(axis=1)
+        most = np.zeros(len(self.folds))
+        is_rarest = self.num_units[counts.col] == least[counts.row]
+        np.maximum.at(most, counts.row[is_rarest], counts.data[is_rarest])
         tie = rng.permutation(len(self.folds))
-        return np.lexsort((tie, -self.counts.sum(axis=1), -most, least))
+        return np.lexsort((tie, -self.counts.sum(axis=1).A1, -most, least))
 
-    def _units(self, fold: int, rng: np.random.Generator | None) -> Ints:
-        units = np.flatnonzero(self.folds == fold)
-        if rng is None or len(units) <= _BLOCK:
-            return units
-        return rng.choice(units, _BLOCK, replace=False)
+    def _candidates(self, one: int, other: int, rng: np.random.Generator | None) -> tuple[Ints, Ints]:
+        """Units of two folds to compare: all, or (with `rng`) some at random, and holders of what differs most."""
+        both = [np.flatnonzero(self.folds == fold) for fold in (one, other)]
+        if rng is None:
+            return both[0], both[1]
+        difference = (self.deviation[other] - self.deviation[one])[: 3 * self.counts.shape[1]]
+        worst = np.argsort(-np.square(difference.reshape(3, -1)).sum(axis=0), kind="stable")[:_WORST_CLASSES]
+        holders = [self.holders.indices[self.holders.indptr[c] : self.holders.indptr[c + 1]] for c in worst]
+        for side, fold in enumerate((one, other)):
+            chosen = [_sample(units[self.folds[units] == fold], _HOLDERS, rng) for units in holders]
+            both[side] = np.unique(np.concatenate([_sample(both[side], _BLOCK, rng), *chosen]))
+        return both[0], both[1]
 
-    def _swap(self, one: int, other: int, rng: np.random.Generator | None) -> int:
+    def _swap(self, units: Ints, others: Ints) -> int:
         """Exchange units of two folds, best partner first; the cost gained.
 
         With x of `one` and y of `other`, the cost changes by 2 n_folds times
         (x - y).E + n_folds |x - y|^2, where E is the difference of the folds' deviations.
         """
-        units, others = self._units(one, rng), self._units(other, rng)
+        if not (len(units) and len(others)):
+            return 0
+        one, other = self.folds[units[0]], self.folds[others[0]]
         x, y = self.features[units].toarray(), self.features[others].toarray()
         difference = self.deviation[other] - self.deviation[one]
         change = (x @ difference + self.n_folds * self.squares[units])[:, None] - 2 * self.n_folds * (x @ y.T)
@@ -280,7 +324,7 @@ class _Partition:
         while self.sizes[source] > 1 and (self.is_grouped or self.sizes[source] > self.sizes[target]):
             units = np.flatnonzero(self.folds == source)
             difference = self.deviation[target] - self.deviation[source]
-            change = self.features[units] @ difference + self.n_folds * self.squares[units]
+            change = (self.features @ difference + self.n_folds * self.squares)[units]
             row = int(change.argmin())
             if change[row] >= 0 or not self._keeps_rare_apart(int(units[row]), source, None, target):
                 return gained
@@ -308,29 +352,34 @@ class _Partition:
         return not (self.rare_in[target, into_target].any() or self.rare_in[source, into_source].any())
 
 
+def _sample(units: Ints, size: int, rng: np.random.Generator) -> Ints:
+    return units if len(units) <= size else rng.choice(units, size, replace=False)
+
+
 def _integer_features(
-    counts: Floats, areas: Floats, presence: npt.NDArray[np.bool_], sizes: Floats, n_folds: int, weights: FoldWeights
+    counts: csr_matrix, areas: csr_matrix, presence: csr_matrix, sizes: Floats, n_folds: int, weights: FoldWeights
 ) -> csr_matrix:
     """Columns whose even share per fold is the root of their weight, as integers.
 
     The number of bits is chosen so that the largest possible sum of an exchange stays below 2^53.
     """
-    groups = (
+    blocks = (
         (counts, weights.objects),
         (areas, weights.pixels),
         (presence.astype(np.float64), weights.presence),
-        (sizes[:, None], weights.images),
-        (counts.sum(axis=1, keepdims=True), weights.totals),
-        (areas.sum(axis=1, keepdims=True), weights.totals),
+        (csr_matrix(sizes[:, None]), weights.images),
+        (csr_matrix(counts.sum(axis=1)), weights.totals),
+        (csr_matrix(areas.sum(axis=1)), weights.totals),
     )
-    total_weight = sum(values.shape[1] * weight for values, weight in groups)
+    total_weight = sum(values.shape[1] * weight for values, weight in blocks)
     bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(n_folds**3 * max(total_weight, 1.0))) // 2))
-    blocks = []
-    for values, weight in groups:
-        share = values.sum(axis=0) / n_folds
+    scaled = []
+    for values, weight in blocks:
+        share = values.sum(axis=0).A1 / n_folds
         scale = np.divide(np.sqrt(weight) * 2.0**bits, share, out=np.zeros_like(share), where=share > 0)
-        blocks.append(np.rint(values * scale))
-    return csr_matrix(np.concatenate(blocks, axis=1))
+        whole = np.rint(values.data * scale[values.indices])
+        scaled.append(csr_matrix((whole, values.indices, values.indptr), values.shape))
+    return hstack(scaled, format="csr")
 
 
 def _group_k_fold(labels: Ints, n_folds: int) -> Ints:

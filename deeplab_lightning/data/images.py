@@ -43,7 +43,9 @@ def image_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as file:
             width, height = file.size
-            orientation = file.getexif().get(_EXIF_ORIENTATION, 1)
+            # Pillow would decode a whole PNG in search of a tag that stands after the pixels.
+            has_tags = file.format != "PNG" or "exif" in file.info
+            orientation = file.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: no such image") from error
     except (OSError, SyntaxError) as error:

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
+from deeplab_lightning.data.cache import Row, cache_folder, cached_rows, content_key
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datasets.base import SegmentationDataset, UnknownMaskValuesError, size_problem
 from deeplab_lightning.data.problems import Problem
 
 _FILES_SHOWN = 3
-_VERSION = 2  # part of the cache key: raise it when the same files give other counts
+_VERSION = 3  # part of the cache key: raise it when the same files give other counts
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class _Finding:
-    counts: npt.NDArray[np.int64] | None  # (2 K + 1,): objects, pixels, pixels of the picture
+    counts: Row | None  # (2 K + 1,): objects, pixels, pixels of the picture
     problem: Problem | None = None
     unknown: UnknownMaskValuesError | None = None
 
@@ -65,23 +65,20 @@ def scan(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
     keys = [_key(dataset, index) for index in range(len(dataset))]
     store = cache_folder() / "scans" / f"{content_key(_VERSION, dataset.source, num_classes)}.npz"
     width = 2 * num_classes + 1
-    known = _load(store, width)
-    missing = [index for index, key in enumerate(keys) if key not in known]
     problems: list[Problem] = []
     unknown: list[tuple[str, UnknownMaskValuesError]] = []
-    for index, finding in zip(missing, _inspect_all(dataset, missing, is_quiet), strict=True):
-        if finding.counts is not None:
-            known[keys[index]] = finding.counts
-        elif finding.unknown is not None:
-            unknown.append((dataset.names[index], finding.unknown))
-        elif finding.problem is not None:
-            problems.append(finding.problem)
+
+    def count(missing: list[int]) -> Iterator[Row | None]:
+        for index, finding in zip(missing, _inspect_all(dataset, missing, is_quiet), strict=True):
+            if finding.unknown is not None:
+                unknown.append((dataset.names[index], finding.unknown))
+            elif finding.problem is not None:
+                problems.append(finding.problem)
+            yield finding.counts
+
+    known = cached_rows(store, keys, width, count)
     if unknown:
         problems.append(_unknown_values_problem(dataset, unknown))
-    if missing:
-        current = [key for key in keys if key in known]
-        kept = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, width)
-        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), counts=kept))
     nothing = np.array([0] * (width - 1) + [1])
     rows = np.array([known.get(key, nothing) for key in keys], dtype=np.int64).reshape(-1, width)
     objects, pixels, image_pixels = np.split(rows, [num_classes, 2 * num_classes], axis=1)
@@ -93,17 +90,6 @@ def _key(dataset: SegmentationDataset, index: int) -> str:
         return dataset.fingerprint(index)
     except OSError:  # the file is gone: inspecting it will say so
         return f"unreadable {index}"
-
-
-def _load(store: os.PathLike[str], width: int) -> dict[str, npt.NDArray[np.int64]]:
-    try:
-        with np.load(store) as content:
-            rows = content["counts"]
-            if rows.shape[1:] != (width,):
-                return {}
-            return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
-    except (OSError, ValueError, KeyError):  # absent or damaged: count again
-        return {}
 
 
 def _inspect_all(dataset: SegmentationDataset, indices: Sequence[int], is_quiet: bool) -> Iterator[_Finding]:

@@ -27,6 +27,7 @@ from deeplab_lightning.module import CLASSES_KEY, SegmentationModule
 
 _RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"  # tells processes that Lightning starts for DDP where to write
 _MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
+_SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
 _CHECKPOINT_DEFAULTS = {
     "monitor": "val/miou",
     "mode": "max",
@@ -118,6 +119,7 @@ class DeepLabCLI(LightningCLI):
             _usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
         folder = self._run_folder(config)
         config.name = folder.name
+        self._keep_folds(config)
         self._config_text = self._parser(self._command).dump(config, skip_none=False)
         config.trainer.default_root_dir = str(folder)
         config.checkpoint.dirpath = str(folder / "checkpoints")
@@ -156,6 +158,22 @@ class DeepLabCLI(LightningCLI):
         self.model.config = yaml.safe_load(self._config_text)
         if self._command == "fit":
             print(f"Run folder: {self.trainer.default_root_dir}", flush=True)
+
+    def _keep_folds(self, config: Namespace) -> None:
+        """Take the folds of the checkpoint's own run, unless the data or the split are others now.
+
+        Else a picture that was added since would move others to other folds, and what was trained on
+        would be validated on.
+        """
+        if config.ckpt_path is None or config.data.dataset is None or config.data.fold_file is not None:
+            return
+        own = Path(config.ckpt_path).absolute().parent.parent
+        if config.data.split != "folds" or not all((own / name).is_file() for name in ("config.yaml", "folds.csv")):
+            return
+        now = yaml.safe_load(self._parser(self._command).dump(config, skip_none=False))["data"]
+        then = (yaml.safe_load((own / "config.yaml").read_text()) or {}).get("data", {})
+        if all(now[key] == then.get(key) for key in _SPLIT_KEYS):
+            config.data.fold_file = str(own / "folds.csv")
 
     def _run_folder(self, config: Namespace) -> Path:
         """Where this run writes. Settles what `ckpt_path: last` means."""

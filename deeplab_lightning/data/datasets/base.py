@@ -82,6 +82,16 @@ class SegmentationDataset(Dataset[Sample], ABC):
             counts[train_id] = np.count_nonzero(np.bincount(regions.reshape(-1))[1:] >= MIN_OBJECT_PIXELS)
         return counts
 
+    def annotated(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """(K,) objects and (K,) shares of the picture by the annotations of image `index` alone.
+
+        Overlaps count twice and no file is opened.
+
+        Raises:
+            DataError: If there is nothing but the mask to tell.
+        """
+        raise DataError(f"{self.source}: has masks but no annotations; set data.exact_areas: true.")
+
     def read_image(self, index: int) -> Tensor:
         """Picture `index`: (3, H, W) uint8 RGB."""
         return read_image(self.paths[index])

@@ -119,8 +119,21 @@ class CocoDataset(SegmentationDataset):
 
     def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """(K,) annotations of each class in image `index`, crowd regions not counted."""
+        return self._count(index)
+
+    def _count(self, index: int) -> npt.NDArray[np.int64]:
         ids = [item.train_id for item in self.objects[index] if not item.is_crowd and item.train_id != IGNORE_INDEX]
         return np.bincount(np.array(ids, dtype=np.int64), minlength=self.classes.num_classes)
+
+    def annotated(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        height, width = self.sizes[index]
+        areas = np.zeros(IGNORE_INDEX + 1)
+        rles = [_to_rle(object_.segmentation, self.sizes[index]) for object_ in self.objects[index]]
+        for object_, rle in zip(self.objects[index], rles, strict=True):
+            areas[_train_id(object_, self.crowd)[0]] += int(rle_tools.area(rle))
+        if self.background == "class":
+            areas[0] += height * width - (int(rle_tools.area(rle_tools.merge(rles))) if rles else 0)
+        return self._count(index), areas[: self.classes.num_classes] / (height * width)
 
     def fingerprint(self, index: int) -> str:
         stat = self.paths[index].stat()
