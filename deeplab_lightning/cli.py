@@ -10,6 +10,9 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation part",
     "test": "evaluate a checkpoint on the test part",
     "predict": "write masks and overlays for pictures without truth",
+    "kfold": "train on every fold, one process each, and pool the results",
+    "grid": "K-fold experiments for every combination of a grid file",
+    "compare": "is B better than A: differences with intervals, a table, a page",
     "split": "assign images to folds without training",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report what is wrong",
@@ -55,6 +58,18 @@ def _runner(command: str) -> Callable[[list[str]], None]:
         from deeplab_lightning.experiments.split import split
 
         return split
+    if command == "grid":
+        from deeplab_lightning.experiments.grid import grid
+
+        return grid
+    if command == "compare":
+        from deeplab_lightning.experiments.compare import compare
+
+        return compare
+    if command == "kfold":
+        from deeplab_lightning.experiments.kfold import kfold
+
+        return kfold
     from deeplab_lightning.experiments.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)

@@ -1,6 +1,7 @@
 """The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv`,
 `image_matrices.npz` and, last, `result.json`."""
 
+import copy
 import csv
 import io
 import json
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import deeplab_lightning
 from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
@@ -26,6 +28,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.image_matrices import ImageMatrices
 from deeplab_lightning.module import SegmentationModule
 
+_COST_SIZE = 512  # pixels
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
@@ -55,10 +58,12 @@ class RunRecord(L.Callback):
             if datamodule.split == "folds":
                 _write_text(run_folder(trainer) / "balance.csv", datamodule.balance().to_csv(datamodule.foreground))
 
+        # Where the last epoch is done already and only the result is missing, these are all rows.
+        self.rows = _read_rows(run_folder(trainer) / "metrics.csv") if trainer.ckpt_path else []
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, and not before, a resumed training knows its epoch.
-        rows = _read_rows(run_folder(trainer) / "metrics.csv")
-        self.rows = [row for row in rows if row["epoch"] < trainer.current_epoch]
+        self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._start, self._has_validated = time.monotonic(), False
@@ -110,6 +115,7 @@ class RunRecord(L.Callback):
             "epochs": trainer.current_epoch,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": next(filter(None, checkpoints), None),
+            "cost": _cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "versions": _versions(),
         }
@@ -225,6 +231,16 @@ def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModul
     names = module.classes.names
     figures["iou"] = {name: _or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
     return figures
+
+
+def _cost(net: torch.nn.Module) -> dict[str, float]:
+    """Millions of parameters, and 10^9 multiply-adds of one picture of 512x512, counted without computing them."""
+    shadow = copy.deepcopy(net).to("meta").eval()
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        shadow(torch.empty(1, 3, _COST_SIZE, _COST_SIZE, device="meta"))
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return {"mega_parameters": round(parameters / 1e6, 3), "giga_macs": round(counter.get_total_flops() / 2e9, 3)}
 
 
 def _or_null(value: float) -> float | None:

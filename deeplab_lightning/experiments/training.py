@@ -51,6 +51,20 @@ def run_training_command(command: str, args: list[str]) -> None:
         DeepLabCLI(command, _with_checkpoint(command, args, Path(scratch)))
 
 
+def resolve_fit_config(args: list[str]) -> dict[str, Any]:
+    """The complete configuration that `deeplab fit` would run with, without running it.
+
+    Args:
+        args: Options of `fit`.
+
+    Raises:
+        SystemExit: 2 for a wrong key or type.
+    """
+    _quiet()
+    with _only_these_arguments():
+        return _Resolver("fit", args).resolved
+
+
 class DeepLabCLI(LightningCLI):
     """LightningCLI with run folders, checkpoints that carry their configuration, and W&B modes.
 
@@ -115,10 +129,7 @@ class DeepLabCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and write it into the arguments of trainer, checkpoints and logger."""
         config = self.config[self._command]
-        if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
-            _usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
-        if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:
-            _usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
+        self._check(config)
         folder = self._run_folder(config)
         config.name = folder.name
         self._keep_folds(config)
@@ -155,6 +166,12 @@ class DeepLabCLI(LightningCLI):
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
         self.trainer_defaults = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
+
+    def _check(self, config: Namespace) -> None:
+        if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
+            _usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+        if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:
+            _usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
 
     def after_instantiate_classes(self) -> None:
         """Let checkpoints carry the configuration."""
@@ -227,6 +244,24 @@ class DeepLabCLI(LightningCLI):
                 entry.init_args.save_dir = str(folder)
                 entry.init_args.name = entry.init_args.get("name") or folder.name
                 entry.init_args.offline = mode == "offline"
+
+
+class _Resolver(DeepLabCLI):
+    """Parses and checks a command line, and stops there."""
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self._command]
+        self._check(config)
+        self.resolved: dict[str, Any] = yaml.safe_load(self._parser(self._command).dump(config, skip_none=False))
+
+    def instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def after_instantiate_classes(self) -> None:
+        """Nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
 
 
 def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:

@@ -1,0 +1,205 @@
+"""Folds -> one result: pooled confusion matrix, mean and spread, from files alone."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+
+from deeplab_lightning.console import table_console
+from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What the folds say together.
+
+    Attributes:
+        name: The experiment's folder.
+        classes: K names.
+        folds: The F folds that are finished.
+        n_folds: Number of folds of the split.
+        images: Every held-out picture, counted by the model that did not train on it.
+        fold_of: Image key -> fold.
+        miou: (F,) of each fold alone.
+        iou: (F, K) likewise; nan where a fold lacks a class.
+    """
+
+    name: str
+    classes: list[str]
+    folds: list[int]
+    n_folds: int
+    images: ImageMatrices
+    fold_of: dict[str, int]
+    miou: Floats
+    iou: Floats
+
+    @property
+    def pooled_iou(self) -> Floats:
+        """(K,) from the confusion matrix summed over the folds."""
+        return iou_of(self.images.total())
+
+    @property
+    def pooled_miou(self) -> float:
+        """Mean over the classes of the pooled IoU: a class that one fold lacks is no problem."""
+        return float(miou_of(self.images.total()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `cv.json` holds; nothing of it depends on time or machine."""
+        matrix = self.images.total()
+        spread = float(self.miou.std(ddof=1)) if len(self.miou) > 1 else math.nan
+        class_means = _over_folds(self.iou, "mean")
+        class_spreads = _over_folds(self.iou, "std")
+        return {
+            "name": self.name,
+            "n_folds": self.n_folds,
+            "folds": self.folds,
+            "num_images": len(self.images.names),
+            "out_of_fold": {
+                "miou": _or_null(self.pooled_miou),
+                "pixel_accuracy": _or_null(float(np.trace(matrix) / max(int(matrix.sum()), 1))),
+                "iou": {c: _or_null(v) for c, v in zip(self.classes, self.pooled_iou, strict=True)},
+            },
+            "mean": {
+                "miou": _or_null(float(self.miou.mean())),
+                "iou": {c: _or_null(v) for c, v in zip(self.classes, class_means, strict=True)},
+            },
+            "std": {
+                "miou": _or_null(spread),
+                "iou": {c: _or_null(v) for c, v in zip(self.classes, class_spreads, strict=True)},
+            },
+            "per_fold": [
+                {
+                    "fold": fold,
+                    "miou": _or_null(self.miou[row]),
+                    "iou": {c: _or_null(v) for c, v in zip(self.classes, self.iou[row], strict=True)},
+                }
+                for row, fold in enumerate(self.folds)
+            ],
+            "confusion_matrix": matrix.tolist(),
+        }
+
+
+def read_cv(folder: Path) -> CrossValidation:
+    """Read the finished folds of an experiment's folder; or a single run, as one fold.
+
+    Raises:
+        FileNotFoundError: If there is no finished fold.
+    """
+    runs = sorted(folder.glob("fold_*/result.json"), key=lambda path: int(path.parent.name.split("_")[1]))
+    if (folder / "result.json").is_file():
+        runs = [folder / "result.json"]
+    runs = [path for path in runs if json.loads(path.read_text())["val"] is not None]
+    if not runs:
+        raise FileNotFoundError(
+            f"no finished run or fold in {folder.absolute()}: there is no result.json with figures."
+        )
+    results = [json.loads(path.read_text()) for path in runs]
+    parts = [ImageMatrices.read(path.parent / "image_matrices.npz") for path in runs]
+    folds = [result["fold"] or 0 for result in results]
+    return CrossValidation(
+        name=folder.name,
+        classes=list(results[0]["val"]["iou"]),
+        folds=folds,
+        n_folds=results[0]["n_folds"] or 1,
+        images=ImageMatrices.joined(parts),
+        fold_of={name: fold for fold, part in zip(folds, parts, strict=True) for name in part.names},
+        miou=np.array([float(miou_of(part.total())) for part in parts]),
+        iou=np.array([iou_of(part.total()) for part in parts]),
+    )
+
+
+def aggregate(folder: Path) -> CrossValidation:
+    """Pool an experiment's finished folds; write `cv.json`, `cv.csv`, `cv.png` and `oof.npz`.
+
+    Raises:
+        FileNotFoundError: If there is no finished fold.
+    """
+    result = read_cv(folder)
+    result.images.write(folder / "oof.npz")
+    _write(folder / "cv.csv", _csv(result))
+    _draw(result, folder / "cv.png")
+    _write(folder / "cv.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    return result
+
+
+def print_cv(result: CrossValidation, folder: Path) -> None:
+    """The table of an experiment."""
+    table = Table(title=f"{result.name}: {len(result.folds)} of {result.n_folds} folds", title_justify="left")
+    columns = ["IoU", "pooled", *(f"fold {fold}" for fold in result.folds), "mean", "std"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "IoU" else "right")
+    means, spreads = _over_folds(result.iou, "mean"), _over_folds(result.iou, "std")
+    for index, name in enumerate(result.classes):
+        values = [result.pooled_iou[index], *result.iou[:, index], means[index], spreads[index]]
+        table.add_row(name, *(_short(value) for value in values))
+    table.add_section()
+    spread = result.miou.std(ddof=1) if len(result.miou) > 1 else math.nan
+    values = [result.pooled_miou, *result.miou, result.miou.mean(), spread]
+    table.add_row("mIoU", *(_short(value) for value in values))
+    console = table_console()
+    console.print(table)
+    console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True)
+
+
+def _over_folds(iou: Floats, figure: str) -> Floats:
+    """(F, K) -> (K,) mean or standard deviation over the folds that have the class; nan without any, or two."""
+    present = ~np.isnan(iou)
+    number = present.sum(axis=0)
+    mean = np.divide(np.where(present, iou, 0).sum(axis=0), number, out=np.full(iou.shape[1], np.nan), where=number > 0)
+    if figure == "mean":
+        return mean
+    squares = np.where(present, (iou - mean) ** 2, 0).sum(axis=0)
+    return np.sqrt(np.divide(squares, number - 1, out=np.full(iou.shape[1], np.nan), where=number > 1))
+
+
+def _csv(result: CrossValidation) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["class", "pooled", *(f"fold_{fold}" for fold in result.folds)])
+    rows: Sequence[tuple[str, Sequence[float]]] = [
+        *((name, [result.pooled_iou[i], *result.iou[:, i]]) for i, name in enumerate(result.classes)),
+        ("mIoU", [result.pooled_miou, *result.miou]),
+    ]
+    for name, values in rows:
+        writer.writerow([name, *("" if math.isnan(value) else f"{value:.6f}" for value in values)])
+    return text.getvalue()
+
+
+def _draw(result: CrossValidation, path: Path) -> None:
+    """Pooled IoU of each class as a bar, the folds as points."""
+    from matplotlib.figure import Figure
+
+    names = [*result.classes, "mIoU"]
+    pooled = [*result.pooled_iou, result.pooled_miou]
+    figure = Figure(figsize=(2.2 + 0.55 * len(names), 3.6), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:blue"] * len(result.classes) + ["tab:orange"]
+    axes.bar(range(len(names)), np.nan_to_num(pooled), color=colors, alpha=0.55)
+    for row in range(len(result.folds)):
+        axes.plot(range(len(names)), [*result.iou[row], result.miou[row]], "k.", markersize=5, alpha=0.7)
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set(ylim=(0, 1), ylabel="IoU", title=f"{result.name}: pooled over {len(result.folds)} folds; points: folds")
+    figure.savefig(path, dpi=120)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def _short(value: float) -> str:
+    return "absent" if math.isnan(value) else f"{value:.3f}"
+
+
+def _or_null(value: float) -> float | None:
+    return round(float(value), 6) if math.isfinite(value) else None

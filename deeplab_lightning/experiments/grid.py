@@ -1,0 +1,128 @@
+"""`deeplab grid`: the product of overlays as K-fold experiments on the same folds."""
+
+import argparse
+import itertools
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.experiments.compare import compare_folders
+from deeplab_lightning.experiments.kfold import (
+    Experiment,
+    add_launcher_options,
+    fold_list,
+    refuse_under_a_launcher,
+    run_experiments,
+)
+from deeplab_lightning.experiments.training import resolve_fit_config
+
+_KEYS = {"name", "output_dir", "options", "n_folds", "folds", "predictions", "axes"}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file.
+
+    Attributes:
+        name: Folder of the experiments, in `output_dir`.
+        output_dir: Folder of that.
+        options: Options of `deeplab fit` that all experiments share.
+        n_folds: Number of folds; the configuration's own if None.
+        folds: Only these; all if None.
+        predictions: Whether out-of-fold predictions are written.
+        axes: Axis -> label -> the options that this choice adds. Labels name the folders.
+    """
+
+    name: str
+    output_dir: str
+    options: str
+    n_folds: int | None
+    folds: list[int] | None
+    predictions: bool
+    axes: dict[str, dict[str, str]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Grid":
+        """Read and check a grid file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            DataError: For unknown keys, or axes that are not label -> options.
+        """
+        if not path.is_file():
+            raise FileNotFoundError(f"no such grid: {path.absolute()}")
+        content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
+        if unknown := sorted(set(content) - _KEYS):
+            raise DataError(f"{path}: unknown keys {unknown}; a grid has {sorted(_KEYS)}.")
+        axes = content.get("axes")
+        if not isinstance(axes, dict) or not all(isinstance(axis, dict) and axis for axis in axes.values()) or not axes:
+            raise DataError(
+                f"{path}: axes must map each axis to its labels, and each label to options of `deeplab fit`."
+            )
+        return cls(
+            name=str(content.get("name") or path.stem),
+            output_dir=str(content.get("output_dir", "runs")),
+            options=str(content.get("options") or ""),
+            n_folds=content.get("n_folds"),
+            folds=content.get("folds"),
+            predictions=bool(content.get("predictions", False)),
+            axes={str(a): {str(k): str(v or "") for k, v in axis.items()} for a, axis in axes.items()},
+        )
+
+    def experiments(self) -> dict[str, list[str]]:
+        """Folder name of each combination -> its options of `deeplab fit`."""
+        combined = {}
+        for choice in itertools.product(*(axis.items() for axis in self.axes.values())):
+            options = [word for text in (self.options, *(text for _, text in choice)) for word in shlex.split(text)]
+            combined["-".join(label for label, _ in choice)] = options
+        return combined
+
+
+def grid(args: list[str]) -> None:
+    """Run the command: prepare every experiment, train all their folds, pool and compare.
+
+    What is finished already is not trained again, so the same command goes on after an interruption.
+
+    Raises:
+        SystemExit: 1 if a fold failed, 130 or 143 after a signal, 2 for a wrong command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="deeplab grid",
+        description="K-fold experiments for every combination of a grid file's axes. Run it again to go on.",
+    )
+    parser.add_argument("-c", "--config", required=True, help="the grid file, such as configs/grids/backbones.yaml")
+    parser.add_argument("--list", action="store_true", help="only list the experiments and their options")
+    add_launcher_options(parser)
+    given, more = parser.parse_known_args(args)
+    grid_file = Grid.read(Path(given.config))
+    chosen = {name: [*options, *more] for name, options in grid_file.experiments().items()}
+    if given.list:
+        for name, options in chosen.items():
+            print(f"{name}: {shlex.join(options)}")
+        return
+    refuse_under_a_launcher()
+    folder = Path(grid_file.output_dir) / grid_file.name
+    experiments = []
+    for name, options in chosen.items():  # all are checked before the first is trained
+        config = resolve_fit_config(options)
+        if grid_file.n_folds is not None:
+            config["data"]["n_folds"] = grid_file.n_folds
+        folds = fold_list(grid_file.folds, config["data"]["n_folds"])
+        experiments.append(Experiment.prepare(folder / name, config, folds))
+    try:
+        run_experiments(
+            experiments,
+            at_once=given.jobs,
+            devices=given.devices.split(",") if given.devices else [],
+            has_predictions=grid_file.predictions,
+            is_in_process=given.in_process,
+        )
+    finally:
+        finished = [e.folder for e in experiments if any(e.is_finished(fold) for fold in e.folds)]
+        if len(finished) > 1 and not isinstance(sys.exception(), KeyboardInterrupt):
+            compare_folders(finished, csv_path=folder / "compare.csv", html_path=folder / "report.html")

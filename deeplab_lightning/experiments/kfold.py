@@ -1,0 +1,322 @@
+"""`deeplab kfold`: the same training on every fold, one process each, and what they say together."""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deeplab_lightning.callbacks.run_record import unused_path
+from deeplab_lightning.console import table_console
+from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.experiments.aggregate import aggregate, print_cv
+from deeplab_lightning.experiments.data_config import build_datamodule
+from deeplab_lightning.experiments.job_table import JobTable
+from deeplab_lightning.experiments.jobs import Interrupted, Job, LocalLauncher, run_jobs
+from deeplab_lightning.experiments.training import resolve_fit_config, run_training_command
+
+_MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "enable_progress_bar")
+
+
+def kfold(args: list[str]) -> None:
+    """Run the command.
+
+    Raises:
+        SystemExit: 1 if a fold failed, 130 or 143 after SIGINT or SIGTERM, 2 for a wrong command line.
+    """
+    given, rest = _parser().parse_known_args(args)
+    if given.aggregate:
+        print_cv(aggregate(Path(given.aggregate)), Path(given.aggregate))
+        return
+    refuse_under_a_launcher()
+    config = resolve_fit_config(rest)
+    if given.n_folds is not None:
+        config["data"]["n_folds"] = given.n_folds
+    folder = _folder(given.name or config["name"], config, is_resumed=given.resume)
+    chosen = None if given.folds is None else _numbers(given.folds)
+    experiment = Experiment.prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]))
+    run_experiments(
+        [experiment],
+        at_once=given.jobs,
+        devices=given.devices.split(",") if given.devices else [],
+        has_predictions=given.predictions,
+        is_in_process=given.in_process,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deeplab kfold",
+        description="Train on every fold, each in a process of its own, and pool what they validated. "
+        "All other options are those of `deeplab fit`.",
+    )
+    parser.add_argument("--n_folds", type=int, help="number of folds (data.n_folds)")
+    parser.add_argument("--folds", help="only these folds, such as 0,2")
+    parser.add_argument("--name", help="name of the experiment's folder; made from model and time if not given")
+    parser.add_argument("--resume", action="store_true", help="go on with the experiment of this --name")
+    parser.add_argument("--predictions", action="store_true", help="also write the out-of-fold predictions")
+    parser.add_argument("--aggregate", metavar="FOLDER", help="only pool the folds of an experiment's folder")
+    add_launcher_options(parser)
+    return parser
+
+
+def add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """How many processes run at once, and where."""
+    parser.add_argument("--jobs", type=int, default=1, help="folds that train at once (1)")
+    parser.add_argument("--devices", help="GPU indices to deal out to them, such as 0,1,2,3")
+    parser.add_argument("--in_process", action="store_true", help="one after the other in this process, to debug")
+
+
+def refuse_under_a_launcher() -> None:
+    """Stop where every process of a launcher would start all folds."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise RuntimeError(
+            "deeplab kfold starts one process per fold itself; run it without torchrun or srun, and set "
+            "trainer.devices for the processes of each fold."
+        )
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One configuration on several folds.
+
+    Attributes:
+        folder: Its folder, with `config.yaml`, `folds.csv` and a run folder per fold.
+        config: The resolved configuration of `fit`.
+        folds: The folds to train.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    folds: Sequence[int]
+
+    @classmethod
+    def prepare(cls, folder: Path, config: dict[str, Any], folds: Sequence[int]) -> "Experiment":
+        """Check data and configuration, and write what all folds share, before anything is trained.
+
+        Raises:
+            DataError: For bad data, an official split, or a folder of an experiment with other settings.
+        """
+        data = config["data"]
+        if data["split"] != "folds" or data["dataset"] is None:
+            raise DataError("deeplab kfold needs data.dataset and data.split: folds; an official split has no folds.")
+        config = {**copy.deepcopy(config), "name": folder.name, "ckpt_path": None}
+        config["data"]["fold"] = 0
+        if (folder / "config.yaml").is_file():
+            _check_same(yaml.safe_load((folder / "config.yaml").read_text()), config, folder)
+        if (folder / "folds.csv").is_file():
+            config["data"]["fold_file"] = str(folder / "folds.csv")
+        datamodule = _datamodule(config)
+        write_atomically(folder / "folds.csv", lambda file: file.write(datamodule.folds_csv().encode()))
+        balance = datamodule.balance().to_csv(datamodule.foreground)
+        write_atomically(folder / "balance.csv", lambda file: file.write(balance.encode()))
+        config["data"]["fold_file"] = str(folder / "folds.csv")
+        _write_yaml(folder / "config.yaml", config)
+        experiment = cls(folder, config, folds)
+        assert datamodule.dataset is not None
+        paths = dict(zip(datamodule.dataset.names, datamodule.dataset.paths, strict=True))
+        for fold in folds:
+            _write_yaml(experiment.fold_folder(fold) / "job.yaml", experiment.fold_config(fold))
+            held_out = [str(paths[name].absolute()) for name, f in datamodule.folds.items() if f == fold]
+            text = "\n".join([*held_out, ""])
+            write_atomically(experiment.fold_folder(fold) / "val_images.txt", lambda file: file.write(text.encode()))  # noqa: B023
+        return experiment
+
+    def fold_folder(self, fold: int) -> Path:
+        """Run folder of a fold."""
+        return self.folder / f"fold_{fold}"
+
+    def fold_config(self, fold: int) -> dict[str, Any]:
+        """What `deeplab fit -c` trains for a fold."""
+        config = copy.deepcopy(self.config)
+        config |= {"name": f"fold_{fold}", "output_dir": str(self.folder), "ckpt_path": "last"}
+        config["data"] |= {"fold": fold, "fold_file": str(self.folder / "folds.csv")}
+        loggers = config["trainer"]["logger"]
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if isinstance(logger, dict) and str(logger.get("class_path", "")).endswith("WandbLogger"):
+                net = config["model"]["net"]
+                tags = [
+                    config["data"]["dataset"]["class_path"].rsplit(".", 1)[-1],
+                    net["class_path"].rsplit(".", 1)[-1],
+                    str(net.get("init_args", {}).get("backbone", "")),
+                ]
+                logger["init_args"] |= {
+                    "group": self.folder.name,
+                    "name": f"{self.folder.name}/fold{fold}",
+                    "job_type": "fold",
+                    "tags": [tag for tag in tags if tag],
+                }
+        return config
+
+    def is_finished(self, fold: int) -> bool:
+        """Whether the fold's result is there, which is written last."""
+        path = self.fold_folder(fold) / "result.json"
+        if not path.is_file():
+            return False
+        result = json.loads(path.read_text())
+        return bool(result["fold"] == fold and result["n_folds"] == self.config["data"]["n_folds"])
+
+    def job(self, fold: int, *, has_predictions: bool) -> Job:
+        """The commands that are still to do for a fold; none if it is finished."""
+        folder = self.fold_folder(fold)
+        commands = [] if self.is_finished(fold) else [["fit", "-c", str(folder / "job.yaml")]]
+        is_predicted = (folder / "val_predictions").is_dir()
+        if has_predictions and not is_predicted:
+            output = folder / "val_predictions"
+            options = {
+                "--ckpt_path": folder / "checkpoints" / "best.ckpt",
+                "--images": folder / "val_images.txt",
+                "--output": output,
+            }
+            commands.append(["predict", *(str(word) for option in options.items() for word in option)])
+        return Job(f"{self.folder.name}/fold_{fold}", commands, folder, lambda: self.is_finished(fold))
+
+
+def run_experiments(
+    experiments: Sequence[Experiment],
+    *,
+    at_once: int = 1,
+    devices: Sequence[str] = (),
+    has_predictions: bool = False,
+    is_in_process: bool = False,
+) -> None:
+    """Train what is not finished yet, and aggregate.
+
+    Args:
+        experiments: Prepared ones.
+        at_once: Folds that train at once.
+        devices: GPU indices to deal out.
+        has_predictions: Also write the out-of-fold predictions.
+        is_in_process: Train in this process instead of one per fold.
+
+    Raises:
+        SystemExit: 1 if a fold failed, 130 or 143 after a signal.
+    """
+    if at_once < 1:
+        raise ValueError(f"--jobs must be at least 1, got {at_once}.")
+    everything = [e.job(fold, has_predictions=has_predictions) for e in experiments for fold in e.folds]
+    jobs = [job for job in everything if job.commands]
+    console = table_console()
+    if len(jobs) < len(everything):
+        console.print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
+    failed = []
+    if is_in_process:
+        for job in jobs:
+            for command in job.commands:
+                run_training_command(command[0], list(command[1:]))
+    else:
+        with JobTable(console) as table:
+            try:
+                states = run_jobs(jobs, LocalLauncher(at_once, devices), at_once=at_once, on_change=table.show)
+            except Interrupted as stop:
+                table.close()
+                console.print(f"{stop}: nothing is left running. Go on with --resume and the same --name.")
+                sys.exit(128 + stop.number)
+        failed = [state.job for state in states if state.state == "failed"]
+    for experiment in experiments:
+        if any(experiment.is_finished(fold) for fold in experiment.folds):
+            print_cv(aggregate(experiment.folder), experiment.folder)
+    for job in failed:
+        lines = [line for line in (job.folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
+        console.print(f"failed: {job.name}: {lines[-1] if lines else 'it printed nothing'}", markup=False)
+        console.print(f"        {job.folder / 'log.txt'}", soft_wrap=True)
+    if failed:
+        sys.exit(1)
+
+
+def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> Path:
+    output = Path(config["output_dir"])
+    if is_resumed:
+        if name is None:
+            raise DataError("--resume needs the --name of the experiment to go on with.")
+        if not (output / name / "config.yaml").is_file():
+            raise FileNotFoundError(f"no experiment to resume: {(output / name).absolute()}")
+        return output / name
+    if name is None:
+        net = config["model"]["net"]
+        backbone = str(net.get("init_args", {}).get("backbone", ""))
+        model = net["class_path"].rsplit(".", 1)[-1].lower()
+        name = "-".join(part for part in ("cv", model, backbone, f"{datetime.now():%Y%m%d-%H%M%S}") if part)
+    return unused_path(output / name)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ValueError(f"--folds must be numbers such as 0,2, got {text!r}.") from error
+
+
+def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
+    """The chosen folds in order, or all of them.
+
+    Raises:
+        ValueError: For a fold outside [0, n_folds).
+    """
+    if chosen is None:
+        return list(range(n_folds))
+    if not all(0 <= fold < n_folds for fold in chosen):
+        raise ValueError(f"folds must be in [0, {n_folds}), got {list(chosen)}.")
+    return sorted(set(chosen))
+
+
+def _datamodule(config: dict[str, Any]) -> SegmentationDataModule:
+    """The data, checked."""
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
+        path = Path(scratch) / "config.yaml"
+        path.write_text(yaml.safe_dump({"data": config["data"]}))
+        datamodule = build_datamodule(["-c", str(path)], "deeplab kfold", has_all_files=True)
+    datamodule.prepare_data()
+    datamodule.setup("fit")
+    return datamodule
+
+
+def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    """An experiment goes on with the settings that it began with, on whatever machine."""
+    differing = []
+    flat_then, flat_now = _flat(_of_training(then)), _flat(_of_training(now))
+    for key in sorted(flat_then.keys() | flat_now.keys()):
+        if flat_then.get(key) != flat_now.get(key):
+            differing.append(f"{key}: {flat_then.get(key)!r} then, {flat_now.get(key)!r} now")
+    if differing:
+        raise DataError(
+            f"{folder} was begun with other settings: {'; '.join(differing[:5])}. "
+            "Resume with the same ones, or choose another --name."
+        )
+
+
+def _of_training(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a result depends on."""
+    config = copy.deepcopy(config)
+    for key in ("wandb", "output_dir", "name", "ckpt_path"):
+        config.pop(key, None)
+    for key in (*_MACHINE_KEYS, "logger"):
+        config["trainer"].pop(key, None)
+    for key in ("fold", "fold_file", "num_workers"):
+        config["data"].pop(key, None)
+    return config
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        path: leaf
+        for key, inner in value.items()
+        for path, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def _write_yaml(path: Path, content: dict[str, Any]) -> None:
+    text = yaml.safe_dump(content, sort_keys=False)
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,130 @@
+import numpy as np
+import pytest
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from deeplab_lightning.experiments.significance import (
+    bootstrap_difference,
+    bootstrap_iou,
+    corrected_resampled_t,
+    holm,
+)
+from deeplab_lightning.image_matrices import ImageMatrices
+
+
+def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) -> ImageMatrices:
+    """Pictures of 1000 pixels, each right with the chance `skill` plus the picture's own luck."""
+    difficulty = np.random.default_rng(99).normal(0, 0.08, num_images)  # of the picture, for all models
+    rng = np.random.default_rng(seed)
+    matrices = []
+    for index in range(num_images):
+        right = np.clip(skill + difficulty[index] + rng.normal(0, 0.03), 0, 1)
+        truth = rng.multinomial(1000, [0.6, 0.3, 0.1][:num_classes])
+        wrong = (1 - right) / (num_classes - 1)
+        rows = [rng.multinomial(n, np.where(np.arange(num_classes) == c, right, wrong)) for c, n in enumerate(truth)]
+        matrices.append((f"{index:03d}.png", np.array(rows)))
+    return ImageMatrices.of(matrices)
+
+
+def test_without_overlap_the_corrected_t_is_students() -> None:
+    values = np.array([0.02, 0.05, -0.01, 0.04, 0.03])
+    ours = corrected_resampled_t(values.tolist(), test_share=1e-12)
+    theirs = stats.ttest_1samp(values, 0)
+    assert ours.p == pytest.approx(theirs.pvalue)
+    interval = theirs.confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_the_correction_widens_by_the_overlap() -> None:
+    values = [0.02, 0.05, -0.01, 0.04, 0.03]
+    plain, corrected = (corrected_resampled_t(values, test_share=share) for share in (1e-12, 1 / 5))
+    # 1/5 + (1/5)/(4/5) = 9/20 instead of 1/5
+    assert (corrected.high - corrected.mean) / (plain.high - plain.mean) == pytest.approx((9 / 4) ** 0.5)
+
+
+def test_too_few_or_equal_folds_say_so() -> None:
+    assert np.isnan(corrected_resampled_t([0.1], test_share=0.5).low)
+    assert corrected_resampled_t([0.0, 0.0], test_share=0.5).p == 1
+    assert corrected_resampled_t([0.1, 0.1], test_share=0.5).p == 0
+
+
+@pytest.mark.parametrize("n_folds", [3, 5, 10])
+def test_the_corrected_t_fires_in_one_of_twenty_when_there_is_no_difference(n_folds: int) -> None:
+    rng = np.random.default_rng(n_folds)
+    correlation = 1 / n_folds  # of the folds' differences, as the correction assumes
+    shared = rng.normal(size=(2000, 1)) * correlation**0.5
+    values = shared + rng.normal(size=(2000, n_folds)) * (1 - correlation) ** 0.5
+    fired = [corrected_resampled_t(row, test_share=1 / n_folds).p < 0.05 for row in values.tolist()]
+    assert 0.03 <= np.mean(fired) <= 0.07
+    plain = [corrected_resampled_t(row, test_share=1e-12).p < 0.05 for row in values.tolist()]
+    assert np.mean(plain) > 0.085  # what it corrects
+
+
+def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> None:
+    rng = np.random.default_rng(0)
+    fired = []
+    for seed in range(2000):
+        # Two models of the same skill: 60 pictures, one class right in a share of the pixels.
+        difficulty = rng.normal(0.7, 0.1, 60)
+        shares = np.clip(difficulty + rng.normal(0, 0.05, (2, 60)), 0.05, 0.95)
+        sets = [
+            ImageMatrices.of(
+                (f"{i:02d}", [[round(500 * s), 500 - round(500 * s)], [0, 500]]) for i, s in enumerate(row)
+            )
+            for row in shares
+        ]
+        iou = bootstrap_iou(sets, num_resamples=200, seed=seed).mean(axis=-1)
+        totals = [s.total() for s in sets]
+        observed = _miou(totals[1]) - _miou(totals[0])
+        difference = bootstrap_difference(iou[0], iou[1], observed)
+        fired.append(difference.low > 0 or difference.high < 0)
+    assert 0.03 <= np.mean(fired) <= 0.07
+
+
+def _miou(matrix: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> float:
+    hits = np.diag(matrix)
+    return float((hits / (matrix.sum(0) + matrix.sum(1) - hits)).mean())
+
+
+def test_the_bootstrap_finds_a_difference_and_covers_the_observed() -> None:
+    a, b = images(1, 0.7), images(2, 0.75)
+    iou = bootstrap_iou([a, b], num_resamples=500)
+    assert iou.shape == (2, 500, 3)
+    observed = _miou(b.total()) - _miou(a.total())
+    difference = bootstrap_difference(iou[0].mean(-1), iou[1].mean(-1), observed)
+    assert 0 < difference.low < observed < difference.high
+    assert difference.p < 0.01
+    again = bootstrap_iou([a, b], num_resamples=500)
+    assert np.array_equal(iou, again)
+
+
+def test_resamples_pool_like_a_loop_over_pictures() -> None:
+    a = images(1, 0.7, num_images=6)
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(6, np.full(6, 1 / 6), size=3)
+    dense = np.asarray(a.counts.todense()).reshape(6, 3, 3)
+    expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]  # type: ignore[arg-type]
+    assert bootstrap_iou([a], num_resamples=3).mean(-1)[0] == pytest.approx(expected)
+
+
+def test_groups_are_drawn_together() -> None:
+    a = images(1, 0.7, num_images=40)
+    apart, together = (
+        bootstrap_iou([a], groups=groups, num_resamples=800)[0].mean(-1).std()
+        for groups in (None, [f"{i // 10}" for i in range(40)])
+    )
+    one_group = bootstrap_iou([a], groups=["x"] * 40, num_resamples=20)[0].mean(-1)
+    assert np.ptp(one_group) == 0
+    assert together != apart
+
+
+def test_other_pictures_stop() -> None:
+    with pytest.raises(ValueError, match="hold other pictures"):
+        bootstrap_iou([images(1, 0.7), images(1, 0.7, num_images=39)])
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    p = [0.01, 0.04, 0.03, 0.2, 0.005]
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([float("nan"), 0.02, 0.03]) == pytest.approx([float("nan"), 0.04, 0.04], nan_ok=True)
+    assert holm([]).tolist() == []
