@@ -8,7 +8,7 @@ CONFIGS := -c configs/base.yaml
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check lint format type fit validate predict split clean
+.PHONY: help install demo test bench check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,18 @@ validate: install  ## evaluate: make validate ARGS="--ckpt_path runs/NAME/checkp
 
 predict: install  ## draw: make predict ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt --images FOLDER"
 	$(BIN)/deeplab predict $(ARGS)
+
+kfold: install  ## train every fold: make kfold ARGS="-c configs/data/camvid.yaml --name camvid_cv"
+	$(BIN)/deeplab kfold $(CONFIGS) $(ARGS)
+
+grid: install  ## compare backbones fold by fold: make grid ARGS="-c configs/grids/demo.yaml"
+	$(BIN)/deeplab grid $(or $(ARGS),-c configs/grids/demo.yaml)
+
+compare: install  ## is B better than A: make compare ARGS="runs/A runs/B --html report.html"
+	$(BIN)/deeplab compare $(ARGS)
+
+wandb-sync: install  ## upload the offline W&B runs of all runs
+	find runs -type d -path '*/wandb/offline-run-*' -prune -exec $(BIN)/wandb sync {} +
 
 split: install  ## write the folds without training: make split ARGS="-c configs/data/coco.yaml --output FOLDER"
 	$(BIN)/deeplab split $(CONFIGS) $(ARGS)

@@ -194,9 +194,10 @@ def run_jobs(
 
 
 def _start(state: JobState, launcher: Launcher, slot: int) -> None:
-    state.started, state._slot, state.state = time.monotonic(), slot, "running"
+    state.started, state._slot = time.monotonic(), slot
     state._commands = deque(state.job.commands)
     state._process = launcher.start(state.job, state._commands.popleft(), slot)
+    state.state = "running"
 
 
 def _advance(state: JobState, launcher: Launcher) -> bool:

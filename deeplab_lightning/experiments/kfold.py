@@ -24,6 +24,7 @@ from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, LocalLauncher, run_jobs
 from deeplab_lightning.experiments.training import resolve_fit_config, run_training_command
+from deeplab_lightning.experiments.wandb_cv import log_cv
 
 _MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "enable_progress_bar")
 
@@ -225,7 +226,11 @@ def run_experiments(
         failed = [state.job for state in states if state.state == "failed"]
     for experiment in experiments:
         if any(experiment.is_finished(fold) for fold in experiment.folds):
-            print_cv(aggregate(experiment.folder), experiment.folder)
+            result = aggregate(experiment.folder)
+            print_cv(result, experiment.folder)
+            is_new = any(job.folder.parent == experiment.folder for job in jobs)
+            if is_new and all(experiment.is_finished(fold) for fold in experiment.folds):
+                log_cv(result, experiment.folder, experiment.config)
     for job in failed:
         lines = [line for line in (job.folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
         console.print(f"failed: {job.name}: {lines[-1] if lines else 'it printed nothing'}", markup=False)

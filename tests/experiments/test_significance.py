@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.sparse import csr_matrix
 from statsmodels.stats.multitest import multipletests
 
 from deeplab_lightning.experiments.significance import (
@@ -62,17 +63,13 @@ def test_the_corrected_t_fires_in_one_of_twenty_when_there_is_no_difference(n_fo
 
 def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> None:
     rng = np.random.default_rng(0)
-    fired = []
+    names, fired = [f"{index:02d}" for index in range(60)], []
     for seed in range(2000):
         # Two models of the same skill: 60 pictures, one class right in a share of the pixels.
         difficulty = rng.normal(0.7, 0.1, 60)
         shares = np.clip(difficulty + rng.normal(0, 0.05, (2, 60)), 0.05, 0.95)
-        sets = [
-            ImageMatrices.of(
-                (f"{i:02d}", [[round(500 * s), 500 - round(500 * s)], [0, 500]]) for i, s in enumerate(row)
-            )
-            for row in shares
-        ]
+        right = np.rint(500 * shares).astype(int)
+        sets = [ImageMatrices(names, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
         iou = bootstrap_iou(sets, num_resamples=200, seed=seed).mean(axis=-1)
         totals = [s.total() for s in sets]
         observed = _miou(totals[1]) - _miou(totals[0])
