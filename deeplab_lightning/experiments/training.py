@@ -249,6 +249,9 @@ class DeepLabCLI(LightningCLI):
 class _Resolver(DeepLabCLI):
     """Parses and checks a command line, and stops there."""
 
+    def _set_seed(self) -> None:
+        """Nothing."""
+
     def before_instantiate_classes(self) -> None:
         config = self.config[self._command]
         self._check(config)
