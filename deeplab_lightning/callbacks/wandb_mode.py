@@ -12,6 +12,7 @@ from deeplab_lightning.models.pretrained import can_connect
 
 WandbMode = Literal["offline", "online", "disabled"]
 _SECONDS = 2.0
+_FINISH_SECONDS = "300"
 
 
 def choose_mode(wanted: WandbMode) -> WandbMode:
@@ -32,6 +33,8 @@ def choose_mode(wanted: WandbMode) -> WandbMode:
     if not can_connect(url.hostname or "", port, seconds=_SECONDS):
         rank_zero_info(f"W&B: {base_url} does not answer within {_SECONDS:g} s; logging offline.")
         return "offline"
+    # A server that is gone at the end would keep the process for hours; `wandb sync` uploads what is left.
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
     return "online"
 
 
