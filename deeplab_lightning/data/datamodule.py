@@ -16,6 +16,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision import tv_tensors
 
 from deeplab_lightning.batch import Batch, Sample, collate, collate_by_size
 from deeplab_lightning.data.balance import Balance, fold_balance
@@ -25,6 +26,7 @@ from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationData
 from deeplab_lightning.data.fold_table import FoldTable
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.groups import Grouping
+from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.statistics import scan
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
@@ -301,15 +303,19 @@ class _TrainView(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        sample = self.dataset[self.indices[position]]
-        seed = int(content_key(self.seed, epoch, sample.name)[:15], 16)
+        index = self.indices[position]
+        name, picture, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
+        # Ours decide what is decoded; those of other libraries take pixels.
+        is_own = isinstance(self.transforms, TrainTransforms)
+        image: Any = picture if is_own else tv_tensors.Image(planar(picture.pixels()))
+        seed = int(content_key(self.seed, epoch, name)[:15], 16)
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             random.seed(seed)  # for transforms of other libraries
-            image, mask = self.transforms(sample.image, sample.mask)
+            crop, labels = self.transforms(image, tv_tensors.Mask(mask))
         random.setstate(python_state)
-        return sample._replace(image=image, mask=mask)
+        return Sample(crop, labels, name, picture.size)
 
 
 class _EvalView(Dataset[Sample]):
