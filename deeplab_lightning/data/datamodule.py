@@ -335,7 +335,7 @@ class _TrainView(Dataset[Sample]):
         seed = int(content_key(self.seed, epoch, name)[:15], 16)
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond, for the GPUs' sake
             random.seed(seed)  # for transforms of other libraries
             crop, labels = self.transforms(image, tv_tensors.Mask(mask))
         random.setstate(python_state)

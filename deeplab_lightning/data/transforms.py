@@ -1,5 +1,6 @@
 """Joint transforms of picture and mask, on uint8."""
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -141,13 +142,30 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
     """
     if brightness == contrast == saturation == 1:
         return image
-    colors = image.float()
-    grey = sum(share * plane for share, plane in zip(_GREY, colors, strict=True))
-    assert isinstance(grey, Tensor)
+    colors, grey, short = _scratch(image.shape)
+    colors.copy_(image)
+    torch.mul(colors[0], _GREY[0], out=grey)
+    grey.add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
     offset = brightness * (1 - contrast) * float(grey.mean()) + 0.5  # 0.5: converting cuts the fraction off
     grey.mul_(brightness * contrast * (1 - saturation)).add_(offset)
     colors.mul_(brightness * contrast * saturation).add_(grey).clamp_(0, 255)
-    return colors.to(torch.int16).to(torch.uint8)  # 10 times as fast as at once
+    return short.copy_(colors).to(torch.uint8)  # by way of int16, 10 times as fast
+
+
+_memory = threading.local()
+
+
+def _scratch(shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Memory for (3, H, W) float, (H, W) float and (3, H, W) int16, kept per thread.
+
+    Where the system hands out new memory, its first use takes as long as the sums.
+    """
+    num_pixels = shape[-2] * shape[-1]
+    kept: Tensor | None = getattr(_memory, "kept", None)
+    if kept is None or len(kept) < 6 * num_pixels:
+        kept = _memory.kept = torch.empty(6 * num_pixels)
+    colors, grey, short = kept[: 6 * num_pixels].split([3 * num_pixels, num_pixels, 2 * num_pixels])
+    return colors.view(*shape), grey.view(*shape[1:]), short.view(torch.int16)[: 3 * num_pixels].view(*shape)
 
 
 class _Span(NamedTuple):
