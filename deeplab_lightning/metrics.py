@@ -31,17 +31,32 @@ class ConfusionMatrix(Metric):
         zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.add_state("counts", default=zeros, dist_reduce_fx="sum")
 
-    def update(self, preds: Tensor, mask: Tensor) -> None:
-        """preds: (B, H, W) int64 in [0, K); mask: (B, H, W) integer in [0, K) or 255."""
-        k = self.num_classes
-        target = mask.long()
-        pairs = torch.where(target == IGNORE_INDEX, k * k, target * k + preds)
-        counted = torch.bincount(pairs.reshape(-1), minlength=k * k + 1)[: k * k]
-        self.counts += counted.reshape(k, k)  # rows: truth, columns: prediction
+    def update(self, matrices: Tensor) -> None:
+        """matrices: (B, K, K) int64 counts of each picture, from `image_matrices`."""
+        self.counts += matrices.sum(dim=0)
 
     def compute(self) -> Tensor:
         """(K, K) int64, rows truth, columns prediction."""
         return self.counts
+
+
+def image_matrices(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Count the (truth, prediction) pairs of each picture.
+
+    Args:
+        preds: (B, H, W) int64 in [0, K).
+        mask: (B, H, W) integer in [0, K), or 255 for pixels that count nowhere.
+        num_classes: K.
+
+    Returns:
+        (B, K, K) int64, rows truth, columns prediction.
+    """
+    batch, pairs = len(preds), num_classes**2
+    target = mask.long()
+    cell = torch.where(target == IGNORE_INDEX, pairs, target * num_classes + preds)
+    cell += torch.arange(batch, device=cell.device).reshape(-1, 1, 1) * (pairs + 1)
+    counts = torch.bincount(cell.reshape(-1), minlength=batch * (pairs + 1)).reshape(batch, pairs + 1)
+    return counts[:, :pairs].reshape(batch, num_classes, num_classes)
 
 
 def class_iou(matrix: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
-from deeplab_lightning.metrics import ConfusionMatrix, iou_by_name, summarize
+from deeplab_lightning.metrics import ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
@@ -82,6 +82,8 @@ class SegmentationModule(L.LightningModule):
         self.register_buffer("pixel_mean", _per_channel(net.backbone.mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(net.backbone.std), persistent=False)
         self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
+        self.image_matrices: list[tuple[str, Tensor]] = []
+        """Name and (K, K) counts of each picture that this process evaluated last."""
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
 
@@ -121,6 +123,14 @@ class SegmentationModule(L.LightningModule):
                     scores = nn.functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
                 predictions.append((name, scores.argmax(dim=0).to(torch.uint8).cpu()))
         return predictions
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the pictures of the epoch before."""
+        self.image_matrices.clear()
+
+    def on_test_epoch_start(self) -> None:
+        """As `on_validation_epoch_start`."""
+        self.image_matrices.clear()
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation set."""
@@ -180,7 +190,10 @@ class SegmentationModule(L.LightningModule):
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
             loss, logits = self._shared_step(batch)
-            self.confusion[stage].update(logits.argmax(dim=1), batch.mask)  # type: ignore[operator]
+            assert batch.mask is not None
+            matrices = image_matrices(logits.argmax(dim=1), batch.mask, self.net.num_classes)  # (B, K, K)
+            self.confusion[stage].update(matrices)  # type: ignore[operator]
+            self.image_matrices.extend(zip(batch.names, matrices.cpu(), strict=True))
             # Averaged over pictures and, at the epoch's end, over processes; no collective in a step.
             self.log(f"{stage}/loss", loss, batch_size=len(batch.image), on_epoch=True, sync_dist=True)
 

@@ -294,7 +294,7 @@ def test_split_of_annotations_opens_no_picture(coco: Callable[..., Path], tmp_pa
 
 def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
-    shutil.copytree(run, own)
+    shutil.copytree(run, own, ignore=shutil.ignore_patterns("config_*"))
     checkpoint = str(own / "checkpoints" / "best.ckpt")
     main(["validate", "--ckpt_path", checkpoint])
     validated = yaml.safe_load((own / "config_validate.yaml").read_text())

@@ -3,7 +3,7 @@ import math
 import torch
 from sklearn.metrics import confusion_matrix, jaccard_score
 
-from deeplab_lightning.metrics import ConfusionMatrix, class_iou, iou_by_name, summarize
+from deeplab_lightning.metrics import ConfusionMatrix, class_iou, image_matrices, iou_by_name, summarize
 
 MATRIX = torch.tensor([[3, 1, 0], [2, 4, 0], [0, 0, 0]])
 
@@ -21,7 +21,7 @@ def random_pair(size: int = 4000) -> tuple[torch.Tensor, torch.Tensor]:
 def test_counts_equal_scikit_learns() -> None:
     preds, truth = random_pair()
     metric = ConfusionMatrix(5)
-    metric.update(preds, truth)
+    metric.update(image_matrices(preds, truth, 5))
     assert metric.compute().tolist() == confusion_matrix(truth.flatten(), preds.flatten(), labels=range(5)).tolist()
     expected = jaccard_score(truth.flatten(), preds.flatten(), average=None)
     assert torch.allclose(class_iou(metric.compute()), torch.from_numpy(expected))
@@ -30,17 +30,25 @@ def test_counts_equal_scikit_learns() -> None:
 def test_counts_do_not_depend_on_the_batches() -> None:
     preds, truth = random_pair()
     whole, parts = ConfusionMatrix(5), ConfusionMatrix(5)
-    whole.update(preds, truth)
+    whole.update(image_matrices(preds, truth, 5))
     for p, t in zip(preds, truth, strict=True):
-        parts.update(p[None], t[None].to(torch.uint8))
+        parts.update(image_matrices(p[None], t[None].to(torch.uint8), 5))
     assert torch.equal(whole.compute(), parts.compute())
+
+
+def test_each_picture_is_counted_apart() -> None:
+    preds, truth = random_pair()
+    apart = image_matrices(preds, truth, 5)
+    for index in range(len(preds)):
+        assert torch.equal(apart[index], image_matrices(preds[index : index + 1], truth[index : index + 1], 5)[0])
+        assert int(apart[index].sum()) == truth[index].numel()
 
 
 def test_ignored_pixels_count_nowhere() -> None:
     preds, truth = random_pair()
     truth[0] = 255
     metric = ConfusionMatrix(5)
-    metric.update(preds, truth.to(torch.uint8))
+    metric.update(image_matrices(preds, truth.to(torch.uint8), 5))
     assert int(metric.compute().sum()) == truth[1:].numel()
 
 

@@ -1,4 +1,5 @@
-"""The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv` and, last, `result.json`."""
+"""The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv`,
+`image_matrices.npz` and, last, `result.json`."""
 
 import csv
 import io
@@ -15,12 +16,14 @@ import numpy as np
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
+from torch import Tensor
 
 import deeplab_lightning
 from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
 from deeplab_lightning.console import table_console
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.image_matrices import ImageMatrices
 from deeplab_lightning.module import SegmentationModule
 
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
@@ -31,9 +34,10 @@ class RunRecord(L.Callback):
 
     `metrics.csv` has a row per epoch and is rewritten atomically; a resumed run goes on from the rows
     before the epoch it resumes at. `result.json` is written last, so that its presence means that the
-    training finished. Its `val` block and `confusion_matrix.csv` are those of the epoch with the best
-    `val/miou`, the one that `checkpoints/best.ckpt` holds. Validation and test after the training write
-    `result_validate.json` and `result_test.json`, numbered if there is one already.
+    training finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the same picture by
+    picture) are those of the epoch with the best `val/miou`, the one that `checkpoints/best.ckpt` holds.
+    Validation and test after the training write `result_validate.json` and `result_test.json`, numbered
+    if there is one already.
 
     Args:
         seed: The seed of the training, for the record.
@@ -85,12 +89,14 @@ class RunRecord(L.Callback):
         if self._has_validated:
             row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
         self.rows.append(row)
+        images = _gather(pl_module.image_matrices) if isinstance(pl_module, SegmentationModule) else []
         if not trainer.is_global_zero or _is_rehearsal(trainer):
             return
         folder = run_folder(trainer)
         write_atomically(folder / "metrics.csv", lambda file: file.write(_rows_csv(self.rows).encode()))
         if self._has_validated and best_row(self.rows) is row and isinstance(pl_module, SegmentationModule):
             _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
+            ImageMatrices.of(images).write(folder / "image_matrices.npz")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
@@ -136,6 +142,15 @@ class RunRecord(L.Callback):
         path = unused_path(run_folder(trainer) / name)
         _write_text(path, json.dumps(result, indent=2) + "\n")
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
+
+
+def _gather(images: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The pictures of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return images
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, images)
+    return [image for part in parts for image in part]
 
 
 def run_folder(trainer: L.Trainer) -> Path:

@@ -19,6 +19,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
 from deeplab_lightning.callbacks.wandb_summary import WandbSummary
@@ -134,6 +136,7 @@ class DeepLabCLI(LightningCLI):
         if self._command == "fit" and config.trainer.logger:
             callbacks.append(WandbSummary())
         if self._command == "fit":
+            callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
             # Not save_last: that writes only when the best is written, and loses the epochs since.
             callbacks.append(
                 ModelCheckpoint(
@@ -151,7 +154,7 @@ class DeepLabCLI(LightningCLI):
             callbacks.append(PredictionWriter(config.output))
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
-        self.trainer_defaults = {"callbacks": callbacks}
+        self.trainer_defaults = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
 
     def after_instantiate_classes(self) -> None:
         """Let checkpoints carry the configuration."""
