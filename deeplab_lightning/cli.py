@@ -11,6 +11,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test part",
     "predict": "write masks and overlays for pictures without truth",
     "split": "assign images to folds without training",
+    "benchmark": "measure what models cost, and whether the data keep up",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report what is wrong",
 }
@@ -55,6 +56,10 @@ def _runner(command: str) -> Callable[[list[str]], None]:
         from deeplab_lightning.experiments.split import split
 
         return split
+    if command == "benchmark":
+        from deeplab_lightning.experiments.benchmark import benchmark
+
+        return benchmark
     from deeplab_lightning.experiments.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)

@@ -79,7 +79,10 @@ def ours(dataset: Any) -> Read:
 
 
 def plain_v2(dataset: CocoDataset, folder: Path) -> Read:
-    """Pillow and torchvision's transforms one after the other, on whole pictures and masks saved as PNG."""
+    """Pillow and torchvision's transforms one after the other, on whole pictures and masks saved as PNG.
+
+    As in its documentation they end with a normalised float picture; ours is normalised on the device.
+    """
     masks = [folder / f"{index}.png" for index in range(len(dataset))]
     for index, path in enumerate(masks):
         Image.fromarray(dataset.read_mask(index).numpy()).save(path)
@@ -91,6 +94,8 @@ def plain_v2(dataset: CocoDataset, folder: Path) -> Read:
             v2.RandomCrop(CROP, pad_if_needed=True, fill=fill),
             v2.RandomHorizontalFlip(),
             v2.ColorJitter(brightness=0.3, contrast=0.3, saturation=0.3),
+            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+            v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ]
     )
 
