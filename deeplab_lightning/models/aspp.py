@@ -140,7 +140,7 @@ class ASPPSum(nn.Module):
         x = self.branches[0](features)
         for branch in self.branches[1:]:
             x = x + branch(features)  # (B, hidden, h, w)
-        for layer in self.heads[0]:  # type: ignore[union-attr]
+        for layer in self.heads[0]:  # type: ignore[attr-defined]
             if isinstance(layer, nn.Conv2d):
                 assert layer.bias is not None
                 x = F.conv2d(x, layer.weight, num_branches * layer.bias)
