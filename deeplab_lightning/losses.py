@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_lightning.bands import DEFAULT_BAND_ROWS, bands, resize_band
+from deeplab_lightning.bands import bands, default_rows, resize_band
 from deeplab_lightning.batch import IGNORE_INDEX
 
 
@@ -65,7 +65,7 @@ class CrossEntropyLoss(nn.Module):
         if not (mask != IGNORE_INDEX).any():
             return logits.sum() * 0.0
         if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
-            rows = self.band_rows or DEFAULT_BAND_ROWS
+            rows = self.band_rows or default_rows(logits, (mask.shape[-2], mask.shape[-1]))
             loss: Tensor = _BandedCrossEntropy.apply(logits, mask, self.class_weights, self.label_smoothing, rows)
             return loss
         return F.cross_entropy(

@@ -24,9 +24,10 @@ def test_a_band_is_the_resized_scores_rows(
 @pytest.mark.parametrize(("small", "large"), SIZES)
 def test_labels_are_those_of_the_resized_scores(small: tuple[int, int], large: tuple[int, int]) -> None:
     scores = torch.randn(2, 11, *small)
-    labels = resized_labels(scores, large)
-    assert labels.dtype == torch.uint8
-    assert torch.equal(labels.long(), resize(scores, large).argmax(dim=1))
+    for band_rows in (None, 3):
+        labels = resized_labels(scores, large, band_rows=band_rows)
+        assert labels.dtype == torch.uint8
+        assert torch.equal(labels.long(), resize(scores, large).argmax(dim=1))
 
 
 def test_labels_of_half_precision_are_those_of_the_same_numbers_in_full() -> None:
