@@ -14,6 +14,7 @@ COMMANDS = {
     "grid": "K-fold experiments for every combination of a grid file",
     "compare": "is B better than A: differences with intervals, a table, a page",
     "split": "assign images to folds without training",
+    "benchmark": "measure what models cost, and whether the data keep up",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report what is wrong",
 }
@@ -70,6 +71,10 @@ def _runner(command: str) -> Callable[[list[str]], None]:
         from deeplab_lightning.experiments.kfold import kfold
 
         return kfold
+    if command == "benchmark":
+        from deeplab_lightning.experiments.benchmark import benchmark
+
+        return benchmark
     from deeplab_lightning.experiments.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)

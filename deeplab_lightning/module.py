@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
@@ -117,11 +118,12 @@ class SegmentationModule(L.LightningModule):
         """Name and (h, w) uint8 train ids of each picture, at the size of its file."""
         predictions = []
         for batch in batches:
-            logits = self(batch.image)  # (B, K, H, W)
-            for name, size, scores in zip(batch.names, batch.sizes, logits, strict=True):
-                if scores.shape[-2:] != size:
-                    scores = nn.functional.interpolate(scores[None], size=size, mode="bilinear", align_corners=False)[0]
-                predictions.append((name, scores.argmax(dim=0).to(torch.uint8).cpu()))
+            scores = self._scores(batch.image)  # (B, K, h, w)
+            shown = (batch.image.shape[-2], batch.image.shape[-1])
+            for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
+                own = scores[index : index + 1]
+                labels = resized_labels(own if size == shown else resize(own, shown), size)
+                predictions.append((name, labels[0].cpu()))
         return predictions
 
     def on_validation_epoch_start(self) -> None:
@@ -181,17 +183,32 @@ class SegmentationModule(L.LightningModule):
         arguments["classes"] = self.classes.to_dict()
         return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
+    def _scores(self, images: Tensor) -> Tensor:
+        """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
+        if type(self.net).forward is not DeepLab.forward:
+            return self(images)  # type: ignore[no-any-return]
+        return self.net.scores(self.normalize(images) if images.dtype == torch.uint8 else images)
+
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and logits (B, K, H, W) of one batch."""
+        """Loss of one batch and its logits (B, K, H, W), or its scores (B, K, h, w) before the resize."""
         assert batch.mask is not None
+        mask = batch.mask.long()
+        # A GPU resizes and compares all rows at once faster; a CPU does so only in training, where it must keep them.
+        is_banded = isinstance(self.loss, CrossEntropyLoss) and (
+            self.loss.band_rows is not None or (mask.device.type == "cpu" and not self.training)
+        )
+        if is_banded:
+            scores = self._scores(batch.image)
+            return self.loss(scores, mask), scores
         logits = self(batch.image)
-        return self.loss(logits, batch.mask.long()), logits
+        return self.loss(logits, mask), logits
 
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
-            loss, logits = self._shared_step(batch)
+            loss, scores = self._shared_step(batch)
             assert batch.mask is not None
-            matrices = image_matrices(logits.argmax(dim=1), batch.mask, self.net.num_classes)  # (B, K, K)
+            labels = resized_labels(scores, (batch.mask.shape[-2], batch.mask.shape[-1]))  # (B, H, W)
+            matrices = image_matrices(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
             self.image_matrices.extend(zip(batch.names, matrices.cpu(), strict=True))
             # Averaged over pictures and, at the epoch's end, over processes; no collective in a step.

@@ -2,6 +2,7 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
+from deeplab_lightning.bands import resize
 from deeplab_lightning.losses import CrossEntropyLoss
 
 
@@ -58,6 +59,7 @@ def test_losses_of_smp_have_the_same_form(loss: torch.nn.Module) -> None:
     ("arguments", "message"),
     [
         ({"label_smoothing": 1.0}, r"in \[0, 1\), got 1.0"),
+        ({"band_rows": 0}, "null or at least 1, got 0"),
         ({"class_weights": [1, -1]}, "must not be negative"),
     ],
 )
@@ -69,3 +71,35 @@ def test_bad_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:
 def test_a_wrong_number_of_weights_is_named() -> None:
     with pytest.raises(ValueError, match="holds 2 values for 3 classes"):
         CrossEntropyLoss(class_weights=[1, 1])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 2.0, 1.0]])
+@pytest.mark.parametrize(("small", "rows"), [((5, 7), 4), ((16, 20), 7), ((3, 3), 100)])
+def test_bands_give_the_same_loss_and_gradient(
+    small: tuple[int, int], rows: int, weights: list[float] | None, smoothing: float
+) -> None:
+    mask = torch.randint(0, 3, (2, 16, 20))
+    mask[:, 3:6] = 255
+    scores = torch.randn(2, 3, *small, requires_grad=True)
+    plain = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing)(resize(scores, (16, 20)), mask)
+    (expected,) = torch.autograd.grad(3 * plain, scores)
+    banded = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing, band_rows=rows)(scores, mask)
+    (gradient,) = torch.autograd.grad(3 * banded, scores)
+    torch.testing.assert_close(banded, plain)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_bands_count_ignored_pixels_nowhere_and_need_no_gradient() -> None:
+    scores, mask = torch.randn(1, 3, 4, 4, requires_grad=True), torch.full((1, 8, 8), 255)
+    loss = CrossEntropyLoss(band_rows=2)
+    assert float(loss(scores, mask).detach()) == 0
+    with torch.no_grad():
+        assert not loss(scores, torch.zeros(1, 8, 8, dtype=torch.long)).requires_grad
+
+
+def test_bands_keep_the_dtype_of_the_scores() -> None:
+    scores = torch.randn(1, 3, 4, 4).bfloat16().requires_grad_()
+    CrossEntropyLoss(band_rows=2)(scores, torch.zeros(1, 8, 8, dtype=torch.long)).backward()
+    assert scores.grad is not None
+    assert scores.grad.dtype == torch.bfloat16

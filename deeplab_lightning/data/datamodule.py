@@ -16,6 +16,7 @@ from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchvision import tv_tensors
 
 from deeplab_lightning.batch import Batch, Sample, collate, collate_by_size
 from deeplab_lightning.data.balance import Balance, fold_balance
@@ -25,6 +26,8 @@ from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationData
 from deeplab_lightning.data.fold_table import FoldTable
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.groups import Grouping
+from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
+from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.statistics import scan
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
@@ -61,6 +64,9 @@ class SegmentationDataModule(L.LightningDataModule):
         num_workers: Processes per device that read pictures; 0 reads in the training process.
         train_transforms: Applied to training pictures; `TrainTransforms()` if null.
         eval_transforms: Applied to all others; `EvalTransforms()` if null.
+        cache: Keep pictures and masks decoded: `ram` in memory, once per process, `disk` in files that all
+            processes, folds and later runs share; the size is announced before. `none` reads the files.
+            The crops are the same. It pays where decoding is the larger part: large pictures, small crops.
         seed: Seed of the order and the augmentation of training pictures. Each depends on seed, epoch
             and image only, whatever the number of workers.
 
@@ -90,6 +96,7 @@ class SegmentationDataModule(L.LightningDataModule):
         num_workers: int = 2,
         train_transforms: Transforms | None = None,
         eval_transforms: Transforms | None = None,
+        cache: CacheMode = "none",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,9 +112,10 @@ class SegmentationDataModule(L.LightningDataModule):
         self.exact_areas = exact_areas
         self.groups, self.predict_images = groups, predict_images
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
-        self.num_workers, self.seed = num_workers, seed
+        self.num_workers, self.cache, self.seed = num_workers, cache, seed
         self.train_transforms = train_transforms or TrainTransforms()
         self.eval_transforms = eval_transforms or EvalTransforms()
+        self._caches: dict[int, DecodedDataset] = {}
         self._classes = classes if dataset is None else dataset.classes
         for name, other in (("val_dataset", val_dataset), ("test_dataset", test_dataset)):
             if other is not None and other.classes.names != self.classes.names:
@@ -136,7 +144,9 @@ class SegmentationDataModule(L.LightningDataModule):
         """Read every file once, on one process per node; `setup` finds the result in the cache."""
         if self.predict_images is None:
             for dataset in self._datasets():
-                scan(dataset)
+                problems = scan(dataset).problems
+                if self.cache == "disk" and not problems:
+                    self._decoded(dataset)
 
     def setup(self, stage: str) -> None:
         """Stop at bad data, then assign the folds.
@@ -214,7 +224,7 @@ class SegmentationDataModule(L.LightningDataModule):
         indices = range(len(self.dataset))
         if self.split == "folds" and self.fold is not None:
             indices = self._fold_indices(is_validation=False)  # type: ignore[assignment]
-        view = _TrainView(self.dataset, list(indices), self.train_transforms, self.seed)
+        view = _TrainView(self._decoded(self.dataset), list(indices), self.train_transforms, self.seed)
         sampler = EpochSampler(view, seed=self.seed)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
 
@@ -252,7 +262,23 @@ class SegmentationDataModule(L.LightningDataModule):
         assert self.dataset is not None
         return [i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation]
 
+    def _decoded(self, dataset: SegmentationDataset) -> SegmentationDataset:
+        """The data set as `cache` says."""
+        if self.cache == "none":
+            return dataset
+        if id(dataset) not in self._caches:
+            cached = DecodedDataset(dataset, self.cache)
+            rank_zero_info(
+                f"data.cache: {len(cached)} decoded pictures of {dataset.source}, {cached.num_bytes / 1e9:.2f} GB "
+                f"in {cached.place}"
+            )
+            cached.build()
+            self._caches[id(dataset)] = cached
+        return self._caches[id(dataset)]
+
     def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
+        if isinstance(dataset, SegmentationDataset):
+            dataset = self._decoded(dataset)
         view = _EvalView(dataset, list(indices), self.eval_transforms)
         # DistributedSampler would repeat pictures to make the processes even, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -301,15 +327,19 @@ class _TrainView(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        sample = self.dataset[self.indices[position]]
-        seed = int(content_key(self.seed, epoch, sample.name)[:15], 16)
+        index = self.indices[position]
+        name, picture, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
+        # Ours decide what is decoded; those of other libraries take pixels.
+        is_own = isinstance(self.transforms, TrainTransforms)
+        image: Any = picture if is_own else tv_tensors.Image(planar(picture.pixels()))
+        seed = int(content_key(self.seed, epoch, name)[:15], 16)
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond, for the GPUs' sake
             random.seed(seed)  # for transforms of other libraries
-            image, mask = self.transforms(sample.image, sample.mask)
+            crop, labels = self.transforms(image, tv_tensors.Mask(mask))
         random.setstate(python_state)
-        return sample._replace(image=image, mask=mask)
+        return Sample(crop, labels, name, picture.size)
 
 
 class _EvalView(Dataset[Sample]):

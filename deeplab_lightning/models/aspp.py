@@ -128,6 +128,20 @@ class ASPPSum(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, h, w) -> scores (B, K, h, w)."""
+        if len(self.heads) == 1 and not self.training:
+            return self._scores_of_sum(features)
         heads = list(self.heads) * (len(self.branches) if len(self.heads) == 1 else 1)
         scores = [head(branch(features)) for branch, head in zip(self.branches, heads, strict=True)]
         return torch.stack(scores).sum(dim=0)
+
+    def _scores_of_sum(self, features: Tensor) -> Tensor:
+        """Without dropout a shared head is linear: applied once, to the sum, with a bias per branch."""
+        num_branches = len(self.branches)
+        x = self.branches[0](features)
+        for branch in self.branches[1:]:
+            x = x + branch(features)  # (B, hidden, h, w)
+        for layer in self.heads[0]:  # type: ignore[attr-defined]
+            if isinstance(layer, nn.Conv2d):
+                assert layer.bias is not None
+                x = F.conv2d(x, layer.weight, num_branches * layer.bias)
+        return x

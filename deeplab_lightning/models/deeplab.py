@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplab_lightning.bands import resize
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 
@@ -28,9 +28,12 @@ class DeepLab(nn.Module):
         Returns:
             logits: (B, K, H, W) float, unnormalised.
         """
+        return resize(self.scores(images), (images.shape[-2], images.shape[-1]))
+
+    def scores(self, images: Tensor) -> Tensor:
+        """As `forward`, before the resize: (B, K, H/s, W/s). A subclass with another path overrides this."""
         features = self.backbone(images)[-1]  # (B, C, H/s, W/s)
-        scores = self.head(features)  # (B, K, H/s, W/s)
-        return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return self.head(features)  # type: ignore[no-any-return]
 
 
 class DeepLabV2(DeepLab):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_lightning.data.images import image_size, read_image, read_mask
+from deeplab_lightning.data.images import FilePicture, image_size, read_image, read_mask
+from tests.conftest import write_image
 
 
 def test_pictures_are_turned_upright(tmp_path: Path) -> None:
@@ -42,3 +43,38 @@ def test_two_valued_masks_hold_zero_and_one(tmp_path: Path) -> None:
 def test_sixteen_bit_masks_keep_their_values(tmp_path: Path) -> None:
     Image.fromarray(np.array([[1000, 3]], dtype=np.uint16)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").tolist() == [[1000, 3]]
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+def test_both_jpeg_decoders_give_the_same_pixels(tmp_path: Path, subsampling: int) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (51, 37, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", subsampling=subsampling)
+    assert (
+        read_image(tmp_path / "a.jpg").permute(1, 2, 0).numpy().tolist()
+        == np.array(Image.open(tmp_path / "a.jpg")).tolist()
+    )
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_jpeg_files_of_other_modes_become_rgb(tmp_path: Path, mode: str) -> None:
+    Image.new("RGB", (16, 24), (51, 51, 51)).convert(mode).save(tmp_path / "a.jpg")
+    image = read_image(tmp_path / "a.jpg")
+    assert tuple(image.shape) == (3, 24, 16)
+    assert (image.int() - 51).abs().max() <= 2
+
+
+def test_turned_jpeg_files_are_upright_and_never_reduced(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (32, 16)).save(tmp_path / "a.jpg", exif=exif)
+    picture = FilePicture(tmp_path / "a.jpg")
+    assert (picture.size, tuple(picture.pixels().shape), picture.reduction(0.1)) == ((32, 16), (3, 32, 16), 1)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_cut_file_says_so(tmp_path: Path, suffix: str) -> None:
+    write_image(tmp_path / f"a.{suffix}")
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(ValueError, match=f"a.{suffix}: cannot be decoded"):
+        read_image(path)

@@ -37,3 +37,13 @@ def test_image_pooling_of_a_batch_of_one_trains_by_running_statistics() -> None:
     trained = net(features)
     assert torch.allclose(trained, net.eval()(features))
     assert trained.shape == (1, 4, 3, 3)
+
+
+def test_a_shared_head_on_the_sum_is_the_sum_of_its_scores() -> None:
+    head = ASPPSum(6, 3, atrous_rates=(1, 2, 3), hidden_channels=5).eval()
+    for layer in (head.heads[0][0], head.heads[0][3]):  # type: ignore[index]
+        torch.nn.init.normal_(layer.bias)
+        torch.nn.init.normal_(layer.weight)
+    features = torch.randn(2, 6, 9, 7)
+    expected = sum(head.heads[0](branch(features)) for branch in head.branches)
+    torch.testing.assert_close(head(features), expected, rtol=1e-5, atol=1e-4)

@@ -1,0 +1,86 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deeplab_lightning.cli import main
+from deeplab_lightning.experiments.benchmark import merged
+from tests.conftest import CLASSES
+
+
+@pytest.fixture
+def config(mask_folder: Path) -> Path:
+    """A tiny data set and network."""
+    content: dict[str, Any] = {
+        "trainer": {"precision": "bf16-mixed"},
+        "model": {
+            "net": {"class_path": "DeepLabV3", "init_args": {"backbone": "resnet18", "aspp_channels": 8}},
+        },
+        "data": {
+            "dataset": {
+                "class_path": "MaskFolderDataset",
+                "init_args": {
+                    "root": str(mask_folder),
+                    "images": "images",
+                    "masks": "masks",
+                    "classes": {"names": list(CLASSES), "ignore_ids": [11]},
+                },
+            },
+            "n_folds": 3,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {
+                "class_path": "deeplab_lightning.data.transforms.TrainTransforms",
+                "init_args": {"crop_size": 32},
+            },
+        },
+    }
+    path = mask_folder / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(config.read_text())
+    (run / "result.json").write_text(json.dumps({"val": {"miou": 0.5}}))
+    output = tmp_path / "bench"
+    words = ["-c", str(config), "--backbones", "resnet18,resnet34", "--repeats", "1", "--output", str(output)]
+    main(["benchmark", *words, "--runs", str(run)])
+    rows = list(csv.DictReader((output / "benchmark.csv").open()))
+    assert [row["model"] for row in rows] == ["resnet18", "resnet34", "mine"]
+    assert [row["miou"] for row in rows] == ["", "", "0.5"]
+    assert float(rows[0]["parameters"]) < float(rows[1]["parameters"])
+    assert float(rows[0]["gflops"]) == float(rows[2]["gflops"]) > 0
+    assert all(0 <= float(row["waiting"]) <= 1 and float(row["peak_mb"]) > 10 for row in rows)
+    assert (output / "benchmark.png").stat().st_size > 1000
+    assert "resnet34" in capsys.readouterr().out
+
+
+def test_later_configs_override_and_other_classes_replace(tmp_path: Path) -> None:
+    documents = [
+        {"model": {"net": {"class_path": "A", "init_args": {"x": 1, "y": 2}}, "k": 1}},
+        {"model": {"net": {"class_path": "A", "init_args": {"y": 3}}}},
+        {"model": {"net": {"class_path": "B", "init_args": {"z": 4}}}},
+    ]
+    paths = []
+    for number, document in enumerate(documents):
+        paths.append(str(tmp_path / f"{number}.yaml"))
+        Path(paths[-1]).write_text(yaml.safe_dump(document))
+    assert merged(paths[:2])["model"]["net"]["init_args"] == {"x": 1, "y": 3}
+    assert merged(paths)["model"] == {"net": {"class_path": "B", "init_args": {"z": 4}}, "k": 1}
+
+
+def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such config: .*absent.yaml"):
+        main(["benchmark", "-c", str(tmp_path / "absent.yaml")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="is no folder of a finished run"):
+        main(["benchmark", "-c", str(config), "--runs", str(tmp_path / "empty")])
+    with pytest.raises(ValueError, match="--repeats must be at least 1, got 0"):
+        main(["benchmark", "-c", str(config), "--repeats", "0"])
