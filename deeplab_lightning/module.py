@@ -14,13 +14,15 @@ from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import ConfusionMatrix, iou_by_name, summarize
-from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 CLASSES_KEY = "classes"
 """Where a checkpoint holds the class table, as plain lists."""
+RESTORED_ARGUMENTS: dict[str, Any] = {"pretrained": False, "weights": None}
+"""Arguments of a network whose weights come from a checkpoint."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -85,8 +87,9 @@ class SegmentationModule(L.LightningModule):
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float."""
+    def forward(self, images: Tensor) -> Tensor | TrainingLogits:
+        """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float; in training with further
+        outputs, if the network has them."""
         if images.dtype == torch.uint8:
             images = self.normalize(images)
         return self.net(images)  # type: ignore[no-any-return]
@@ -151,7 +154,7 @@ class SegmentationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the module: class table and configuration, as plain values.
 
-        The stored configuration says `pretrained: false`: the checkpoint holds all weights, so that
+        The stored configuration says `pretrained: false` and `weights: null`: the checkpoint holds all weights, so that
         loading it asks no hub.
         """
         checkpoint[CLASSES_KEY] = self.classes.to_dict()
@@ -165,17 +168,19 @@ class SegmentationModule(L.LightningModule):
         arguments: dict[str, Any] = dict(self.config["model"])
         net = dict(arguments["net"])
         init_args = {**net.get("init_args", {}), "num_classes": self.net.num_classes}
-        if "pretrained" in init_args:
-            init_args["pretrained"] = False
+        init_args |= {key: value for key, value in RESTORED_ARGUMENTS.items() if key in init_args}
         arguments["net"] = {**net, "init_args": init_args}
         arguments["classes"] = self.classes.to_dict()
         return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss and logits (B, K, H, W) of one batch."""
+        """Loss, further outputs included, and logits (B, K, H, W) of one batch."""
         assert batch.mask is not None
-        logits = self(batch.image)
-        return self.loss(logits, batch.mask.long()), logits
+        output, mask = self(batch.image), batch.mask.long()
+        if not isinstance(output, TrainingLogits):
+            return self.loss(output, mask), output
+        further = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]
+        return self.loss(output.logits, mask) + sum(further), output.logits
 
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
