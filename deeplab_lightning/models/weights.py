@@ -212,15 +212,14 @@ def _torchvision(state: _State, net: nn.Module) -> _Translation:
 
 
 def _smp(state: _State, net: nn.Module) -> _Translation:
-    if any(key.startswith("decoder.aspp") for key in state):
+    if "decoder.block1.0.weight" in state:
         raise ValueError(
             "these are weights of smp's DeepLabV3Plus, whose decoder is another one (one 3x3 after the ASPP, one "
             "after the concatenation): they fit no member here. Their encoder can be loaded with layout `backbone`."
         )
-    aspp = r"decoder\.0\.convs\.(\d+)"
-    return _renamed_v3(
-        state, "encoder", aspp, r"decoder\.0\.project", r"decoder\.1", r"decoder\.2", "segmentation_head.0"
-    )
+    aspp = r"decoder\.(?:aspp|0)\.convs\.(\d+)"  # before 0.5 the parts had numbers
+    project, conv, norm = r"decoder\.(?:aspp|0)\.project", r"decoder\.(?:conv|1)", r"decoder\.(?:bn|2)"
+    return _renamed_v3(state, "encoder", aspp, project, conv, norm, "segmentation_head.0")
 
 
 def _renamed_v3(

@@ -13,7 +13,7 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deepla
 
 from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, load_weights
 from deeplab_lightning.models import pretrained
-from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
+from deeplab_lightning.models.deeplab import TrainingLogits
 from tests.models.references import CaffeDeepLabV2, multi_scale, randomise
 
 SIZES = [(64, 64), (65, 47)]
@@ -79,7 +79,7 @@ def test_torchvisions_mobilenet_gives_the_same_logits() -> None:
 )
 def test_smps_deeplabv3_gives_the_same_scores(encoder: str, backbone: str) -> None:
     torch.manual_seed(0)
-    theirs = randomise(smp.DeepLabV3(encoder, encoder_weights=None, classes=5))
+    theirs: Any = randomise(smp.DeepLabV3(encoder, encoder_weights=None, classes=5))
     rule: Any = "torchvision" if encoder.startswith("tu-") else "smp"
     net = DeepLabV3(5, backbone=backbone, output_stride=8, dilation=rule, pretrained=False).eval()
     report = load_weights(net, theirs.state_dict())
@@ -96,17 +96,20 @@ def test_smps_deeplabv3plus_is_refused() -> None:
         load_weights(DeepLabV3Plus(5, backbone="resnet18", pretrained=False), theirs.state_dict())
 
 
-@pytest.mark.parametrize("prefix", ["", "scale.", "base.", "module.base."])
-def test_caffes_resnet_v2_gives_the_same_logits(prefix: str) -> None:
+def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     theirs = randomise(CaffeDeepLabV2(5, (3, 4, 6, 3)))
-    state = {f"{prefix}{key}": value for key, value in theirs.state_dict().items()}
+    old = {".shortcut.": ".proj.", "aspp.": "aspp.stages."}  # of the names that earlier releases had
+    state = theirs.state_dict()
+    earlier = dict(state)
+    for now, then in old.items():
+        earlier = {key.replace(now, then): value for key, value in earlier.items()}
     net = DeepLabV2(5, backbone="caffe_resnet50", scales=(1.0, 0.5, 0.75), **RESNET_V2).eval()
-    report = load_weights(net, state)
-    assert (report.layout, report.left, report.missing) == ("caffe_resnet", [], [])
-    sizes = SIZES if prefix == "base." else SIZES[1:]
+    for prefix, names in (("scale.", earlier), ("module.base.", state)):
+        report = load_weights(net, {f"{prefix}{key}": value for key, value in names.items()})
+        assert (report.layout, report.left, report.missing) == ("caffe_resnet", [], [])
     with torch.no_grad():
-        for size in sizes:
+        for size in SIZES:
             expected = multi_scale(theirs, pictures(size).flip(1))
             expected = F.interpolate(expected, size=size, mode="bilinear", align_corners=False)
             assert_equal(net(pictures(size)), expected)
@@ -115,7 +118,8 @@ def test_caffes_resnet_v2_gives_the_same_logits(prefix: str) -> None:
 def first_version(num_classes: int, hidden: int) -> tuple[nn.Module, dict[str, Tensor]]:
     """DeepLab v2 on VGG-16 written out flat, and its tensors under the first version's names."""
     names = [f"conv{stage}_{i}" for stage, count in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, count + 1)]
-    features, channels, state = nn.Sequential(), 3, {}
+    features, channels = nn.Sequential(), 3
+    state: dict[str, Tensor] = {}
     for name in names:
         stage = int(name[4])
         width, dilation = min(32 * 2**stage, 512), 2 if stage == 5 else 1
@@ -216,6 +220,7 @@ def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(s
     first, second = names[style]
     state |= {f"{first}.weight": fc6 if style == "timm" else fc6.flatten(1), f"{first}.bias": rows}
     state |= {f"{second}.weight": fc7[..., None, None] if style == "timm" else fc7, f"{second}.bias": rows}
+    net: Any
     for net in (DeepLabV1(3, hidden_channels=16, pretrained=False), DeepLabV2(3, hidden_channels=16, pretrained=False)):
         report = load_weights(net, state)
         assert report.layout == "vgg"
@@ -230,12 +235,12 @@ def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(s
 
 def test_caffes_vgg_sees_bgr_less_its_mean() -> None:
     conv = nn.Conv2d(3, 64, 3, padding=0)
-    state = {k: v for k, v in DeepLabV1(3, hidden_channels=8, pretrained=False).backbone.state_dict().items()}
+    state = dict(DeepLabV1(3, hidden_channels=8, pretrained=False).backbone.state_dict())
     order = [f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
     values = iter(state.values())
     state = {f"{name}.{kind}": next(values) for name in order for kind in ("weight", "bias")}
     state |= {"conv1_1.weight": conv.weight.detach(), "conv1_1.bias": conv.bias.detach()}  # type: ignore[union-attr]
-    net = DeepLabV1(3, hidden_channels=8, pretrained=False)
+    net: Any = DeepLabV1(3, hidden_channels=8, pretrained=False)
     load_weights(net, state, layout="vgg")
     rgb = torch.rand(1, 3, 16, 16)
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (net.backbone.mean, net.backbone.std))
@@ -245,7 +250,7 @@ def test_caffes_vgg_sees_bgr_less_its_mean() -> None:
     assert float((ours - theirs).abs().max()) < 1e-3  # of values up to 255
 
 
-def tiny(num_classes: int = 3, backbone: str = "resnet18", **arguments: Any) -> DeepLab:
+def tiny(num_classes: int = 3, backbone: str = "resnet18", **arguments: Any) -> Any:
     return DeepLabV3(num_classes, backbone=backbone, aspp_channels=8, pretrained=False, **arguments)
 
 
@@ -274,7 +279,7 @@ def test_the_weights_argument_starts_from_a_file_with_another_number_of_classes(
     source = tiny(21)
     torch.save(source.state_dict(), tmp_path / "w.pth")
     net = tiny(3, weights=str(tmp_path / "w.pth"))
-    assert torch.equal(net.head[1][0].weight, source.head[1][0].weight)  # type: ignore[index, union-attr]
+    assert torch.equal(net.head[1][0].weight, source.head[1][0].weight)
     assert "2 missing (head.2.weight, head.2.bias)" in capsys.readouterr().out
 
 
