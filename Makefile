@@ -36,7 +36,7 @@ test: install  ## run all tests
 	$(BIN)/python -m pytest
 
 bench: install  ## measure what the project promises; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_folds.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/benchmarks/test_folds.py tests/benchmarks/test_backbones.py
 
 check: install  ## format, lint, types and tests: what has to pass before a commit
 	$(BIN)/ruff format --check .

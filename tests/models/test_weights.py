@@ -212,16 +212,19 @@ def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(s
         "timm": ("pre_logits.fc1", "pre_logits.fc2"),
         "caffe": ("fc6", "fc7"),
     }
-    state = dict(torchvision.models.vgg16(weights=None).features.state_dict(prefix="features."))
+    state = dict(torchvision.models.vgg11(weights=None).features.state_dict(prefix="features."))
     if style == "caffe":
-        order = [f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+        order = [f"conv{s}_{i}" for s, n in enumerate((1, 1, 2, 2, 2), 1) for i in range(1, n + 1)]
         values = iter(state.values())
         state = {f"{name}.{kind}": next(values) for name in order for kind in ("weight", "bias")}
     first, second = names[style]
     state |= {f"{first}.weight": fc6 if style == "timm" else fc6.flatten(1), f"{first}.bias": rows}
     state |= {f"{second}.weight": fc7[..., None, None] if style == "timm" else fc7, f"{second}.bias": rows}
     net: Any
-    for net in (DeepLabV1(3, hidden_channels=16, pretrained=False), DeepLabV2(3, hidden_channels=16, pretrained=False)):
+    for net in (
+        DeepLabV1(3, backbone="vgg11", hidden_channels=16, pretrained=False),
+        DeepLabV2(3, backbone="vgg11", hidden_channels=16, pretrained=False),
+    ):
         report = load_weights(net, state)
         assert report.layout == "vgg"
         assert {key.rsplit(".", 1)[0] for key in report.missing} == {"head.heads.0.3"}
@@ -235,12 +238,12 @@ def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(s
 
 def test_caffes_vgg_sees_bgr_less_its_mean() -> None:
     conv = nn.Conv2d(3, 64, 3, padding=0)
-    state = dict(DeepLabV1(3, hidden_channels=8, pretrained=False).backbone.state_dict())
-    order = [f"conv{s}_{i}" for s, n in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, n + 1)]
+    state = dict(DeepLabV1(3, backbone="vgg11", hidden_channels=8, pretrained=False).backbone.state_dict())
+    order = [f"conv{s}_{i}" for s, n in enumerate((1, 1, 2, 2, 2), 1) for i in range(1, n + 1)]
     values = iter(state.values())
     state = {f"{name}.{kind}": next(values) for name in order for kind in ("weight", "bias")}
     state |= {"conv1_1.weight": conv.weight.detach(), "conv1_1.bias": conv.bias.detach()}  # type: ignore[union-attr]
-    net: Any = DeepLabV1(3, hidden_channels=8, pretrained=False)
+    net: Any = DeepLabV1(3, backbone="vgg11", hidden_channels=8, pretrained=False)
     load_weights(net, state, layout="vgg")
     rgb = torch.rand(1, 3, 16, 16)
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (net.backbone.mean, net.backbone.std))
