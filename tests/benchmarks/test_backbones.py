@@ -41,7 +41,7 @@ def test_strides_gradients_and_receptive_field(family: str, name: str, capsys: p
         assert net.strides[-1] == output_stride
         difference = receptive_field_difference(name, output_stride)
         cells += [str(round(64 / maps[-1].shape[-1])), f"{difference:.0e}"]
-        assert difference < 1e-5
+        assert difference < 1e-4  # rounding; a wrong dilation makes 1e-2 and more
     millions = sum(p.numel() for p in net.parameters()) / 1e6
     with capsys.disabled():
         print(f"\n| {family} | {name} | {millions:.1f} M | {' | '.join(cells)} |", end="")

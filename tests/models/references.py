@@ -8,18 +8,30 @@ from torch import Tensor, nn
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Norms with statistics that matter, and biases; in evaluation mode."""
+    """Biases, and norms whose statistics keep the features alive to the last layer; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        nn.init.normal_(norm.bias, 0, 0.1, generator=generator)
+    momenta = [norm.momentum for norm in norms]
     for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_(0, 0.1, generator=generator)
-            module.running_var.uniform_(0.5, 1.5, generator=generator)
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-        elif isinstance(module, nn.Conv2d) and module.bias is not None:
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
             nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of one batch
+    with torch.no_grad():
+        net.train()(torch.randn(2, 3, 96, 96, generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=0.01)
     return net.eval()
+
+
+def spread(x: Tensor) -> float:
+    """How much a map varies over its samples, over its largest value: 0 if it only shows the biases."""
+    return float(x.std(dim=(-2, -1)).mean() / x.abs().max())
 
 
 def _unit(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Module:

@@ -10,19 +10,17 @@ from torch import Tensor, nn
 
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.dilation import AtrousAvgPool2d
-from tests.models.references import randomise
+from tests.models.references import randomise, spread
 
 QUICK = ["resnet18", "resnet26t", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto", "regnety_002"]
 # Gates that average over the whole map see other samples at another stride: they are taken out to compare.
 GATES = {"SqueezeExcite", "SEModule", "EffectiveSEModule", "EcaModule", "GlobalResponseNorm", "SqueezeExcitation"}
 
 
-def plain(name: str, output_stride: int, state: dict[str, Tensor] | None = None, **arguments: Any) -> Backbone:
-    """A backbone with norms that matter, of the given weights, and without gates."""
-    torch.manual_seed(0)
-    net = build_backbone(name, output_stride=output_stride, pretrained=False, **arguments)
-    net.load_state_dict(randomise(net).state_dict() if state is None else state)
-    net.eval()
+def plain(name: str, output_stride: int, state: dict[str, Tensor], **arguments: Any) -> Backbone:
+    """A backbone of the given weights, without gates."""
+    net = build_backbone(name, output_stride=output_stride, pretrained=False, **arguments).eval()
+    net.load_state_dict(state)
     gates = [path for path, module in net.named_modules() if type(module).__name__ in GATES]
     for path in gates:
         parent, _, child = path.rpartition(".")
@@ -41,6 +39,8 @@ def receptive_field_difference(name: str, output_stride: int, size: int = 97) ->
     with torch.no_grad():
         coarse = plain(name, 32, state)(images)[-1]
         fine = plain(name, output_stride, state)(images)[-1]
+    assert spread(coarse) > 0.01  # constant features would prove nothing
+    assert abs(fine.shape[-1] - size / output_stride) <= 1.5
     differences = []
     for shift in range(factor):
         met = fine[..., shift::factor, shift::factor]
@@ -53,7 +53,7 @@ def receptive_field_difference(name: str, output_stride: int, size: int = 97) ->
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", QUICK)
 def test_the_pretrained_receptive_field_is_kept(name: str, output_stride: int) -> None:
-    assert receptive_field_difference(name, output_stride) < 1e-5
+    assert receptive_field_difference(name, output_stride) < 1e-4  # rounding; a wrong dilation makes 1e-2 and more
 
 
 def test_smps_rule_does_not_keep_it() -> None:

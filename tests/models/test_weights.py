@@ -14,7 +14,7 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deepla
 from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, load_weights
 from deeplab_lightning.models import pretrained
 from deeplab_lightning.models.deeplab import TrainingLogits
-from tests.models.references import CaffeDeepLabV2, multi_scale, randomise
+from tests.models.references import CaffeDeepLabV2, multi_scale, randomise, spread
 
 SIZES = [(64, 64), (65, 47)]
 RESNET_V2: dict[str, Any] = {"hidden_channels": None, "dilation": "smp", "pretrained": False}
@@ -26,8 +26,8 @@ def pictures(size: tuple[int, int], count: int = 1) -> Tensor:
 
 def assert_equal(ours: Tensor, theirs: Tensor) -> None:
     assert ours.shape == theirs.shape
-    assert float((ours - theirs).abs().max()) <= 1e-5
-    assert float(theirs.std()) > 0.01  # a net whose logits vanish would prove nothing
+    assert float((ours - theirs).abs().max()) <= 1e-5 * max(1.0, float(theirs.abs().max()))
+    assert spread(theirs) > 0.01  # constant logits would prove nothing
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +108,15 @@ def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     for prefix, names in (("scale.", earlier), ("module.base.", state)):
         report = load_weights(net, {f"{prefix}{key}": value for key, value in names.items()})
         assert (report.layout, report.left, report.missing) == ("caffe_resnet", [], [])
+    net.double()  # RGB and BGR sum in another order, which 50 layers of random weights amplify in single precision
+    theirs.double()
     with torch.no_grad():
         for size in SIZES:
-            expected = multi_scale(theirs, pictures(size).flip(1))
+            images = pictures(size).double()
+            expected = multi_scale(theirs, images.flip(1))
             expected = F.interpolate(expected, size=size, mode="bilinear", align_corners=False)
-            assert_equal(net(pictures(size)), expected)
+            assert float((net(images) - expected).abs().max()) < 1e-10
+            assert float(expected.std()) > 0.1
 
 
 def first_version(num_classes: int, hidden: int) -> tuple[nn.Module, dict[str, Tensor]]:
