@@ -15,13 +15,15 @@ from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import ConfusionMatrix, image_matrices, iou_by_name, summarize
-from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 CLASSES_KEY = "classes"
 """Where a checkpoint holds the class table, as plain lists."""
+RESTORED_ARGUMENTS: dict[str, Any] = {"pretrained": False, "weights": None}
+"""Arguments of a network whose weights come from a checkpoint."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -88,8 +90,9 @@ class SegmentationModule(L.LightningModule):
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
 
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float."""
+    def forward(self, images: Tensor) -> Tensor | TrainingLogits:
+        """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float; in training with further
+        outputs, if the network has them."""
         if images.dtype == torch.uint8:
             images = self.normalize(images)
         return self.net(images)  # type: ignore[no-any-return]
@@ -119,6 +122,7 @@ class SegmentationModule(L.LightningModule):
         predictions = []
         for batch in batches:
             scores = self._scores(batch.image)  # (B, K, h, w)
+            assert isinstance(scores, Tensor)
             shown = (batch.image.shape[-2], batch.image.shape[-1])
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
                 own = scores[index : index + 1]
@@ -163,8 +167,8 @@ class SegmentationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store what rebuilds the module: class table and configuration, as plain values.
 
-        The stored configuration says `pretrained: false`: the checkpoint holds all weights, so that
-        loading it asks no hub.
+        The stored configuration says `pretrained: false` and `weights: null`: the checkpoint holds all
+        weights, so that loading it asks no hub.
         """
         checkpoint[CLASSES_KEY] = self.classes.to_dict()
         if self.config is not None:
@@ -177,31 +181,30 @@ class SegmentationModule(L.LightningModule):
         arguments: dict[str, Any] = dict(self.config["model"])
         net = dict(arguments["net"])
         init_args = {**net.get("init_args", {}), "num_classes": self.net.num_classes}
-        if "pretrained" in init_args:
-            init_args["pretrained"] = False
+        init_args |= {key: value for key, value in RESTORED_ARGUMENTS.items() if key in init_args}
         arguments["net"] = {**net, "init_args": init_args}
         arguments["classes"] = self.classes.to_dict()
         return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
-    def _scores(self, images: Tensor) -> Tensor:
+    def _scores(self, images: Tensor) -> Tensor | TrainingLogits:
         """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
         if type(self.net).forward is not DeepLab.forward:
             return self(images)  # type: ignore[no-any-return]
         return self.net.scores(self.normalize(images) if images.dtype == torch.uint8 else images)
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of one batch and its logits (B, K, H, W), or its scores (B, K, h, w) before the resize."""
+        """Loss of one batch, further outputs included, and its logits (B, K, H, W), or its scores before the resize."""
         assert batch.mask is not None
         mask = batch.mask.long()
         # A GPU resizes and compares all rows at once faster; a CPU does so only in training, where it must keep them.
         is_banded = isinstance(self.loss, CrossEntropyLoss) and (
             self.loss.band_rows is not None or (mask.device.type == "cpu" and not self.training)
         )
-        if is_banded:
-            scores = self._scores(batch.image)
-            return self.loss(scores, mask), scores
-        logits = self(batch.image)
-        return self.loss(logits, mask), logits
+        output = self._scores(batch.image) if is_banded else self(batch.image)
+        if isinstance(output, Tensor):
+            return self.loss(output, mask), output
+        further = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]
+        return self.loss(output.logits, mask) + sum(further), output.logits
 
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:

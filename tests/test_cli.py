@@ -178,6 +178,19 @@ def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monke
     assert asked == []
 
 
+def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: Path, tmp_path: Path) -> None:
+    source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    torch.save(source, tmp_path / "w.pth")
+    config = ["-c", str(folder / "config.yaml"), "--model.net.weights", str(tmp_path / "w.pth")]
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.optimizer.lr", "0"]
+    main(["fit", *config, *short, "--name", "warm"])
+    (tmp_path / "w.pth").unlink()
+    path = folder / "runs" / "warm" / "checkpoints" / "last.ckpt"
+    module = SegmentationModule.load_from_checkpoint(path)
+    assert torch.equal(module.net.head.state_dict()["2.weight"], source["net.head.2.weight"])
+    main(["validate", "--ckpt_path", str(path)])
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -25,7 +25,7 @@ from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
 from deeplab_lightning.callbacks.wandb_summary import WandbSummary
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.module import CLASSES_KEY, SegmentationModule
+from deeplab_lightning.module import CLASSES_KEY, RESTORED_ARGUMENTS, SegmentationModule
 
 _RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"  # tells processes that Lightning starts for DDP where to write
 _MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
@@ -141,8 +141,9 @@ class DeepLabCLI(LightningCLI):
         self._prepare_logger(config, folder)
         if config.ckpt_path is not None:
             net = config.model.net
-            if "pretrained" in net.get("init_args", {}):
-                net.init_args.pretrained = False
+            for key, value in RESTORED_ARGUMENTS.items():
+                if key in net.get("init_args", {}):
+                    net.init_args[key] = value
         callbacks: list[L.Callback] = [SaveConfig(self._config_text), RunRecord(config.seed_everything)]
         if self._command == "fit" and config.trainer.logger:
             callbacks.append(WandbSummary())

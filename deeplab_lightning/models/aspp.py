@@ -25,6 +25,18 @@ class ConvNormReLU(nn.Sequential):
         )
 
 
+class SeparableConv(nn.Sequential):
+    """A 3x3 convolution per channel and a 1x1 across them, each with BatchNorm and ReLU (DeepLab v3+, section 3.1)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, in_channels, 3, padding=dilation, dilation=dilation, groups=in_channels, bias=False),
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(inplace=True),
+            *ConvNormReLU(in_channels, out_channels, kernel_size=1),
+        )
+
+
 class ImagePooling(nn.Module):
     """The mean of the whole picture, projected and spread over the map (ParseNet; DeepLab v3, section 3.3)."""
 
@@ -57,14 +69,26 @@ class ASPPConcat(nn.Module):
         atrous_rates: Dilations of the 3x3 branches, any number of them.
         out_channels: Channels of each branch and of the result.
         dropout: Probability after the projection.
+        separable: Depthwise separable instead of full 3x3 convolutions.
     """
 
     def __init__(
-        self, in_channels: int, atrous_rates: Sequence[int], *, out_channels: int = 256, dropout: float = 0.5
+        self,
+        in_channels: int,
+        atrous_rates: Sequence[int],
+        *,
+        out_channels: int = 256,
+        dropout: float = 0.5,
+        separable: bool = False,
     ) -> None:
         super().__init__()
         self.branches = nn.ModuleList([ConvNormReLU(in_channels, out_channels, kernel_size=1)])
-        self.branches += [ConvNormReLU(in_channels, out_channels, kernel_size=3, dilation=r) for r in atrous_rates]
+        self.branches += [
+            SeparableConv(in_channels, out_channels, dilation=rate)
+            if separable
+            else ConvNormReLU(in_channels, out_channels, kernel_size=3, dilation=rate)
+            for rate in atrous_rates
+        ]
         self.branches.append(ImagePooling(in_channels, out_channels))
         self.project = ConvNormReLU(len(self.branches) * out_channels, out_channels, kernel_size=1)
         self.dropout = nn.Dropout(dropout)
@@ -84,7 +108,8 @@ class ASPPSum(nn.Module):
         in_channels: Channels of the backbone's map.
         num_classes: K.
         atrous_rates: Dilations of the branches.
-        hidden_channels: Channels of fc6 and fc7.
+        hidden_channels: Channels of fc6 and fc7; null leaves both out, so that each dilated 3x3 gives scores
+            (the paper's ResNet-101).
         dropout: Probability of dropping a channel after fc6 and after fc7.
         share_head: One fc7, without ReLU, and one score layer for all branches; else each branch has its
             own, with the ReLU after fc7 of the paper.
@@ -96,39 +121,47 @@ class ASPPSum(nn.Module):
         num_classes: int,
         *,
         atrous_rates: Sequence[int],
-        hidden_channels: int = 1024,
+        hidden_channels: int | None = 1024,
         dropout: float = 0.5,
         share_head: bool = True,
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(in_channels, hidden_channels, 3, padding=rate, dilation=rate),
-                nn.ReLU(inplace=True),
-                nn.Dropout2d(dropout),
+        self.has_linear_head = share_head and hidden_channels is not None
+        scores: list[nn.Module]
+        if hidden_channels is None:
+            scores = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
+            self.branches = nn.ModuleList(scores)
+            self.heads = nn.ModuleList([nn.Identity()])
+        else:
+            self.branches = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(in_channels, hidden_channels, 3, padding=rate, dilation=rate),
+                    nn.ReLU(inplace=True),
+                    nn.Dropout2d(dropout),
+                )
+                for rate in atrous_rates
             )
-            for rate in atrous_rates
-        )
-        num_heads = 1 if share_head else len(self.branches)
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(hidden_channels, hidden_channels, 1),
-                nn.Identity() if share_head else nn.ReLU(inplace=True),
-                nn.Dropout2d(dropout),
-                nn.Conv2d(hidden_channels, num_classes, 1),
+            num_heads = 1 if share_head else len(self.branches)
+            self.heads = nn.ModuleList(
+                nn.Sequential(
+                    nn.Conv2d(hidden_channels, hidden_channels, 1),
+                    nn.Identity() if share_head else nn.ReLU(inplace=True),
+                    nn.Dropout2d(dropout),
+                    nn.Conv2d(hidden_channels, num_classes, 1),
+                )
+                for _ in range(num_heads)
             )
-            for _ in range(num_heads)
-        )
+            scores = [head[-1] for head in self.heads]  # type: ignore[index]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for head in self.heads:
-            nn.init.normal_(head[-1].weight, std=0.01)  # type: ignore[index, arg-type]
+        for score in scores:
+            nn.init.normal_(score.weight, std=0.01)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
         """features: (B, C, h, w) -> scores (B, K, h, w)."""
-        if len(self.heads) == 1 and not self.training:
+        if self.has_linear_head and not self.training:
             return self._scores_of_sum(features)
         heads = list(self.heads) * (len(self.branches) if len(self.heads) == 1 else 1)
         scores = [head(branch(features)) for branch, head in zip(self.branches, heads, strict=True)]

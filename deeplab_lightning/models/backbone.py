@@ -4,14 +4,26 @@ import difflib
 import re
 from typing import Any, cast
 
+import segmentation_models_pytorch as smp
 import timm
+import torchvision
 from torch import Tensor, nn
 
-from deeplab_lightning.models.pretrained import hub_weights_file, load_package_weights, load_state_dict_file
+from deeplab_lightning.models.dilation import DilationRule, dilate, map_strides
+from deeplab_lightning.models.pretrained import (
+    hub_file,
+    hub_weights_file,
+    load_package_weights,
+    load_state_dict_file,
+    torch_hub_file,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CAFFE_MEAN = (122.675 / 255, 116.669 / 255, 104.008 / 255)
+CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 OUTPUT_STRIDES = (8, 16, 32)
+LOW_LEVEL_STRIDE = 4
 
 VGG_STAGES = {  # number of 3x3 convolutions before each of the five pools (Simonyan and Zisserman 2015, table 1)
     "vgg11": (1, 1, 2, 2, 2),
@@ -19,6 +31,7 @@ VGG_STAGES = {  # number of 3x3 convolutions before each of the five pools (Simo
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
+CAFFE_RESNETS = ("caffe_resnet50", "caffe_resnet101", "caffe_resnet152")
 _VGG_CHANNELS = (64, 128, 256, 512, 512)
 
 
@@ -41,6 +54,27 @@ class Backbone(nn.Module):
     def out_channels(self) -> int:
         """Channels of the deepest map."""
         return self.channels[-1]
+
+    @property
+    def low_level_index(self) -> int:
+        """Which map is the deepest one at stride 4, for decoders.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        if LOW_LEVEL_STRIDE not in self.strides:
+            raise ValueError(f"the backbone has no map at stride 4, only at {self.strides}; take another one.")
+        return len(self.strides) - 1 - self.strides[::-1].index(LOW_LEVEL_STRIDE)
+
+    def _dilate(self, net: nn.Module, name: str, output_stride: int, dilation: DilationRule) -> None:
+        """Bring a network of another library to the output stride, and note its strides."""
+        try:
+            dilate(net, output_stride, rule=dilation)
+            self.strides = map_strides(net)
+        except (ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
+            raise _not_dilatable(name, output_stride, str(error)) from error
+        if self.strides[-1] != output_stride:
+            raise _not_dilatable(name, output_stride, f"its deepest map has stride {self.strides[-1]}")
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """images: (B, 3, H, W) float, normalised by `mean` and `std` -> per stage (B, C_i, H/s_i, W/s_i)."""
@@ -111,49 +145,155 @@ class VGGBackbone(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """Any convolutional timm model that can be dilated.
-
-    timm's rule keeps the pretrained receptive field: the first block of a stage whose stride was
-    removed keeps the previous dilation (as in torchvision), depthwise convolutions included.
+    """Any timm model that reduces its maps by strided convolutions and pools.
 
     Args:
         name: A timm model name.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights: from an installed weight package, timm's local cache or
             the hub, in this order.
+        dilation: `torchvision` or `smp`, see `dilate`.
     """
 
-    def __init__(self, name: str, *, output_stride: int, pretrained: bool) -> None:
+    def __init__(
+        self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+    ) -> None:
         super().__init__()
-        options: dict[str, Any] = {"features_only": True, "output_stride": output_stride, "pretrained": False}
+        options: dict[str, Any] = {"features_only": True, "pretrained": False}
         try:
             self.net = timm.create_model(name, **options)
-        except (TypeError, AssertionError) as error:
-            raise ValueError(
-                f"backbone {name} cannot be dilated to output stride {output_stride}. Take a convolutional one, such "
-                "as resnet50, tf_efficientnet_b3, mobilenetv3_large_100, convnext_tiny or regnety_032."
-            ) from error
+        except (TypeError, AssertionError, RuntimeError, ValueError) as error:
+            raise _not_dilatable(name, output_stride, "timm gives no feature maps for it") from error
         self.channels = list(self.net.feature_info.channels())
-        self.strides = list(self.net.feature_info.reduction())
         config = timm.get_pretrained_cfg(name)
         if config is not None:
             self.mean, self.std = config.mean, config.std
         if pretrained and not load_package_weights(name, self.net):
             overlay = {"file": str(hub_weights_file(name))}
             self.net = timm.create_model(name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
+        reductions = self.net.feature_info.reduction()
+        if any(stride & (stride - 1) for stride in reductions):
+            raise _not_dilatable(name, output_stride, f"its strides {reductions} are no powers of two")
+        self._dilate(self.net, name, output_stride, dilation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return cast("list[Tensor]", self.net(images))
 
 
-def build_backbone(name: str, *, output_stride: int, pretrained: bool) -> Backbone:
+class CaffeResNetBackbone(TimmBackbone):
+    """The ResNet of DeepLab v2's authors: strides in the first 1x1 of a block, and a pool that rounds up.
+
+    Pictures are RGB here as everywhere; weights for BGR are turned round as they are loaded.
+
+    Args:
+        name: `caffe_resnet50`, `caffe_resnet101` or `caffe_resnet152`.
+        output_stride: 8, 16 or 32.
+        dilation: `smp` for published weights, in which every block of a stage is dilated alike.
+
+    Raises:
+        RuntimeError: If pretrained; the weights are loaded by `load_weights`.
+    """
+
+    def __init__(
+        self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+    ) -> None:
+        if pretrained:
+            raise RuntimeError(
+                f"there are no ImageNet weights for {name}. Set pretrained: false, and weights to a file."
+            )
+        super().__init__(name.removeprefix("caffe_"), output_stride=output_stride, pretrained=False, dilation=dilation)
+        self.mean, self.std = CAFFE_MEAN, CAFFE_STD
+        for stage in (self.net.layer2, self.net.layer3, self.net.layer4):
+            stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, (1, 1)
+        self.net.maxpool.ceil_mode = True
+
+
+class SmpBackbone(Backbone):
+    """An encoder of segmentation_models_pytorch that timm does not have.
+
+    Args:
+        name: Its name there.
+        output_stride: 8, 16 or 32.
+        pretrained: Load the ImageNet weights from the local cache or the hub.
+        dilation: `torchvision` or `smp`, see `dilate`.
+    """
+
+    def __init__(
+        self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+    ) -> None:
+        super().__init__()
+        self.net = smp.encoders.get_encoder(name, weights=None)
+        if pretrained:
+            settings = smp.encoders.encoders[name]["pretrained_settings"].get("imagenet")
+            if settings is None:
+                raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
+            file = hub_file(settings["repo_id"], name=name, revision=settings["revision"])
+            self.net.load_state_dict(load_state_dict_file(file))
+        self.channels = [channels for channels in self.net.out_channels[1:] if channels > 0]
+        self._dilate(self, name, output_stride, dilation)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [x for x in self.net(images)[1:] if x.shape[1] > 0]
+
+
+class TorchvisionBackbone(Backbone):
+    """The `features` of a torchvision classifier, for weights that were trained on them.
+
+    Args:
+        name: `tv-` and a torchvision name, such as `tv-mobilenet_v3_large`.
+        output_stride: 8, 16 or 32.
+        pretrained: Load the ImageNet weights from the local cache or torchvision's server.
+        dilation: `torchvision` or `smp`, see `dilate`.
+    """
+
+    def __init__(
+        self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+    ) -> None:
+        super().__init__()
+        name = name.removeprefix("tv-")
+        model = torchvision.models.get_model(name, weights=None)
+        if not isinstance(getattr(model, "features", None), nn.Sequential):
+            raise _not_dilatable(f"tv-{name}", output_stride, "it has no sequence of features; timm may have it")
+        if pretrained:
+            url = torchvision.models.get_model_weights(name).DEFAULT.url
+            model.load_state_dict(load_state_dict_file(torch_hub_file(url)))
+        self.net = model.features
+        self._taps = list(range(len(self.net)))
+        strides = map_strides(self)
+        self._taps = [i for i in self._taps if i + 1 == len(strides) or strides[i + 1] > strides[i]]
+        self._dilate(self, f"tv-{name}", output_stride, dilation)
+        self.channels = self._channels()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        features, x = [], images
+        for index, layer in enumerate(self.net):
+            x = layer(x)
+            if index in self._taps:
+                features.append(x)
+        return features
+
+    def _channels(self) -> list[int]:
+        last: dict[int, int] = {}
+        for index, layer in enumerate(self.net):
+            widths = [m.num_features for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
+            widths = widths or [m.out_channels for m in layer.modules() if isinstance(m, nn.Conv2d)]
+            last[index] = widths[-1] if widths else last[index - 1]
+        return [last[index] for index in self._taps]
+
+
+def build_backbone(
+    name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+) -> Backbone:
     """A feature extractor by name.
 
     Args:
         name: `vgg11/13/16/19` with or without `_bn`; `efficientnet-b0`..`b7` (timm's `tf_efficientnet_b*`,
-            the original weights); or any timm name.
+            the original weights); any timm name, also with smp's prefix `tu-`; another encoder of
+            segmentation_models_pytorch; `tv-` and a torchvision name; or `caffe_resnet50/101/152`.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights.
+        dilation: `torchvision` keeps the pretrained receptive field; `smp` is for weights of
+            segmentation_models_pytorch. See `dilate`.
 
     Raises:
         ValueError: For an unknown name (similar ones are listed), an output stride that is not 8, 16 or
@@ -163,10 +303,30 @@ def build_backbone(name: str, *, output_stride: int, pretrained: bool) -> Backbo
     if output_stride not in OUTPUT_STRIDES:
         raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
     if name.removesuffix("_bn") in VGG_STAGES:
+        if dilation != "torchvision":
+            raise ValueError(f"{name} is dilated in one way only: leave dilation at torchvision, got {dilation}.")
         return VGGBackbone(name, output_stride=output_stride, pretrained=pretrained)
-    timm_name = re.sub(r"^efficientnet-(b[0-7])$", r"tf_efficientnet_\1", name)
-    if not timm.is_model(timm_name):
-        known = [*VGG_STAGES, *timm.list_models()]
+    timm_name = re.sub(r"^efficientnet-(b[0-7])$", r"tf_efficientnet_\1", name.removeprefix("tu-"))
+    kind: type[Any]
+    if timm.is_model(timm_name):
+        name, kind = timm_name, TimmBackbone
+    elif name in CAFFE_RESNETS:
+        kind = CaffeResNetBackbone
+    elif name in smp.encoders.encoders and not name.startswith("timm-"):
+        kind = SmpBackbone
+    elif name.removeprefix("tv-") in torchvision.models.list_models(module=torchvision.models):
+        kind = TorchvisionBackbone
+    else:
+        known = [*VGG_STAGES, *CAFFE_RESNETS, *timm.list_models()]
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
         raise ValueError(f"no backbone is called {name!r}. Similar: {', '.join(similar) or 'none'}.")
-    return TimmBackbone(timm_name, output_stride=output_stride, pretrained=pretrained)
+    backbone: Backbone = kind(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
+    return backbone
+
+
+def _not_dilatable(name: str, output_stride: int, reason: str) -> ValueError:
+    return ValueError(
+        f"backbone {name} cannot be dilated to output stride {output_stride}: {reason.strip() or 'unknown reason'}. "
+        "Take a convolutional one, such as resnet50, tf_efficientnet_b3, mobilenetv3_large_100, convnext_tiny or "
+        "regnety_032."
+    )

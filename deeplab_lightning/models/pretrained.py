@@ -4,6 +4,7 @@ import importlib
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlparse
 
 import timm
 import torch
@@ -56,7 +57,16 @@ def hub_weights_file(name: str) -> Path:
     repository = getattr(config, "hf_hub_id", None)
     if not repository:
         raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
-    cached = try_to_load_from_cache(repository, _WEIGHTS_FILE)
+    return hub_file(repository, name=name)
+
+
+def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path:
+    """The weight file of a repository, from the local cache or the hub; `name` is the backbone's, for messages.
+
+    Raises:
+        RuntimeError: If it is not on this machine and the hub does not answer within 2 seconds.
+    """
+    cached = try_to_load_from_cache(repository, _WEIGHTS_FILE, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
     if not can_connect(*_HUB, seconds=_HUB_SECONDS):
@@ -70,12 +80,47 @@ def hub_weights_file(name: str) -> Path:
             f"the ImageNet weights of {name} are not on this machine and the hub ({_HUB[0]}) cannot be reached. "
             f"Connect once, set model.net.init_args.pretrained to false, or {instead}."
         )
-    return Path(hf_hub_download(repository, _WEIGHTS_FILE))
+    return Path(hf_hub_download(repository, _WEIGHTS_FILE, revision=revision))
+
+
+def torch_hub_file(url: str) -> Path:
+    """A file by its address, from torch.hub's cache or the network.
+
+    Raises:
+        RuntimeError: If it is not on this machine and its server does not answer within 2 seconds.
+    """
+    address = urlparse(url)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(address.path).name
+    if file.is_file():
+        return file
+    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
+    if not can_connect(host, port, seconds=_HUB_SECONDS):
+        raise RuntimeError(
+            f"{url} is not in {file.parent} and {host} cannot be reached. Put the file there, or connect."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.hub.download_url_to_file(url, str(file), progress=False)
+    return file
 
 
 def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
-    """Tensors by name from a safetensors file."""
-    return dict(load_file(path))
+    """Tensors by name from a safetensors file or one of torch.save.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it holds anything else than tensors by name.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no such weights: {path.absolute()}")
+    if path.suffix == ".safetensors":
+        return dict(load_file(path))
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    for wrapper in ("state_dict", "model", "model_state"):  # of Lightning, torchvision's references, others
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} holds no tensors by name.")
+    return dict(content)
 
 
 def can_connect(host: str, port: int, *, seconds: float) -> bool:

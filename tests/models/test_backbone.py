@@ -91,7 +91,9 @@ def test_lite_weights_come_from_the_package() -> None:
     [
         ("resnt50", 16, "no backbone is called 'resnt50'. Similar: resnet50"),
         ("resnet18", 12, "output_stride must be 8, 16 or 32, got 12"),
-        ("densenet121", 16, "densenet121 cannot be dilated to output stride 16"),
+        ("hrnet_w18_small", 16, "hrnet_w18_small cannot be dilated to output stride 16"),
+        ("dla34", 16, "dla34 cannot be dilated to output stride 16: "),
+        ("vgg16", 12, "output_stride must be 8, 16 or 32, got 12"),
     ],
 )
 def test_bad_backbones_say_what_to_do(name: str, output_stride: int, message: str) -> None:

@@ -1,18 +1,25 @@
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from deeplab_lightning import DeepLabV2, DeepLabV3
-from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationModule
+from deeplab_lightning.batch import Batch
+from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
+from tests.models.references import randomise
 
 MEMBERS: list[tuple[Callable[..., DeepLab], dict[str, Any]]] = [
+    (DeepLabV1, {"backbone": "vgg11", "hidden_channels": 16}),
     (DeepLabV2, {"backbone": "vgg16", "hidden_channels": 16}),
     (DeepLabV2, {"backbone": "vgg16", "hidden_channels": 16, "share_head": False}),
     (DeepLabV2, {"backbone": "resnet18", "hidden_channels": 16}),
+    (DeepLabV2, {"backbone": "caffe_resnet50", "hidden_channels": None, "dilation": "smp"}),
     (DeepLabV3, {"backbone": "resnet18", "aspp_channels": 16}),
+    (DeepLabV3Plus, {"backbone": "resnet18", "aspp_channels": 16}),
+    (DeepLabV3Plus, {"backbone": "convnext_atto", "aspp_channels": 16, "separable": True}),
     (DeepLabV3, {"backbone": "vgg16_bn", "aspp_channels": 16, "output_stride": 8}),
     (DeepLabV3, {"backbone": "tf_efficientnet_lite0", "aspp_channels": 16, "output_stride": 32}),
 ]
@@ -78,3 +85,121 @@ def test_v3_overfits_one_batch() -> None:
 def test_zero_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
         DeepLabV3(0)
+
+
+def test_v1_has_the_papers_parameters() -> None:
+    # VGG-16's 13 convolutions; fc6 3x3x512x1024, fc7 1024x1024, score 1024x21, with biases: LargeFOV's 20.5 M.
+    net = DeepLabV1(21, pretrained=False)
+    assert sum(p.numel() for p in net.parameters()) == 14_714_688 + 4_719_616 + 1_049_600 + 21_525
+    fc6 = cast(nn.Conv2d, net.head.get_submodule("branches.0.0"))
+    assert (fc6.kernel_size, fc6.dilation, fc6.padding) == ((3, 3), (12, 12), (12, 12))
+
+
+def test_multi_grid_multiplies_the_dilations_of_the_last_stage() -> None:
+    net = DeepLabV3(2, backbone="resnet50", output_stride=16, multi_grid=(1, 2, 4), aspp_channels=8, pretrained=False)
+    stage = net.backbone.get_submodule("net.layer4")
+    dilations = [
+        (m.dilation[0], m.padding[0]) for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3
+    ]
+    assert dilations == [(1, 1), (4, 4), (8, 8)]  # by the rule 1, 2, 2
+    with pytest.raises(ValueError, match="multi_grid .* needs a ResNet"):
+        DeepLabV3(2, backbone="vgg11", multi_grid=(1, 2, 4), pretrained=False)
+
+
+def test_v3plus_decodes_at_stride_4() -> None:
+    net = DeepLabV3Plus(3, backbone="resnet50", aspp_channels=16, pretrained=False).eval()
+    seen = {}
+    for name in ("aspp", "reduce", "refine"):
+        net.head.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out.shape}))
+    with torch.no_grad():
+        net(torch.zeros(1, 3, 65, 97))
+    assert seen == {"aspp": (1, 16, 5, 7), "reduce": (1, 48, 17, 25), "refine": (1, 16, 17, 25)}
+    assert [m.in_channels for m in net.head.get_submodule("reduce").modules() if isinstance(m, nn.Conv2d)] == [256]
+
+
+def test_v3plus_equals_the_paper_written_out() -> None:
+    torch.manual_seed(0)
+    net = randomise(DeepLabV3Plus(3, backbone="resnet18", aspp_channels=16, pretrained=False))
+    images = torch.randn(1, 3, 65, 47)
+    state = net.state_dict()
+
+    def unit(x: torch.Tensor, name: str, padding: int = 0) -> torch.Tensor:
+        x = F.conv2d(x, state[f"{name}.0.weight"], padding=padding)
+        norm = [state[f"{name}.1.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *norm).relu()
+
+    with torch.no_grad():
+        _, low, _, _, deep = net.backbone(images)  # type: ignore[operator]
+        context = net.head.aspp(deep)  # type: ignore[operator, union-attr]
+        context = F.interpolate(context, size=low.shape[-2:], mode="bilinear", align_corners=False)
+        x = torch.cat([context, unit(low, "head.reduce")], 1)
+        x = unit(unit(x, "head.refine.0", 1), "head.refine.1", 1)
+        x = F.conv2d(x, state["head.classify.weight"], state["head.classify.bias"])
+        expected = F.interpolate(x, size=(65, 47), mode="bilinear", align_corners=False)
+        assert torch.allclose(net(images), expected, atol=1e-5)
+
+
+def test_separable_convolutions_save_most_of_the_decoder() -> None:
+    full, light = (
+        sum(p.numel() for p in DeepLabV3Plus(3, backbone="resnet18", separable=s, pretrained=False).head.parameters())
+        for s in (False, True)
+    )
+    assert light < full / 4
+
+
+def test_the_auxiliary_head_has_a_loss_in_training_and_no_part_in_inference() -> None:
+    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, auxiliary_weight=0.4, pretrained=False)
+    output = net(torch.randn(2, 3, 65, 47))
+    assert isinstance(output, TrainingLogits)
+    assert [(weight, logits.shape) for weight, logits in output.auxiliary] == [(0.4, (2, 3, 65, 47))]
+    module, mask = SegmentationModule(net), torch.randint(0, 3, (2, 65, 47))
+    batch = Batch(torch.zeros(2, 3, 65, 47, dtype=torch.uint8), mask, ["a", "b"], [(65, 47)] * 2)
+    for dropout in (m for m in net.modules() if isinstance(m, nn.Dropout)):
+        dropout.p = 0.0
+    loss, logits = module._shared_step(batch)
+    output = module(batch.image)
+    [(_, auxiliary)] = output.auxiliary
+    expected = F.cross_entropy(output.logits, mask) + 0.4 * F.cross_entropy(auxiliary, mask)
+    assert torch.allclose(loss, expected, atol=1e-5)
+    assert torch.equal(logits, output.logits)
+    loss.backward()
+    assert net.auxiliary is not None
+    assert all(p.grad is not None and p.grad.any() for p in net.auxiliary.parameters())
+    assert isinstance(net.eval()(torch.zeros(1, 3, 33, 33)), torch.Tensor)
+
+
+def test_v1_is_fc6_fc7_and_score_with_a_relu_after_each() -> None:
+    net = DeepLabV1(3, backbone="vgg11", hidden_channels=16, pretrained=False).eval()
+    head = cast(Any, net.head)
+    fc6, (fc7, _, _, score) = head.branches[0][0], head.heads[0]
+    with torch.no_grad():
+        fc7.bias.fill_(-0.1)
+        features = cast(nn.Module, net.backbone)(torch.randn(1, 3, 40, 40))[-1]
+        expected = score(F.relu(fc7(F.relu(fc6(features)))))
+        assert torch.allclose(head(features), expected, atol=1e-6)
+        assert not torch.allclose(score(fc7(F.relu(fc6(features)))), expected, atol=1e-4)
+
+
+def test_every_scale_has_a_loss_in_training() -> None:
+    net = DeepLabV2(3, backbone="resnet18", hidden_channels=None, scales=(1.0, 0.5), pretrained=False)
+    output = net(torch.randn(2, 3, 65, 47))
+    assert isinstance(output, TrainingLogits)
+    assert [weight for weight, _ in output.auxiliary] == [1.0, 1.0]
+    with torch.no_grad():
+        net.eval()
+        images = torch.randn(1, 3, 65, 47)
+        small = F.interpolate(images, size=(32, 23), mode="bilinear", align_corners=False)
+        scores = [net.decode(net.backbone(x)) for x in (images, small)]
+        scores[1] = F.interpolate(scores[1], size=scores[0].shape[-2:], mode="bilinear", align_corners=False)
+        fused = torch.maximum(*scores)
+        expected = F.interpolate(fused, size=(65, 47), mode="bilinear", align_corners=False)
+        assert torch.allclose(net(images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"scales": ()}, "scales must be one or more positive factors"), ({"scales": (0.0, 1.0)}, r"got \[0.0, 1.0\]")],
+)
+def test_bad_scales_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DeepLabV2(2, backbone="resnet18", hidden_channels=8, pretrained=False, **arguments)

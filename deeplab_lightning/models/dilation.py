@@ -1,0 +1,161 @@
+"""Any convolutional network at a smaller output stride: strides removed, later convolutions dilated.
+
+Every layer is measured rather than known by name: its input's stride in the original network says by how
+much it has to be dilated to see the samples that it was trained on.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Conv2dSame
+from timm.layers.pool2d_same import MaxPool2dSame
+from torch import Tensor, nn
+
+DilationRule = Literal["torchvision", "smp"]
+_PROBE_SIZE = 256  # pixels; a multiple of every stride
+_Pool = nn.MaxPool2d | nn.AvgPool2d
+
+
+@dataclass(frozen=True)
+class _Strides:
+    """Input size over map size, before and after a layer."""
+
+    before: int
+    after: int
+
+
+def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvision") -> None:
+    """Remove strides beyond the output stride and dilate what comes after them, in place.
+
+    Under the rule `torchvision` (and timm's), a layer that was fed at stride t > s is dilated t / s times, so
+    that a layer whose own stride is removed keeps the previous dilation: each weight meets the samples of the
+    original network, and the features equal its features where the sampling grids meet. Under the rule `smp`
+    (segmentation_models_pytorch, torchvision's MobileNetV3), a layer that loses its stride is itself dilated.
+
+    Args:
+        net: Called with (1, 3, H, W); returns a map or a list of maps. Convolutions and pools of odd or even size.
+        output_stride: The largest stride that is left, in input pixels per sample: 8, 16 or 32.
+        rule: `torchvision` or `smp`.
+
+    Raises:
+        ValueError: For another rule, or a network that changes its resolution by other means than strided
+            convolutions and pools.
+        RuntimeError: If the network itself cannot take such sizes, or any. After an error it must not be used.
+    """
+    if rule not in get_args(DilationRule):
+        raise ValueError(f"dilation must be one of {', '.join(get_args(DilationRule))}, got {rule!r}.")
+    strides, outputs = _measure(net)
+    if outputs[-1] <= output_stride:
+        return
+    for name, measured in strides.items():
+        layer = net.get_submodule(name)
+        before, after = measured.before, measured.after
+        dilation = max(1, (before if rule == "torchvision" else after) // output_stride)
+        dilation = dilation if _side(layer.kernel_size) > 1 else 1
+        is_reduced = after > before and after > output_stride
+        stride = max(1, min(after, output_stride) // before) if is_reduced else _side(layer.stride)
+        if dilation == 1 and not is_reduced:
+            continue
+        new = _dilated(layer, dilation=dilation, stride=stride)
+        if new is not layer:
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, new)
+    reached = _measure(net)[1]
+    if reached != [min(stride, output_stride) for stride in outputs]:
+        raise ValueError(f"its maps have strides of {reached} where {output_stride} should be the largest")
+    _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE // 2 - 1)  # some networks take no odd sizes
+
+
+def map_strides(net: nn.Module) -> list[int]:
+    """Input size over map size, per map."""
+    return _measure(net)[1]
+
+
+def _measure(
+    net: nn.Module, *, height: int = _PROBE_SIZE, width: int = _PROBE_SIZE
+) -> tuple[dict[str, _Strides], list[int]]:
+    """Strides of the layers that look at more than one sample, and of the maps that come out."""
+    strides: dict[str, _Strides] = {}
+    probe = copy.deepcopy(net).to("meta").eval()  # shapes without arithmetic
+    for name, layer in probe.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and (
+            _side(layer.kernel_size) > 1 or _side(layer.stride) > 1
+        ):
+
+            def record(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
+                strides[name] = _Strides(_stride(inputs[0]), _stride(output))
+
+            layer.register_forward_hook(record)
+    with torch.no_grad():
+        maps = probe(torch.empty(1, 3, height, width, device="meta"))
+    return strides, [_stride(x) for x in (maps if isinstance(maps, list | tuple) else [maps])]
+
+
+def _stride(x: Tensor) -> int:
+    # To the next power of two: layers without padding lose some samples at the border.
+    return int(2 ** round(math.log2(_PROBE_SIZE / x.shape[-1])))
+
+
+def _dilated(layer: nn.Module, *, dilation: int, stride: int) -> nn.Module:
+    """The layer with a dilation that is `dilation` times its own; another module where that needs one."""
+    layer = cast("nn.Conv2d | _Pool", layer)
+    kernel, padding = _side(layer.kernel_size), layer.padding
+    if isinstance(layer, nn.AvgPool2d):
+        return AtrousAvgPool2d(kernel, dilation=dilation, counts_padding=layer.count_include_pad and padding != 0)
+    own = _side(layer.dilation)
+    is_centred = not isinstance(padding, str) and 2 * _side(padding) == own * (kernel - 1)
+    if isinstance(layer, nn.Conv2d) and not isinstance(layer, Conv2dSame) and is_centred:
+        layer.padding = (own * dilation * (kernel - 1) // 2,) * 2
+    elif not isinstance(layer, Conv2dSame | MaxPool2dSame):
+        layer = _with_same_padding(layer)
+    layer.dilation, layer.stride = (own * dilation,) * 2, (stride,) * 2
+    return layer
+
+
+def _with_same_padding(layer: nn.Conv2d | nn.MaxPool2d) -> nn.Conv2d | nn.MaxPool2d:
+    """A layer that pads as much as its dilated kernel needs to keep the map's size."""
+    if isinstance(layer, nn.MaxPool2d):  # its own padding cannot exceed half the kernel
+        return cast(nn.MaxPool2d, MaxPool2dSame(_side(layer.kernel_size), stride=1))
+    new = Conv2dSame(
+        layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, bias=layer.bias is not None
+    )
+    new.weight, new.bias = layer.weight, layer.bias
+    return cast(nn.Conv2d, new)
+
+
+class AtrousAvgPool2d(nn.Module):
+    """Mean over a dilated window at stride 1; the map keeps its size.
+
+    Args:
+        kernel_size: Samples along each side of the window.
+        dilation: Distance between them.
+        counts_padding: Whether samples outside the map count, as zeros.
+    """
+
+    def __init__(self, kernel_size: int, *, dilation: int, counts_padding: bool) -> None:
+        super().__init__()
+        self.kernel_size, self.dilation, self.counts_padding = kernel_size, dilation, counts_padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, h, w) -> (B, C, h, w)."""
+        total = self._window_sum(x)
+        if self.counts_padding:
+            return total / self.kernel_size**2
+        return total / self._window_sum(torch.ones_like(x[:1, :1]))
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        before = self.dilation * ((self.kernel_size - 1) // 2)  # even windows look ahead, as at stride 2
+        after = self.dilation * (self.kernel_size - 1) - before
+        padded = F.pad(x, (before, after, before, after))
+        steps = [index * self.dilation for index in range(self.kernel_size)]
+        shifted = [padded[..., top : top + height, left : left + width] for top in steps for left in steps]
+        return torch.stack(shifted).sum(dim=0)
+
+
+def _side(value: Any) -> int:
+    return int(value[0] if isinstance(value, tuple | list) else value)

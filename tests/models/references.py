@@ -1,0 +1,103 @@
+"""Other implementations of the family, written down from their papers and published layouts, for parity tests."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
+    """Biases, and norms whose statistics keep the features alive to the last layer; in evaluation mode."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        nn.init.normal_(norm.bias, 0, 0.1, generator=generator)
+    momenta = [norm.momentum for norm in norms]
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.bias is not None:
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+    for norm in norms:
+        norm.momentum = 1.0  # the statistics of one batch
+    with torch.no_grad():
+        net.train()(torch.randn(2, 3, 96, 96, generator=generator))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        assert norm.running_var is not None
+        norm.running_var.clamp_(min=0.01)
+    return net.eval()
+
+
+def spread(x: Tensor) -> float:
+    """How much a map varies over its samples, over its largest value: 0 if it only shows the biases."""
+    return float(x.std(dim=(-2, -1)).mean() / x.abs().max())
+
+
+def _unit(in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, dilation: int = 1) -> nn.Module:
+    unit = nn.Module()
+    padding = dilation * (kernel // 2)
+    unit.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, bias=False)
+    unit.bn = nn.BatchNorm2d(out_channels)
+    return unit
+
+
+def _apply(unit: Any, x: Tensor) -> Tensor:
+    result: Tensor = unit.bn(unit.conv(x))
+    return result
+
+
+class _Block(nn.Module):
+    def __init__(self, in_channels: int, channels: int, *, stride: int, dilation: int, has_shortcut: bool) -> None:
+        super().__init__()
+        self.reduce = _unit(in_channels, channels, 1, stride=stride)
+        self.conv3x3 = _unit(channels, channels, 3, dilation=dilation)
+        self.increase = _unit(channels, 4 * channels, 1)
+        self.shortcut = _unit(in_channels, 4 * channels, 1, stride=stride) if has_shortcut else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = F.relu(_apply(self.conv3x3, F.relu(_apply(self.reduce, x))))
+        beside = x if self.shortcut is None else _apply(self.shortcut, x)
+        return F.relu(_apply(self.increase, inside) + beside)
+
+
+class CaffeDeepLabV2(nn.Module):
+    """DeepLab v2 on a ResNet, as its authors' network definition has it, in the names of kazuto1011/deeplab-pytorch."""
+
+    def __init__(self, num_classes: int, blocks: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.layer1 = nn.Module()
+        self.layer1.conv1 = _unit(3, 64, 7, stride=2)
+        in_channels = 64
+        for index, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
+            channels, layer = 64 * 2**index, nn.Sequential()
+            for number in range(count):
+                first = number == 0
+                block = _Block(
+                    in_channels, channels, stride=stride if first else 1, dilation=dilation, has_shortcut=first
+                )
+                layer.add_module(f"block{number + 1}", block)
+                in_channels = 4 * channels
+            self.add_module(f"layer{index + 2}", layer)
+        self.aspp = nn.Module()
+        for index, rate in enumerate((6, 12, 18, 24)):
+            self.aspp.add_module(f"c{index}", nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate))
+
+    def forward(self, bgr: Tensor) -> Tensor:
+        x: Tensor = F.relu(_apply(self.layer1.conv1, bgr))
+        x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
+        for index in range(2, 6):
+            x = self.get_submodule(f"layer{index}")(x)
+        scores: list[Tensor] = [branch(x) for branch in self.aspp.children()]
+        return scores[0] + scores[1] + scores[2] + scores[3]
+
+
+def multi_scale(net: nn.Module, images: Tensor) -> Tensor:
+    """Scores at scales 1, 0.5 and 0.75, brought to the first's size, the largest of each."""
+    scores: Tensor = net(images)
+    for scale in (0.5, 0.75):
+        size = [int(side * scale) for side in images.shape[-2:]]
+        smaller = net(F.interpolate(images, size=size, mode="bilinear", align_corners=False))
+        smaller = F.interpolate(smaller, size=scores.shape[-2:], mode="bilinear", align_corners=False)
+        scores = torch.maximum(scores, smaller)
+    return scores
