@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import deeplab_lightning
 
@@ -17,6 +18,16 @@ COMMANDS = {
     "benchmark": "measure what models cost, and whether the data keep up",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report what is wrong",
+}
+
+_RUNNERS = {  # module and function below `experiments`; the other commands are Lightning's
+    "kfold": "kfold.kfold",
+    "grid": "grid.grid",
+    "compare": "compare.compare",
+    "split": "split.split",
+    "benchmark": "benchmark.benchmark",
+    "data synthetic": "data_commands.synthetic",
+    "data check": "data_commands.check",
 }
 
 
@@ -47,34 +58,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _runner(command: str) -> Callable[[list[str]], None]:
-    if command == "data synthetic":
-        from deeplab_lightning.experiments.data_commands import synthetic
-
-        return synthetic
-    if command == "data check":
-        from deeplab_lightning.experiments.data_commands import check
-
-        return check
-    if command == "split":
-        from deeplab_lightning.experiments.split import split
-
-        return split
-    if command == "grid":
-        from deeplab_lightning.experiments.grid import grid
-
-        return grid
-    if command == "compare":
-        from deeplab_lightning.experiments.compare import compare
-
-        return compare
-    if command == "kfold":
-        from deeplab_lightning.experiments.kfold import kfold
-
-        return kfold
-    if command == "benchmark":
-        from deeplab_lightning.experiments.benchmark import benchmark
-
-        return benchmark
+    if command in _RUNNERS:
+        module, _, name = _RUNNERS[command].rpartition(".")
+        runner: Callable[[list[str]], None] = getattr(import_module(f"deeplab_lightning.experiments.{module}"), name)
+        return runner
     from deeplab_lightning.experiments.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)
