@@ -55,14 +55,15 @@ class CrossEntropyLoss(nn.Module):
         The logits may be of any other size, (B, K, h, w); they are resized to the mask's in bands.
 
         Returns:
-            The mean over pixels that are not ignored; 0 (with a gradient of 0) if all are.
+            The mean over pixels that are not ignored; 0 (with a gradient of 0) if all are, or if all others
+            are of classes with weight 0.
 
         Raises:
             ValueError: If the number of class weights is not K.
         """
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise ValueError(f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes.")
-        if not (mask != IGNORE_INDEX).any():
+        if not self._counts_anything(mask):
             return logits.sum() * 0.0
         if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
             rows = self.band_rows or default_rows(logits, (mask.shape[-2], mask.shape[-1]))
@@ -75,6 +76,12 @@ class CrossEntropyLoss(nn.Module):
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
         )
+
+    def _counts_anything(self, mask: Tensor) -> bool:
+        present = mask[mask != IGNORE_INDEX]
+        if self.class_weights is None:
+            return len(present) > 0
+        return bool((self.class_weights[present] > 0).any())
 
 
 class _BandedCrossEntropy(torch.autograd.Function):
@@ -106,10 +113,11 @@ class _BandedCrossEntropy(torch.autograd.Function):
             loss += part.detach()
             if gradient is not None:
                 gradient += torch.autograd.grad(part, leaf)[0]
-        ctx.gradient = None if gradient is None else gradient.to(scores.dtype)
+        ctx.gradient, ctx.dtype = gradient, scores.dtype
         return loss
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
-        gradient = None if ctx.gradient is None else ctx.gradient * outputs[0].to(ctx.gradient.dtype)
+        # In float32 until the end: a loss scale of half precision must neither overflow nor come too late.
+        gradient = None if ctx.gradient is None else (ctx.gradient * outputs[0].float()).to(ctx.dtype)
         return gradient, None, None, None, None

@@ -100,7 +100,8 @@ class SegmentationModule(L.LightningModule):
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB -> float, zero mean and unit deviation by the backbone's statistics."""
         scaled = (images.float() - self.pixel_mean) / self.pixel_std
-        return scaled.contiguous(memory_format=self.memory_format)
+        dtype = next(self.net.parameters()).dtype  # not float32 with precision bf16-true
+        return scaled.to(dtype).contiguous(memory_format=self.memory_format)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one batch."""
@@ -201,6 +202,9 @@ class SegmentationModule(L.LightningModule):
             self.loss.band_rows is not None or (mask.device.type == "cpu" and not self.training)
         )
         output = self._scores(batch.image) if is_banded else self(batch.image)
+        if not isinstance(self.loss, CrossEntropyLoss) and not (mask != self.classes.ignore_index).any():
+            logits = output if isinstance(output, Tensor) else output.logits
+            return logits.sum() * 0.0, logits  # other losses fail, or give nan, where nothing counts
         if isinstance(output, Tensor):
             return self.loss(output, mask), output
         further = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]

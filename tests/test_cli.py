@@ -314,6 +314,15 @@ def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> Non
     assert validated["data"]["fold_file"] == str(own / "folds.csv")
     main(["validate", "--ckpt_path", checkpoint, "--data.split_seed", "7"])  # another split, asked for
     assert yaml.safe_load((own / "config_validate-2.yaml").read_text())["data"]["fold_file"] is None
+    # A file that the folds came from may change; the run's own does not.
+    checkpoint_file = torch.load(checkpoint, weights_only=True)
+    config = yaml.safe_load((own / "config.yaml").read_text())
+    for content in (checkpoint_file["config"], config):
+        content["data"]["fold_file"] = str(tmp_path / "elsewhere.csv")
+    torch.save(checkpoint_file, checkpoint)
+    (own / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["validate", "--ckpt_path", checkpoint])
+    assert yaml.safe_load((own / "config_validate-3.yaml").read_text())["data"]["fold_file"] == str(own / "folds.csv")
     (own / "folds.csv").write_text((own / "folds.csv").read_text().replace("4.png", "old.png"))
     with pytest.raises(DataError, match=r"1 images are not in it \(4.png\); 1 of its images are gone \(old.png\)"):
         main(["validate", "--ckpt_path", checkpoint])

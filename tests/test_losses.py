@@ -6,6 +6,27 @@ from deeplab_lightning.bands import resize
 from deeplab_lightning.losses import CrossEntropyLoss
 
 
+@pytest.mark.parametrize("band_rows", [None, 3])
+def test_classes_of_weight_zero_alone_give_zero(band_rows: int | None) -> None:
+    logits = torch.randn(2, 2, 8, 8, requires_grad=True)
+    loss = CrossEntropyLoss(class_weights=[0.0, 1.0], band_rows=band_rows)(logits, torch.zeros(2, 8, 8).long())
+    loss.backward()
+    assert float(loss) == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_half_precision_survives_the_loss_scale() -> None:
+    scores = torch.randn(1, 3, 4, 4).half().requires_grad_()
+    mask = torch.randint(0, 3, (1, 32, 32))
+    (CrossEntropyLoss(band_rows=8)(scores, mask) * 65536.0).backward()
+    wide = scores.detach().float().requires_grad_()
+    CrossEntropyLoss(band_rows=8)(wide, mask).backward()
+    assert scores.grad is not None
+    assert wide.grad is not None
+    assert torch.allclose(scores.grad.float() / 65536, wide.grad, rtol=2e-3)
+
+
 def test_it_is_the_mean_over_pixels_that_count() -> None:
     logits, mask = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     mask[0, :2] = 255

@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.table import Table
 from torch import Tensor
@@ -99,7 +100,7 @@ class RunRecord(L.Callback):
             return
         folder = run_folder(trainer)
         write_atomically(folder / "metrics.csv", lambda file: file.write(_rows_csv(self.rows).encode()))
-        if self._has_validated and best_row(self.rows) is row and isinstance(pl_module, SegmentationModule):
+        if self._has_validated and best_row(self.rows, trainer) is row and isinstance(pl_module, SegmentationModule):
             _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
             ImageMatrices.of(images).write(folder / "image_matrices.npz")
 
@@ -107,7 +108,7 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
             return
         folder = run_folder(trainer)
-        best = best_row(self.rows)
+        best = best_row(self.rows, trainer)
         checkpoints = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
         result = {
             **_describe_data(trainer),
@@ -173,10 +174,20 @@ def unused_path(path: Path) -> Path:
     return candidate
 
 
-def best_row(rows: list[dict[str, float]]) -> dict[str, float] | None:
-    """The first epoch with the highest `val/miou`, as the checkpoint callback chooses."""
-    scored = [row for row in rows if not math.isnan(row.get("val/miou", math.nan))]
-    return max(scored, key=lambda row: row["val/miou"]) if scored else None
+def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:
+    """The epoch that `best.ckpt` holds: the first with the best monitored figure, the highest `val/miou` as a rule.
+
+    Args:
+        rows: One per epoch.
+        trainer: Names the figure by its checkpoint callback.
+    """
+    callbacks = trainer.checkpoint_callbacks if trainer else []
+    monitored = [(c.monitor, c.mode) for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    key, mode = monitored[0] if monitored else ("val/miou", "max")
+    scored = [row for row in rows if "val/miou" in row and not math.isnan(row.get(key, math.nan))]
+    if not scored:
+        return None
+    return max(scored, key=lambda row: row[key]) if mode == "max" else min(scored, key=lambda row: row[key])
 
 
 def _is_rehearsal(trainer: L.Trainer) -> bool:
@@ -200,7 +211,8 @@ def _rows_csv(rows: list[dict[str, float]]) -> str:
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: int(v) if k in {"epoch", "step"} else f"{v:.6g}" for k, v in row.items()})
+        # All digits: a resumed training must compare what an uninterrupted one compares.
+        writer.writerow({k: int(v) if k in {"epoch", "step"} else repr(v) for k, v in row.items()})
     return text.getvalue()
 
 

@@ -58,7 +58,7 @@ def cached_rows(
     """Numbers of each file that are computed once, and again only for files that changed.
 
     Args:
-        store: The `.npz` file that remembers them; rows of other keys are dropped from it.
+        store: The `.npz` file that remembers them, and those of other keys: two lists may share a folder.
         keys: What each file's row depends on, such as its path, size and time.
         width: Numbers in a row.
         compute: Takes indices into `keys` and yields their (width,) int64 rows, or None where there is none.
@@ -72,9 +72,8 @@ def cached_rows(
         if row is not None:
             known[keys[index]] = row
     if missing:
-        current = [key for key in keys if key in known]
-        rows = np.array([known[key] for key in current], dtype=np.int64).reshape(-1, width)
-        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(current), rows=rows))
+        rows = np.array(list(known.values()), dtype=np.int64).reshape(-1, width)
+        try_cache(store, lambda file: np.savez_compressed(file, keys=np.array(list(known)), rows=rows))
     return known
 
 

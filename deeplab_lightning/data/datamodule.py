@@ -177,9 +177,11 @@ class SegmentationDataModule(L.LightningDataModule):
         """Folds and groups, from `fold_file` or made now."""
         assert self.dataset is not None
         names = self.dataset.names
-        if self.fold_file is not None:
-            return FoldTable.read(Path(self.fold_file), names, self.n_folds)
         labels = None if self.groups is None else self.groups.labels(self.dataset)
+        if self.fold_file is not None:
+            dropped = [name for problem in self.dataset.problems for name in problem.images]
+            table = FoldTable.read(Path(self.fold_file), names, self.n_folds, dropped=dropped)
+            return table if labels is None else table.with_groups(dict(zip(names, labels, strict=True)))
         folds = stratified_folds(
             *self.measured(), self.n_folds, groups=labels, seed=self.split_seed, method=self.fold_method
         )

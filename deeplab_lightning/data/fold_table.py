@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,22 @@ class FoldTable:
     folds: dict[str, int]
     groups: dict[str, str]
 
+    def with_groups(self, groups: dict[str, str]) -> "FoldTable":
+        """The same folds with these groups.
+
+        Raises:
+            DataError: If a group lies in more than one fold.
+        """
+        folds_of: dict[str, set[int]] = {}
+        for name, label in groups.items():
+            folds_of.setdefault(label, set()).add(self.folds[name])
+        if cut := sorted(label for label, folds in folds_of.items() if len(folds) > 1):
+            raise DataError(
+                f"data.fold_file separates {len(cut)} groups of data.groups ({_some(cut)}). "
+                "Split again with these groups, or set data.groups to null."
+            )
+        return FoldTable(self.folds, groups)
+
     def to_csv(self) -> str:
         """With the columns image, group, fold."""
         text = io.StringIO()
@@ -32,13 +49,14 @@ class FoldTable:
         return text.getvalue()
 
     @classmethod
-    def read(cls, path: Path, names: Sequence[str], n_folds: int) -> "FoldTable":
+    def read(cls, path: Path, names: Sequence[str], n_folds: int, *, dropped: Sequence[str] = ()) -> "FoldTable":
         """Read the folds of exactly these images.
 
         Args:
             path: The file.
             names: Keys of the images of the data set.
             n_folds: The number of folds that it should hold.
+            dropped: Images that the data set left out as bad; they may stand in the file.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -50,7 +68,11 @@ class FoldTable:
             reader = csv.DictReader(file)
             if not {"image", "fold"} <= set(reader.fieldnames or ()):
                 raise DataError(f"{path}: must have the columns image, group and fold, got {reader.fieldnames}.")
-            rows = {row["image"]: row for row in reader}
+            lines = list(reader)
+        left_out = set(dropped)
+        rows = {row["image"]: row for row in lines if row["image"] not in left_out}
+        if twice := sorted(name for name, times in Counter(row["image"] for row in lines).items() if times > 1):
+            raise DataError(f"{path}: {len(twice)} images stand twice ({_some(twice)}). Keep one row of each.")
         added, gone = sorted(set(names) - set(rows)), sorted(set(rows) - set(names))
         if added or gone:
             differences = [f"{len(added)} images are not in it ({_some(added)})"] if added else []

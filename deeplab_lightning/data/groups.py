@@ -65,14 +65,15 @@ class PatternGroups(Grouping):
         found = []
         for name in dataset.names:
             match = self.pattern.search(PurePosixPath(name).name)
-            if match is None:
+            label = match and (match.group(1) if self.pattern.groups else match.group(0))
+            if not label:
                 raise DataError(f"the pattern of data.groups, {self.pattern.pattern!r}, does not match {name}.")
-            found.append(match.group(1) if self.pattern.groups else match.group(0))
+            found.append(label)
         if self.chunk_size is None:
             return found
         seen: dict[str, int] = defaultdict(int)
         chunks = [""] * len(found)
-        for index in sorted(range(len(found)), key=lambda i: PurePosixPath(dataset.names[i]).name):
+        for index in sorted(range(len(found)), key=lambda i: _natural(PurePosixPath(dataset.names[i]).name)):
             label = found[index]
             chunks[index] = f"{label}-{seen[label] // self.chunk_size:04d}"
             seen[label] += 1
@@ -139,6 +140,11 @@ class DuplicateGroups(Grouping):
         component = _near(hashes, self.max_distance)
         _, first = np.unique(component, return_index=True)
         return [dataset.names[first[label]] for label in component]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts frame 9 before frame 10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

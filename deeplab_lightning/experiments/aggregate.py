@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,16 +91,22 @@ class CrossValidation:
         }
 
 
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of an experiment's folds in order (not of a fold that was trained again), or a single run itself."""
+    if (folder / "result.json").is_file():
+        return [folder]
+    folds = {path: re.fullmatch(r"fold_(\d+)", path.name) for path in folder.glob("fold_*")}
+    return sorted((path for path, match in folds.items() if match), key=lambda path: int(path.name[5:]))
+
+
 def read_cv(folder: Path) -> CrossValidation:
     """Read the finished folds of an experiment's folder; or a single run, as one fold.
 
     Raises:
         FileNotFoundError: If there is no finished fold.
     """
-    runs = sorted(folder.glob("fold_*/result.json"), key=lambda path: int(path.parent.name.split("_")[1]))
-    if (folder / "result.json").is_file():
-        runs = [folder / "result.json"]
-    runs = [path for path in runs if json.loads(path.read_text())["val"] is not None]
+    runs = [run / "result.json" for run in run_folders(folder)]
+    runs = [path for path in runs if path.is_file() and json.loads(path.read_text())["val"] is not None]
     if not runs:
         raise FileNotFoundError(
             f"no finished run or fold in {folder.absolute()}: there is no result.json with figures."

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
+from scipy.sparse import csr_matrix
 
 from deeplab_lightning.console import table_console
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv
+from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv, run_folders
 from deeplab_lightning.experiments.significance import (
     Difference,
     bootstrap_difference,
@@ -140,9 +141,11 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     notes = []
     if any(len(result.images.names) > len(shared) for result in results):
         notes.append(f"only the {len(shared)} pictures that all experiments held out are compared.")
-    groups = _groups(folders[0], shared)
+    groups = next(filter(None, (_groups(folder, shared) for folder in folders)), None)
     sets = [result.images.keep(shared) for result in results]
     resampled = bootstrap_iou(sets, groups=groups, num_resamples=num_resamples)  # (M, R, K)
+    if any((_truth(images) != _truth(sets[0])).any() for images in sets):
+        notes.append("the experiments counted other truths: other annotations, or another eval_transforms.max_size.")
     means = _nanmean(resampled)
     base, base_iou = results[0], iou_of(sets[0].total())
     over_folds = [_over_folds(base, result) for result in results]
@@ -178,6 +181,13 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     adjusted = holm([_p_value(entry) for entry in entries])
     entries = [_with_p(entry, float(p)) for entry, p in zip(entries, adjusted, strict=True)]
     return Comparison(entries, classes, notes)
+
+
+def _truth(images: ImageMatrices) -> npt.NDArray[np.int64]:
+    """(N, K) pixels of each class in each picture's truth."""
+    k = images.num_classes
+    gather = csr_matrix(np.kron(np.eye(k, dtype=np.int64), np.ones((k, 1), dtype=np.int64)))
+    return np.asarray((images.counts @ gather).todense())
 
 
 def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
@@ -226,7 +236,7 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
 
 def _cost(folder: Path) -> dict[str, float | None]:
     """Of one fold's network, and the training time of all folds."""
-    paths = [folder / "result.json", *sorted(folder.glob("fold_*/result.json"))]
+    paths = [run / "result.json" for run in run_folders(folder)]
     results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.is_file()]
     cost = results[0].get("cost", {})
     seconds = sum(result["seconds"] for result in results)
@@ -310,6 +320,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "fold_mean": float(entry.cv.miou.mean()),
             "fold_std": float(entry.cv.miou.std(ddof=1)) if len(entry.cv.miou) > 1 else math.nan,
             "difference": images.mean if images else math.nan,
+            "difference_folds": folds.mean if folds else math.nan,
             "difference_low_folds": folds.low if folds else math.nan,
             "difference_high_folds": folds.high if folds else math.nan,
             "p_folds": folds.p if folds else math.nan,

@@ -114,7 +114,8 @@ class LocalLauncher:
         environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
         environment["PYTHONUNBUFFERED"] = "1"
         if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.devices[slot :: self.jobs])
+            own = self.devices[slot :: self.jobs] or [self.devices[slot % len(self.devices)]]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
         if self.jobs > 1:  # each would take all cores otherwise
             share = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(share))
@@ -135,14 +136,16 @@ class JobState:
     Attributes:
         job: The job.
         state: `waiting`, `running`, `finished`, `failed` or `stopped`.
-        started: Of its first command in this session, by `time.monotonic`.
+        started: Of its first command, by `time.monotonic`.
         seconds: Time it took.
+        error: Why it could not be started.
     """
 
     job: Job
     state: str = "waiting"
     started: float = 0.0
     seconds: float = 0.0
+    error: str = ""
     _commands: deque[Sequence[str]] = field(default_factory=deque)
     _process: Process | None = None
     _slot: int = 0
@@ -179,7 +182,11 @@ def run_jobs(
         try:
             while not received and (waiting or any(state.state == "running" for state in states)):
                 while waiting and slots:
-                    _start(waiting.popleft(), launcher, slots.popleft())
+                    state = waiting.popleft()
+                    state._slot, state.started = slots.popleft(), time.monotonic()
+                    state._commands = deque(state.job.commands)
+                    if not _start(state, launcher):
+                        slots.append(state._slot)
                 for state in states:
                     if state.state == "running" and _advance(state, launcher):
                         slots.append(state._slot)
@@ -193,11 +200,15 @@ def run_jobs(
     return states
 
 
-def _start(state: JobState, launcher: Launcher, slot: int) -> None:
-    state.started, state._slot = time.monotonic(), slot
-    state._commands = deque(state.job.commands)
-    state._process = launcher.start(state.job, state._commands.popleft(), slot)
+def _start(state: JobState, launcher: Launcher) -> bool:
+    """Start a job's next command; False if it cannot be started, which fails this job and no other."""
+    try:
+        state._process = launcher.start(state.job, state._commands.popleft(), state._slot)
+    except (DataError, OSError) as error:
+        state.state, state.error = "failed", str(error)
+        return False
     state.state = "running"
+    return True
 
 
 def _advance(state: JobState, launcher: Launcher) -> bool:
@@ -207,9 +218,8 @@ def _advance(state: JobState, launcher: Launcher) -> bool:
     status = state._process.poll()
     if status is None:
         return False
-    if status == 0 and state._commands:
-        state._process = launcher.start(state.job, state._commands.popleft(), state._slot)
-        return False
+    if status == 0 and state._commands and state.job.is_finished():
+        return not _start(state, launcher)
     state.state = "finished" if status == 0 and state.job.is_finished() else "failed"
     return True
 

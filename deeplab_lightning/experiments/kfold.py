@@ -22,7 +22,7 @@ from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.job_table import JobTable
-from deeplab_lightning.experiments.jobs import Interrupted, Job, LocalLauncher, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
 from deeplab_lightning.experiments.training import resolve_fit_config, run_training_command
 from deeplab_lightning.experiments.wandb_cv import log_cv
 
@@ -80,7 +80,7 @@ def add_launcher_options(parser: argparse.ArgumentParser) -> None:
 
 def refuse_under_a_launcher() -> None:
     """Stop where every process of a launcher would start all folds."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if any(int(os.environ.get(key, 1)) > 1 for key in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         raise RuntimeError(
             "deeplab kfold starts one process per fold itself; run it without torchrun or srun, and set "
             "trainer.devices for the processes of each fold."
@@ -171,8 +171,7 @@ class Experiment:
         """The commands that are still to do for a fold; none if it is finished."""
         folder = self.fold_folder(fold)
         commands = [] if self.is_finished(fold) else [["fit", "-c", str(folder / "job.yaml")]]
-        is_predicted = (folder / "val_predictions").is_dir()
-        if has_predictions and not is_predicted:
+        if has_predictions and not _is_predicted(folder):
             output = folder / "val_predictions"
             options = {
                 "--ckpt_path": folder / "checkpoints" / "best.ckpt",
@@ -181,6 +180,12 @@ class Experiment:
             }
             commands.append(["predict", *(str(word) for option in options.items() for word in option)])
         return Job(f"{self.folder.name}/fold_{fold}", commands, folder, lambda: self.is_finished(fold))
+
+
+def _is_predicted(folder: Path) -> bool:
+    """Whether every held-out picture has its prediction."""
+    pictures = (folder / "val_images.txt").read_text().splitlines()
+    return len(list(folder.glob("val_predictions/masks/**/*.png"))) >= len(pictures)
 
 
 def run_experiments(
@@ -210,7 +215,7 @@ def run_experiments(
     console = table_console()
     if len(jobs) < len(everything):
         console.print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
-    failed = []
+    failed: dict[str, JobState] = {}
     if is_in_process:
         for job in jobs:
             for command in job.commands:
@@ -223,18 +228,19 @@ def run_experiments(
                 table.close()
                 console.print(f"{stop}: nothing is left running. Go on with --resume and the same --name.")
                 sys.exit(128 + stop.number)
-        failed = [state.job for state in states if state.state == "failed"]
+        failed = {state.job.name: state for state in states if state.state == "failed"}
     for experiment in experiments:
         if any(experiment.is_finished(fold) for fold in experiment.folds):
             result = aggregate(experiment.folder)
             print_cv(result, experiment.folder)
-            is_new = any(job.folder.parent == experiment.folder for job in jobs)
+            is_new = any(job.folder.parent == experiment.folder and job.commands[0][0] == "fit" for job in jobs)
             if is_new and all(experiment.is_finished(fold) for fold in experiment.folds):
                 log_cv(result, experiment.folder, experiment.config)
-    for job in failed:
-        lines = [line for line in (job.folder / "log.txt").read_text(errors="replace").splitlines() if line.strip()]
-        console.print(f"failed: {job.name}: {lines[-1] if lines else 'it printed nothing'}", markup=False)
-        console.print(f"        {job.folder / 'log.txt'}", soft_wrap=True)
+    for name, state in failed.items():
+        log = state.job.folder / "log.txt"
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
+        console.print(f"failed: {name}: {state.error or (lines or ['it printed nothing'])[-1]}", markup=False)
+        console.print(f"        {log}", soft_wrap=True)
     if failed:
         sys.exit(1)
 
@@ -290,9 +296,9 @@ def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None
     """An experiment goes on with the settings that it began with, on whatever machine."""
     differing = []
     flat_then, flat_now = _flat(_of_training(then)), _flat(_of_training(now))
-    for key in sorted(flat_then.keys() | flat_now.keys()):
-        if flat_then.get(key) != flat_now.get(key):
-            differing.append(f"{key}: {flat_then.get(key)!r} then, {flat_now.get(key)!r} now")
+    for key in sorted(flat_then.keys() & flat_now.keys()):  # a newer version may know more keys
+        if flat_then[key] != flat_now[key]:
+            differing.append(f"{key}: {flat_then[key]!r} then, {flat_now[key]!r} now")
     if differing:
         raise DataError(
             f"{folder} was begun with other settings: {'; '.join(differing[:5])}. "
@@ -305,9 +311,9 @@ def _of_training(config: dict[str, Any]) -> dict[str, Any]:
     config = copy.deepcopy(config)
     for key in ("wandb", "output_dir", "name", "ckpt_path"):
         config.pop(key, None)
-    for key in (*_MACHINE_KEYS, "logger"):
+    for key in (*_MACHINE_KEYS, "logger", "callbacks"):
         config["trainer"].pop(key, None)
-    for key in ("fold", "fold_file", "num_workers"):
+    for key in ("fold", "fold_file", "num_workers", "cache", "eval_batch_size"):
         config["data"].pop(key, None)
     return config
 

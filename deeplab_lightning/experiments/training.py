@@ -15,11 +15,11 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
-from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
@@ -105,7 +105,7 @@ class DeepLabCLI(LightningCLI):
             default="offline",
             help="Where W&B logs to; online falls back to offline where the server cannot be reached.",
         )
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT_DEFAULTS.items()})
         if self._command == "predict":
             parser.add_argument(
@@ -151,7 +151,7 @@ class DeepLabCLI(LightningCLI):
             callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
             # Not save_last: that writes only when the best is written, and loses the epochs since.
             callbacks.append(
-                ModelCheckpoint(
+                RunCheckpoint(
                     dirpath=config.checkpoint.dirpath,
                     filename="last",
                     enable_version_counter=False,
@@ -186,7 +186,7 @@ class DeepLabCLI(LightningCLI):
         Else a picture that was added since would move others to other folds, and what was trained on
         would be validated on.
         """
-        if config.ckpt_path is None or config.data.dataset is None or config.data.fold_file is not None:
+        if config.ckpt_path is None or config.data.dataset is None:
             return
         own = Path(config.ckpt_path).absolute().parent.parent
         if config.data.split != "folds" or not all((own / name).is_file() for name in ("config.yaml", "folds.csv")):

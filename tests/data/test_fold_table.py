@@ -33,6 +33,21 @@ def test_a_table_of_other_data_stops(tmp_path: Path, text: str, names: list[str]
         FoldTable.read(path, names, n_folds)
 
 
+def test_dropped_images_may_stand_in_the_file_and_none_twice(tmp_path: Path) -> None:
+    path = tmp_path / "folds.csv"
+    path.write_text(TABLE.to_csv())
+    assert FoldTable.read(path, NAMES[:2], 2, dropped=["c.png"]).folds == {"a.png": 0, "b.png": 1}
+    path.write_text(TABLE.to_csv() + "a.png,x,1\n")
+    with pytest.raises(DataError, match=r"1 images stand twice \(a.png\)"):
+        FoldTable.read(path, NAMES, 2)
+
+
+def test_a_table_that_separates_groups_stops() -> None:
+    assert TABLE.with_groups({"a.png": "p", "b.png": "q", "c.png": "p"}).groups["c.png"] == "p"
+    with pytest.raises(DataError, match=r"separates 1 groups of data.groups \(p\)"):
+        TABLE.with_groups({"a.png": "p", "b.png": "p", "c.png": "q"})
+
+
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such fold file"):
         FoldTable.read(tmp_path / "folds.csv", NAMES, 2)

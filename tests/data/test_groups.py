@@ -38,6 +38,17 @@ def test_chunks_are_neighbours_of_one_group(frames: MaskFolderDataset) -> None:
     assert labels == ["a-0000"] * 3 + ["a-0001"] * 3 + ["a-0002"] + ["b-0000"] * 3
 
 
+def test_chunks_count_as_people_do(mask_folder: Path) -> None:
+    for part in ("images", "masks"):
+        for index in range(10):
+            (mask_folder / part / f"{index:02d}.png").rename(mask_folder / part / f"a_{index + 1}.png")
+    dataset = MaskFolderDataset(str(mask_folder), "images", masks="masks", classes=ClassTable(CLASSES, ignore_ids=[11]))
+    labels = dict(zip(dataset.names, PatternGroups("^(.)_", chunk_size=5).labels(dataset), strict=True))
+    assert {name for name, label in labels.items() if label == "a-0000"} == {f"a_{n}.png" for n in range(1, 6)}
+    with pytest.raises(DataError, match="does not match"):
+        PatternGroups("^a_(x)?").labels(dataset)
+
+
 def test_bad_patterns_say_what_is_wrong(frames: MaskFolderDataset) -> None:
     with pytest.raises(DataError, match=r"'\^b', does not match a_0.png"):
         PatternGroups("^b").labels(frames)

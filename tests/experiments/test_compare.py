@@ -98,6 +98,22 @@ def test_a_class_that_one_fold_lacks_is_no_problem(experiment: Write) -> None:
     assert json.loads((folder / "cv.json").read_text())["folds"] == [0, 1]
 
 
+def test_a_fold_that_was_trained_again_counts_once(experiment: Write) -> None:
+    folder = experiment("a", 0.8)
+    shutil.copytree(folder / "fold_0", folder / "fold_0-2")
+    assert read_cv(folder).folds == [0, 1, 2]
+    assert compare_experiments([folder], num_resamples=10).entries[0].cost["seconds"] == pytest.approx(3 * 48)
+
+
+def test_other_truths_are_noted(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+    path = b / "fold_0" / "image_matrices.npz"
+    matrices = ImageMatrices.read(path)
+    ImageMatrices(matrices.names, matrices.counts * 2).write(path)
+    assert any("other truths" in note for note in compare_experiments([a, b], num_resamples=10).notes)
+    assert not any("other truths" in note for note in compare_experiments([a, a], num_resamples=10).notes)
+
+
 def test_an_experiment_without_a_finished_fold_says_so(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no finished run or fold"):
         read_cv(tmp_path)

@@ -59,6 +59,9 @@ def test_devices_and_threads_are_dealt_out(tmp_path: Path, monkeypatch: pytest.M
         process = launcher.start(job(tmp_path, ["--version"], name=f"{slot}"), ["--version"], slot)
         seen[slot] = process.environment  # type: ignore[attr-defined]
     assert [seen[slot]["CUDA_VISIBLE_DEVICES"] for slot in (0, 1)] == ["4,6", "5,7"]
+    few = LocalLauncher(4, ("0", "1"))  # jobs share a device, none is left without
+    shared = [few.start(job(tmp_path, ["--version"], name=f"{slot}"), ["--version"], slot) for slot in range(4)]
+    assert [p.environment["CUDA_VISIBLE_DEVICES"] for p in shared] == ["0", "1", "0", "1"]  # type: ignore[attr-defined]
     assert "RANK" not in seen[0]
     assert int(seen[0]["OMP_NUM_THREADS"]) == max(1, (os.cpu_count() or 1) // 2)
 
@@ -132,7 +135,8 @@ def test_two_processes_never_write_into_one_folder(tmp_path: Path) -> None:
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(DataError, match="another process is still at work here"):
-            run(job(tmp_path, ["--version"]))
+            LocalLauncher().start(job(tmp_path, ["--version"]), ["--version"], 0)
+        assert run(job(tmp_path, ["--version"]), job(tmp_path, ["--version"], name="other")) == ["failed", "finished"]
     assert run(job(tmp_path, ["--version"])) == ["finished"]
 
 

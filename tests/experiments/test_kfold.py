@@ -14,6 +14,7 @@ import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.experiments.kfold import Experiment
 from deeplab_lightning.image_matrices import ImageMatrices
 from tests.conftest import CLASSES, write_image, write_mask
 
@@ -101,6 +102,18 @@ def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
         main([*options[:-2], "nothing", "--resume"])
     with pytest.raises(ValueError, match=r"folds must be in \[0, 2\), got \[2\]"):
         main([*options, "--folds", "2"])
+
+
+def test_missing_predictions_are_written_again(reference: Path) -> None:
+    config = yaml.safe_load((reference / "config.yaml").read_text())
+    experiment = Experiment(reference, config, [0, 1])
+    fold = reference / "fold_1"
+    names = [Path(line).name for line in (fold / "val_images.txt").read_text().splitlines()]
+    for name in names[:-1]:
+        write_mask(fold / "val_predictions" / "masks" / "deep" / name, np.zeros((4, 4), dtype=np.uint8))
+    assert [command[0] for command in experiment.job(1, has_predictions=True).commands] == ["predict"]
+    write_mask(fold / "val_predictions" / "masks" / "deep" / names[-1], np.zeros((4, 4), dtype=np.uint8))
+    assert experiment.job(1, has_predictions=True).commands == []
 
 
 def test_kfold_needs_folds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

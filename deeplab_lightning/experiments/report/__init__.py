@@ -21,6 +21,7 @@ from PIL import Image
 from deeplab_lightning.callbacks.pictures import overlay
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.experiments.aggregate import run_folders
 from deeplab_lightning.experiments.compare import Comparison, Entry, interval_text, is_clear, rows
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.report import charts
@@ -81,12 +82,11 @@ def _findings(comparison: Comparison) -> list[str]:
         basis = "over folds" if difference is entry.over_folds else "over pictures"
         span = interval_text(difference.low, difference.high, signed=True)
         p = entry.adjusted_p
-        verdict = "better than" if entry.over_images.mean > 0 else "worse than"
+        verdict = "better than" if difference.mean > 0 else "worse than"
         if not is_clear(difference) or not p < 0.05:
             verdict = "not distinguishable from"
         sentences.append(
-            f"{entry.label} is {verdict} {base.label}: {entry.over_images.mean:+.3f} mIoU "
-            f"(95 % {basis}: {span}; p = {p:.3f})."
+            f"{entry.label} is {verdict} {base.label}: {difference.mean:+.3f} mIoU (95 % {basis}: {span}; p = {p:.3f})."
         )
     return sentences
 
@@ -138,7 +138,7 @@ def _classes(comparison: Comparison) -> list[dict[str, Any]]:
 def _curve(entry: Entry) -> list[tuple[float, float]]:
     """Mean validation mIoU over the folds, per epoch that all of them have."""
     by_epoch: dict[int, list[float]] = defaultdict(list)
-    paths = sorted(entry.folder.glob("fold_*/metrics.csv")) or [entry.folder / "metrics.csv"]
+    paths = [run / "metrics.csv" for run in run_folders(entry.folder)]
     for path in paths:
         if path.is_file():
             with path.open(newline="") as file:
