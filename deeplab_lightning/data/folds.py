@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -112,9 +112,10 @@ def stratified_folds(
 
 def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
     """(N, K) as float64, of which most are zero at scale."""
-    matrix = csr_matrix(values if issparse(values) else np.atleast_1d(np.asarray(values)), dtype=np.float64)
-    if np.ndim(values) != 2:
-        raise ValueError(f"{name} must be (N, K), got {np.shape(values)}.")
+    table: Any = values if issparse(values) else np.asarray(values)
+    if table.ndim != 2:
+        raise ValueError(f"{name} must be (N, K), got {table.shape}.")
+    matrix = csr_matrix(table, dtype=np.float64)
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
@@ -372,7 +373,7 @@ def _integer_features(
         (csr_matrix(areas.sum(axis=1)), weights.totals),
     )
     total_weight = sum(values.shape[1] * weight for values, weight in blocks)
-    bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(n_folds**3 * max(total_weight, 1.0))) // 2))
+    bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(2 * n_folds**3 * max(total_weight, 1.0))) // 2))
     scaled = []
     for values, weight in blocks:
         share = values.sum(axis=0).A1 / n_folds

@@ -213,6 +213,8 @@ def test_one_class_and_empty_images_are_enough() -> None:
         ({"objects": -OBJECTS}, "objects must be finite and not negative"),
         ({"pixels": PIXELS + np.inf}, "pixels must be finite and not negative"),
         ({"objects": OBJECTS[:, :2]}, r"must both be \(N, K\)"),
+        ({"objects": OBJECTS[0]}, r"objects must be \(N, K\), got \(9,\)"),
+        ({"pixels": PIXELS[None]}, r"pixels must be \(N, K\), got \(1, 203, 9\)"),
         ({"groups": np.zeros(203)}, "there are 1 groups for 5 folds"),
         ({"groups": np.zeros(7)}, r"one label per image \(203\), got 7"),
         ({"method": "group"}, "needs groups, got None"),
