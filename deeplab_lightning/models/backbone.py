@@ -86,7 +86,8 @@ class VGGBackbone(Backbone):
 
     All pools are 3x3 with padding 1. Those that would go beyond the output stride have stride 1, and
     the convolutions after them are dilated instead; so at stride 8 pool4 and pool5 have stride 1 and
-    conv5 has dilation 2. torchvision's VGG pools 2x2; its weights fit all the same.
+    conv5 has dilation 2; the windows of the pools stay at three neighbours. torchvision's VGG pools 2x2;
+    its weights fit all the same.
 
     Args:
         name: `vgg11`, `vgg13`, `vgg16` or `vgg19`, with `_bn` for BatchNorm.

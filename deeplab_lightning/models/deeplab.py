@@ -196,8 +196,8 @@ class DeepLabV3(DeepLab):
         atrous_rates: Dilations of the 3x3 branches; by output stride (6, 12, 18) at 16 and (12, 24, 36) at
             8 if null.
         multi_grid: Factors of the dilations of the three blocks of a ResNet's last stage, such as (1, 2, 4);
-            null for none. Unlike in the paper (section 3.2.1) they multiply the dilations of `dilation`, whose
-            first block keeps the previous stage's.
+            null for none. As in the paper (section 3.2.1) they multiply the stage's rate: 2, 4, 8 at stride 16,
+            4, 8, 16 at stride 8, the first block included.
         aspp_channels: Channels of each ASPP branch and of the head.
         auxiliary_weight: Weight of the loss of a second head on the map before the deepest, in training
             only; torchvision takes 0.5; 0 for none.
@@ -336,16 +336,16 @@ def _fcn_head(in_channels: int, num_classes: int) -> nn.Sequential:
 
 def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
     stage = getattr(getattr(backbone, "net", None), "layer4", None)
-    if not isinstance(stage, nn.Sequential) or len(stage) != len(multi_grid):
+    if not isinstance(stage, nn.Sequential) or len(stage) != len(multi_grid) or min(multi_grid) < 1:
         raise ValueError(
             f"multi_grid {list(multi_grid)} needs a ResNet with as many blocks in its last stage: take resnet50 and "
-            "three factors, or set it to null."
+            "three factors of at least 1, or set it to null."
         )
+    rate = max(1, 32 // backbone.strides[-1])  # the stage's own stride, and those before it, made up for
     for block, factor in zip(stage, multi_grid, strict=True):
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                layer.dilation = (layer.dilation[0] * factor,) * 2
-                layer.padding = layer.dilation
+                layer.dilation = layer.padding = (rate * factor,) * 2
 
 
 def _fuse(scores: list[Tensor]) -> Tensor:

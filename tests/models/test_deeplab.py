@@ -95,15 +95,23 @@ def test_v1_has_the_papers_parameters() -> None:
     assert (fc6.kernel_size, fc6.dilation, fc6.padding) == ((3, 3), (12, 12), (12, 12))
 
 
-def test_multi_grid_multiplies_the_dilations_of_the_last_stage() -> None:
-    net = DeepLabV3(2, backbone="resnet50", output_stride=16, multi_grid=(1, 2, 4), aspp_channels=8, pretrained=False)
+@pytest.mark.parametrize(("output_stride", "dilations"), [(8, [4, 8, 16]), (16, [2, 4, 8]), (32, [1, 2, 4])])
+def test_multi_grid_gives_the_rates_of_the_paper(output_stride: int, dilations: list[int]) -> None:
+    """DeepLab v3, section 3.2.1: at stride 16 the rates of block 4 are 2 * (1, 2, 4)."""
+    net = DeepLabV3(
+        2, backbone="resnet50", output_stride=output_stride, multi_grid=(1, 2, 4), aspp_channels=8, pretrained=False
+    ).eval()
     stage = net.backbone.get_submodule("net.layer4")
-    dilations = [
-        (m.dilation[0], m.padding[0]) for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3
-    ]
-    assert dilations == [(1, 1), (4, 4), (8, 8)]  # by the rule 1, 2, 2
-    with pytest.raises(ValueError, match="multi_grid .* needs a ResNet"):
-        DeepLabV3(2, backbone="vgg11", multi_grid=(1, 2, 4), pretrained=False)
+    layers = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
+    assert [(m.dilation[0], m.padding[0]) for m in layers] == [(rate, rate) for rate in dilations]
+    with torch.no_grad():
+        assert net.scores(torch.zeros(1, 3, 65, 97)).shape[-2:] == (-(-65 // output_stride), -(-97 // output_stride))  # type: ignore[union-attr]
+
+
+def test_multi_grid_needs_a_stage_of_as_many_blocks() -> None:
+    for backbone, factors in (("vgg11", (1, 2, 4)), ("resnet50", (1, 2)), ("resnet50", (0, 1, 2))):
+        with pytest.raises(ValueError, match="multi_grid .* needs a ResNet"):
+            DeepLabV3(2, backbone=backbone, multi_grid=factors, pretrained=False)
 
 
 def test_v3plus_decodes_at_stride_4() -> None:
