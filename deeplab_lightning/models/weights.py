@@ -296,8 +296,9 @@ def _vgg(state: _State, net: nn.Module) -> _Translation:
         _add_vgg(translation, state, net, r"conv(\d)_(\d)\.(weight|bias)")
         _take_caffe_pixels(translation, net.backbone)
     else:
-        _add_vgg(translation, state, net, r"features\.(\d+)()\.(weight|bias|running_mean|running_var)")
-    translation.ignored += [key for key in state if re.match(r"(classifier|pre_logits|fc\d|head)\b", key)]
+        _add_vgg(translation, state, net, r"(?:encoder\.)?features\.(\d+)()\.(weight|bias|running_mean|running_var)")
+    others = r"(classifier|pre_logits|fc\d|head|decoder|segmentation_head)\b"
+    translation.ignored += [key for key in state if re.match(others, key)]
     head = net.head
     if not isinstance(head, ASPPSum) or isinstance(head.heads[0], nn.Identity):
         return translation
@@ -316,6 +317,8 @@ def _vgg(state: _State, net: nn.Module) -> _Translation:
 
 def _backbone(state: _State, net: nn.Module) -> _Translation:
     """A classifier of torchvision, timm or smp, whose backbone has the names of ours."""
+    if isinstance(net.backbone, VGGBackbone):  # its own have others
+        return _vgg(state, net)
     own = [key for key in net.state_dict() if key.startswith("backbone.")]
     best = _Translation(required="backbone.")
     for prefix in ("", "encoder.model.", "encoder.", "model.", "backbone.", "features."):

@@ -206,6 +206,20 @@ def test_classifiers_fill_the_backbone_alone(backbone: str, source: str) -> None
             assert_equal(net.backbone(images)[-1], theirs.features(images))
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder."])
+def test_smps_vgg_encoder_fills_the_backbone(prefix: str) -> None:
+    theirs = smp.encoders.get_encoder("vgg11_bn", weights=None)
+    state = {f"{prefix}{key}": value for key, value in randomise(theirs).state_dict().items()}
+    if prefix:
+        state["decoder.blocks.0.weight"] = state["segmentation_head.0.bias"] = torch.zeros(1)  # of a whole Unet
+    net = DeepLabV3(5, backbone="vgg11_bn", aspp_channels=8, output_stride=32, pretrained=False)
+    report = load_weights(net, state)
+    assert not any(key.startswith("backbone.") for key in report.missing)
+    own = [m for m in net.backbone.modules() if isinstance(m, torch.nn.Conv2d)]
+    expected = [m for m in theirs.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert all(torch.equal(a.weight, b.weight) for a, b in zip(own, expected, strict=True))
+
+
 @pytest.mark.parametrize("style", ["torchvision", "timm", "caffe"])
 def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(style: str) -> None:
     rows = torch.arange(64.0)  # a narrow fc6 of 64 rows and fc7 of 64: every 4th makes 16
