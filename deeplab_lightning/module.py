@@ -16,6 +16,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
+from deeplab_lightning.models.folding import fold_batch_norms
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -87,6 +88,7 @@ class SegmentationModule(L.LightningModule):
         self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
         self.image_matrices: list[tuple[str, Tensor]] = []
         """Name and (K, K) counts of each picture that this process evaluated last."""
+        self._folded: tuple[DeepLab] | None = None  # in a tuple: its weights are no part of the module's
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
 
@@ -95,7 +97,7 @@ class SegmentationModule(L.LightningModule):
         outputs, if the network has them."""
         if images.dtype == torch.uint8:
             images = self.normalize(images)
-        return self.net(images)  # type: ignore[no-any-return]
+        return self._net_in_use()(images)  # type: ignore[no-any-return]
 
     def normalize(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 RGB -> float, zero mean and unit deviation by the backbone's statistics."""
@@ -132,20 +134,31 @@ class SegmentationModule(L.LightningModule):
         return predictions
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the pictures of the epoch before."""
+        """Forget the pictures of the epoch before; take the weights of now."""
         self.image_matrices.clear()
+        self._fold()
 
     def on_test_epoch_start(self) -> None:
         """As `on_validation_epoch_start`."""
-        self.image_matrices.clear()
+        self.on_validation_epoch_start()
+
+    def on_predict_epoch_start(self) -> None:
+        """As `on_validation_epoch_start`."""
+        self.on_validation_epoch_start()
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation set."""
+        self._folded = None
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of the whole test set."""
+        self._folded = None
         self._log_metrics("test")
+
+    def on_predict_epoch_end(self) -> None:
+        """Forget the folded weights."""
+        self._folded = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups with their multipliers; the schedule over the trainer's real number of steps."""
@@ -187,11 +200,20 @@ class SegmentationModule(L.LightningModule):
         arguments["classes"] = self.classes.to_dict()
         return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
+    def _fold(self) -> None:
+        """Fold the norms for this evaluation, on a CPU. Elsewhere it was not measured, and would take memory."""
+        is_single = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in self.net.parameters())
+        folded = fold_batch_norms(self.net).to(memory_format=self.memory_format) if is_single else None  # type: ignore[call-overload]
+        self._folded = None if folded is None else (folded,)
+
+    def _net_in_use(self) -> DeepLab:
+        return self.net if self.training or self._folded is None else self._folded[0]
+
     def _scores(self, images: Tensor) -> Tensor | TrainingLogits:
         """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
         if type(self.net).forward is not DeepLab.forward:
             return self(images)  # type: ignore[no-any-return]
-        return self.net.scores(self.normalize(images) if images.dtype == torch.uint8 else images)
+        return self._net_in_use().scores(self.normalize(images) if images.dtype == torch.uint8 else images)
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of one batch, further outputs included, and its logits (B, K, H, W), or its scores before the resize."""

@@ -57,6 +57,30 @@ def test_predictions_have_the_size_of_the_file() -> None:
     assert (name, mask.shape, mask.dtype) == ("a.jpg", (65, 97), torch.uint8)
 
 
+def test_evaluation_folds_the_norms_of_the_present_weights(mask_folder: Path, tmp_path: Path) -> None:
+    """In each validation, and only there; checkpoints hold the network's own weights."""
+    seen = []
+
+    class Look(L.Callback):
+        def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+            assert isinstance(pl_module, SegmentationModule)
+            images = torch.rand(1, 3, 48, 48)
+            with torch.no_grad():
+                folded, own = pl_module(images), pl_module.net(images)
+            assert torch.allclose(folded, own, atol=1e-4)
+            assert not torch.equal(folded, own)
+            seen.append(own)
+
+    module = SegmentationModule(tiny_net())
+    names = list(module.state_dict())
+    fit = trainer(tmp_path, max_epochs=2, callbacks=[Look()], num_sanity_val_steps=0, enable_checkpointing=False)
+    fit.fit(module, tiny_data(mask_folder))
+    assert not torch.equal(seen[0], seen[-1])
+    assert list(module.state_dict()) == names
+    images = torch.rand(1, 3, 48, 48)
+    assert torch.equal(module.eval()(images), module.net(images))
+
+
 def test_rates_are_multiples_and_the_schedule_ends_with_the_training(mask_folder: Path) -> None:
     module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1))
     fit = trainer(mask_folder, max_epochs=2, accumulate_grad_batches=2)
