@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from deeplab_lightning.bands import resize
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
+from deeplab_lightning.models.depthwise import mend_depthwise
 from deeplab_lightning.models.dilation import DilationRule
 from deeplab_lightning.models.weights import start_from
 
@@ -58,6 +59,7 @@ class DeepLab(nn.Module):
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
         self.auxiliary_weight, self.scales = auxiliary_weight, tuple(scales)
         self.auxiliary = _fcn_head(backbone.channels[-2], num_classes) if auxiliary_weight else None
+        mend_depthwise(self)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         """images: (B, 3, H, W) float, normalised by the backbone's mean and std, any H and W.
