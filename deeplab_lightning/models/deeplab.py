@@ -10,6 +10,7 @@ from deeplab_lightning.bands import resize
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.dilation import DilationRule
+from deeplab_lightning.models.hub import HubFolder
 from deeplab_lightning.models.weights import start_from
 
 LOW_LEVEL_CHANNELS = 48  # DeepLab v3+, table 1
@@ -24,7 +25,7 @@ class TrainingLogits(NamedTuple):
     """Weight of the loss, and (B, K, H, W) float, of every further output."""
 
 
-class DeepLab(nn.Module):
+class DeepLab(nn.Module, HubFolder):
     """A backbone, a head on its deepest map, and one bilinear resize. Subclass it for a new member.
 
     Args:
