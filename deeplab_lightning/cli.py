@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation part",
     "test": "evaluate a checkpoint on the test part",
     "predict": "write masks and overlays for pictures without truth",
+    "export": "write a checkpoint as one ONNX or torch.export file",
     "kfold": "train on every fold, one process each, and pool the results",
     "grid": "K-fold experiments for every combination of a grid file",
     "compare": "is B better than A: differences with intervals, a table, a page",
@@ -26,6 +27,7 @@ _RUNNERS = {  # module and function below `experiments`; the other commands are 
     "compare": "compare.compare",
     "split": "split.split",
     "benchmark": "benchmark.benchmark",
+    "export": "export.export",
     "data synthetic": "data_commands.synthetic",
     "data check": "data_commands.check",
 }

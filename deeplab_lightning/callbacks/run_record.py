@@ -29,7 +29,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.image_matrices import ImageMatrices
 from deeplab_lightning.module import SegmentationModule
 
-_COST_SIZE = 512  # pixels
+COST_SIZE = 512  # pixels
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
@@ -116,7 +116,7 @@ class RunRecord(L.Callback):
             "epochs": trainer.current_epoch,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": next(filter(None, checkpoints), None),
-            "cost": _cost(pl_module.net),
+            "cost": network_cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "versions": _versions(),
         }
@@ -245,12 +245,12 @@ def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModul
     return figures
 
 
-def _cost(net: torch.nn.Module) -> dict[str, float]:
+def network_cost(net: torch.nn.Module) -> dict[str, float]:
     """Millions of parameters, and 10^9 multiply-adds of one picture of 512x512, counted without computing them."""
     shadow = copy.deepcopy(net).to("meta").eval()
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        shadow(torch.empty(1, 3, _COST_SIZE, _COST_SIZE, device="meta"))
+        shadow(torch.empty(1, 3, COST_SIZE, COST_SIZE, device="meta"))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     return {"mega_parameters": round(parameters / 1e6, 3), "giga_macs": round(counter.get_total_flops() / 2e9, 3)}
 

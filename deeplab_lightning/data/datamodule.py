@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -269,7 +270,8 @@ class SegmentationDataModule(L.LightningDataModule):
         if self.cache == "none":
             return dataset
         if id(dataset) not in self._caches:
-            cached = DecodedDataset(dataset, self.cache)
+            num_processes = self.trainer.num_devices if self.trainer else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+            cached = DecodedDataset(dataset, self.cache, num_processes=num_processes)
             rank_zero_info(
                 f"data.cache: {len(cached)} decoded pictures of {dataset.source}, {cached.num_bytes / 1e9:.2f} GB "
                 f"in {cached.place}"

@@ -11,23 +11,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deeplab_lightning.data.cache import cache_folder, write_atomically
+from deeplab_lightning.data.cache import cache_folder, content_key, write_atomically
 from deeplab_lightning.data.datasets.base import SegmentationDataset
-from deeplab_lightning.data.images import Picture
+from deeplab_lightning.data.images import Picture, image_size
 from deeplab_lightning.data.problems import DataError
 
 CacheMode = Literal["none", "ram", "disk"]
-Record = npt.NDArray[np.uint8]  # (4 * H * W,): the (H, W, 3) pixels, then the (H, W) mask
+Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+Mask = npt.NDArray[np.uint8]  # (H, W)
+_MEMORY = Path("/proc/meminfo")  # Linux
 
 
 class DecodedDataset(SegmentationDataset):
     """A data set that is read from memory, pixel for pixel as from its files.
 
     Args:
-        dataset: The data set; its files are read when this is built.
+        dataset: The data set; only the headers of its pictures are read before it is built.
         mode: `ram` keeps it in this process's memory, which its forked workers share; `disk` in
             uncompressed files in the cache folder, which all processes and later runs map into memory,
-            each under what its picture and mask depend on.
+            pictures and masks apart, each under what it depends on: another class table decodes no picture again.
+        num_processes: How many training processes of this machine keep it in memory, each for itself.
 
     Attributes:
         num_bytes: What it takes.
@@ -36,13 +39,15 @@ class DecodedDataset(SegmentationDataset):
         DataError: If memory or disk are too small for it.
     """
 
-    def __init__(self, dataset: SegmentationDataset, mode: Literal["ram", "disk"]) -> None:
+    def __init__(self, dataset: SegmentationDataset, mode: Literal["ram", "disk"], *, num_processes: int = 1) -> None:
         super().__init__(dataset.on_error)
-        self._dataset, self._mode = dataset, mode
+        self._dataset, self._mode, self._num_processes = dataset, mode, num_processes
         self.classes, self.names, self.paths = dataset.classes, dataset.names, dataset.paths
-        self._sizes = [dataset.open_image(index).size for index in range(len(dataset))]
+        self._has_files = type(dataset).open_image is SegmentationDataset.open_image
+        self._sizes = [self._size(index) for index in range(len(dataset))]
         self.num_bytes = sum(4 * height * width for height, width in self._sizes)
-        self._records: list[Record] = []
+        self._pixels: list[Pixels] = []
+        self._masks: list[Mask] = []
         self._folder = cache_folder() / "decoded"
 
     def build(self) -> None:
@@ -51,15 +56,19 @@ class DecodedDataset(SegmentationDataset):
         Raises:
             DataError: If memory or disk are too small for it.
         """
-        indices = range(len(self))
+        pictures = masks = list(range(len(self)))
         if self._mode == "disk":
-            indices = [i for i in indices if not self._file(i).is_file()]  # type: ignore[assignment]
-        self._require_space(sum(4 * self._sizes[i][0] * self._sizes[i][1] for i in indices))
+            pictures = [i for i in pictures if not self._pixel_file(i).is_file()]
+            masks = [i for i in masks if not self._mask_file(i).is_file()]
+        areas = [height * width for height, width in self._sizes]
+        self._require_space(3 * sum(areas[i] for i in pictures) + sum(areas[i] for i in masks))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             if self._mode == "ram":
-                self._records = list(pool.map(self._decoded, indices))
+                self._pixels = list(pool.map(self._decode, pictures))
+                self._masks = list(pool.map(self._decode_mask, masks))
             else:
-                list(pool.map(self._write, indices))
+                list(pool.map(lambda i: _write(self._pixel_file(i), self._decode(i)), pictures))
+                list(pool.map(lambda i: _write(self._mask_file(i), self._decode_mask(i)), masks))
 
     @property
     def source(self) -> str:
@@ -74,13 +83,14 @@ class DecodedDataset(SegmentationDataset):
         return _DecodedPicture(self, index)
 
     def read_mask(self, index: int) -> Tensor:
-        height, width = self._sizes[index]
-        return torch.from_numpy(self._record(index)[3 * height * width :].reshape(height, width).copy())
+        mask = self._masks[index] if self._mode == "ram" else np.load(self._mask_file(index))
+        return torch.from_numpy(mask.copy() if self._mode == "ram" else mask)
 
     def pixels(self, index: int) -> Tensor:
         """(3, H, W) uint8 RGB of picture `index`, not to be written to."""
-        height, width = self._sizes[index]
-        return torch.from_numpy(self._record(index)[: 3 * height * width].reshape(height, width, 3)).permute(2, 0, 1)
+        # Copy-on-write rather than read-only: torch has no tensors that cannot be written to.
+        pixels = self._pixels[index] if self._mode == "ram" else np.load(self._pixel_file(index), mmap_mode="c")
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def file_picture(self, index: int) -> Picture:
         """Picture `index` as its file, for what is quicker from there."""
@@ -92,37 +102,56 @@ class DecodedDataset(SegmentationDataset):
     def oddities(self) -> list[str]:
         return self._dataset.oddities()
 
-    def _file(self, index: int) -> Path:
-        return self._folder / f"{self._dataset.fingerprint(index)}.npy"
+    def _size(self, index: int) -> tuple[int, int]:
+        """(height, width) of picture `index`, from its header."""
+        return image_size(self.paths[index]) if self._has_files else self._dataset.open_image(index).size
 
-    def _record(self, index: int) -> Record:
-        if self._mode == "ram":
-            return self._records[index]
-        # Copy-on-write rather than read-only: torch has no tensors that cannot be written to.
-        record: Record = np.load(self._file(index), mmap_mode="c")
-        return record
+    def _pixel_file(self, index: int) -> Path:
+        if not self._has_files:
+            return self._folder / f"{self._dataset.fingerprint(index)}.pixels.npy"
+        path, stat = self.paths[index], self.paths[index].stat()
+        return self._folder / f"{content_key(path.absolute(), stat.st_size, stat.st_mtime_ns)}.pixels.npy"
 
-    def _decoded(self, index: int) -> Record:
-        pixels = self._dataset.open_image(index).pixels().permute(1, 2, 0)
-        mask = self._dataset.read_mask(index)
-        return np.concatenate([pixels.numpy().reshape(-1), mask.numpy().reshape(-1)])
+    def _mask_file(self, index: int) -> Path:
+        return self._folder / f"{self._dataset.fingerprint(index)}.mask.npy"
 
-    def _write(self, index: int) -> None:
-        record = self._decoded(index)
-        write_atomically(self._file(index), lambda file: np.save(file, record))
+    def _decode(self, index: int) -> Pixels:
+        pixels = self._dataset.open_image(index).pixels()  # (3, H, W), in any memory order
+        return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+
+    def _decode_mask(self, index: int) -> Mask:
+        return np.ascontiguousarray(self._dataset.read_mask(index).numpy())
 
     def _require_space(self, num_bytes: int) -> None:
+        """The first process of the machine asks for all: the others may have filled a part when they ask."""
         if self._mode == "ram":
-            free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+                return
+            num_bytes, free = num_bytes * self._num_processes, available_memory()
+            copies = f" in {self._num_processes} processes" if self._num_processes > 1 else ""
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self._folder).free
+            free, copies = shutil.disk_usage(self._folder).free, ""
         if num_bytes > free:
             raise DataError(
                 f"data.cache: {self._mode} needs {num_bytes / 1e9:.2f} GB for {len(self)} decoded pictures of "
-                f"{self.source}, but {self.place} has {free / 1e9:.2f} GB. Set data.cache: none"
+                f"{self.source}{copies}, but {self.place} has {free / 1e9:.2f} GB available. Set data.cache: none"
+                f"{', or disk, which all processes share' if self._mode == 'ram' else ''}"
                 f"{'' if self._mode == 'ram' else ', or DEEPLAB_CACHE to a larger disk'}."
             )
+
+
+def available_memory() -> int:
+    """Bytes that processes may still take without swapping; all memory where the system does not tell."""
+    if _MEMORY.is_file():
+        fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _write(path: Path, array: npt.NDArray[np.uint8]) -> None:
+    write_atomically(path, lambda file: np.save(file, array))
 
 
 class _DecodedPicture(Picture):

@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
+from deeplab_lightning.callbacks.network_line import NetworkLine
 from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
 from deeplab_lightning.callbacks.wandb_summary import WandbSummary
@@ -147,6 +148,9 @@ class DeepLabCLI(LightningCLI):
         callbacks: list[L.Callback] = [SaveConfig(self._config_text), RunRecord(config.seed_everything)]
         if self._command == "fit" and config.trainer.logger:
             callbacks.append(WandbSummary())
+        if self._command == "fit" and config.trainer.enable_model_summary is not False:
+            callbacks.append(NetworkLine())
+            config.trainer.enable_model_summary = False
         if self._command == "fit":
             callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
             # Not save_last: that writes only when the best is written, and loses the epochs since.

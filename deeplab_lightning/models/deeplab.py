@@ -1,6 +1,5 @@
 """The DeepLab family: backbone -> head -> resize to the input's size."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPP
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.depthwise import mend_depthwise
 from deeplab_lightning.models.dilation import DilationRule
+from deeplab_lightning.models.hub import HubFolder
 from deeplab_lightning.models.weights import start_from
 
 LOW_LEVEL_CHANNELS = 48  # DeepLab v3+, table 1
@@ -26,7 +26,7 @@ class TrainingLogits(NamedTuple):
     """Weight of the loss, and (B, K, H, W) float, of every further output."""
 
 
-class DeepLab(nn.Module):
+class DeepLab(nn.Module, HubFolder):
     """A backbone, a head on its deepest map, and one bilinear resize. Subclass it for a new member.
 
     Args:
@@ -84,7 +84,7 @@ class DeepLab(nn.Module):
             scores.append(self.decode(features))  # (B, K, H/s, W/s), s of this scale
             if self.training and self.auxiliary is not None:
                 auxiliary.append((self.auxiliary_weight, self.auxiliary(features[-2])))
-        fused = scores[0] if len(scores) == 1 else _fuse(scores)
+        fused = scores[0] if len(scores) == 1 else _fuse(scores, self.scales)
         if self.training and len(scores) > 1:
             auxiliary += [(1.0, x) for x in scores]
         return TrainingLogits(fused, auxiliary) if auxiliary else fused
@@ -350,14 +350,17 @@ def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
                 layer.dilation = layer.padding = (rate * factor,) * 2
 
 
-def _fuse(scores: list[Tensor]) -> Tensor:
+def _fuse(scores: list[Tensor], scales: Sequence[float]) -> Tensor:
     """The maximum of each class's scores over the scales, at the size of the largest map."""
-    size = max(((x.shape[-2], x.shape[-1]) for x in scores), key=math.prod)
+    largest = scores[scales.index(max(scales))]
+    size = (largest.shape[-2], largest.shape[-1])
     return torch.stack([resize(x, size) for x in scores]).amax(dim=0)
 
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
-    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+    # As max(1, int(length * scale)), which an export would take for a constant.
+    height, width = (torch.sym_max(1, torch.sym_int(length * scale)) for length in size)
+    return height, width  # type: ignore[return-value]
 
 
 def _check_num_classes(num_classes: int) -> None:

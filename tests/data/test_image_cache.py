@@ -9,8 +9,12 @@ import torch
 from PIL import Image
 
 from deeplab_lightning import SegmentationDataModule
+from deeplab_lightning.data import image_cache
 from deeplab_lightning.data.cache import cache_folder
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
+from deeplab_lightning.data.images import FilePicture
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.transforms import TrainTransforms
 from tests.data.test_datamodule import dataset
@@ -70,12 +74,50 @@ def test_the_size_is_known_before_it_is_built(mask_folder: Path) -> None:
     assert DecodedDataset(dataset(mask_folder), "ram").num_bytes == 10 * 4 * 48 * 64
 
 
+def test_another_class_table_decodes_no_picture_again(
+    mask_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "cache"))
+    DecodedDataset(dataset(mask_folder), "disk").build()
+    other = MaskFolderDataset(
+        str(mask_folder),
+        "images",
+        masks="masks",
+        classes=ClassTable(["sky", "ground"], raw_ids={0: 0, 1: 1, 2: 1}, ignore_ids=[11]),
+    )
+    monkeypatch.setattr(FilePicture, "pixels", lambda *_: pytest.fail("decoded a picture"))
+    cached = DecodedDataset(other, "disk")
+    cached.build()
+    assert cached.read_mask(0).unique().tolist() == other.read_mask(0).unique().tolist() == [0, 1, 255]
+    kinds = [path.name.split(".", 1)[1] for path in (tmp_path / "cache" / "decoded").iterdir()]
+    assert (kinds.count("pixels.npy"), kinds.count("mask.npy")) == (10, 20)
+
+
+def test_sizes_come_from_the_headers(jpeg_folder: Path) -> None:
+    plain = dataset(jpeg_folder)
+    for path in jpeg_folder.glob("images/*.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    assert DecodedDataset(plain, "ram").num_bytes == 10 * 4 * 48 * 64
+
+
 @pytest.mark.parametrize("mode", ["ram", "disk"])
 def test_too_little_space_says_what_to_do(
-    mask_folder: Path, mode: Literal["ram", "disk"], monkeypatch: pytest.MonkeyPatch
+    mask_folder: Path, tmp_path: Path, mode: Literal["ram", "disk"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100))
-    monkeypatch.setattr(os, "sysconf", lambda _: 10)
+    monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "meminfo").write_text("MemTotal:  999999 kB\nMemFree:  0 kB\nMemAvailable:   121 kB\n")
+    monkeypatch.setattr(image_cache, "_MEMORY", tmp_path / "meminfo")
+    if mode == "ram":
+        DecodedDataset(dataset(mask_folder), mode).build()  # 120 of 121 kB
     with pytest.raises(DataError, match=f"data.cache: {mode} needs 0.00 GB for 10 decoded .* Set data.cache: none"):
-        DecodedDataset(dataset(mask_folder), mode).build()
+        DecodedDataset(dataset(mask_folder), mode, num_processes=2).build()
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process asks for all
+    if mode == "ram":
+        DecodedDataset(dataset(mask_folder), mode, num_processes=2).build()
+
+
+def test_memory_is_that_of_the_system() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < image_cache.available_memory() <= total
