@@ -17,14 +17,13 @@ from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.folding import fold_batch_norms
+from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 CLASSES_KEY = "classes"
 """Where a checkpoint holds the class table, as plain lists."""
-RESTORED_ARGUMENTS: dict[str, Any] = {"pretrained": False, "weights": None}
-"""Arguments of a network whose weights come from a checkpoint."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:

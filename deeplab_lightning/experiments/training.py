@@ -26,7 +26,8 @@ from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
 from deeplab_lightning.callbacks.wandb_summary import WandbSummary
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.module import CLASSES_KEY, RESTORED_ARGUMENTS, SegmentationModule
+from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
+from deeplab_lightning.module import CLASSES_KEY, SegmentationModule
 
 _RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"  # tells processes that Lightning starts for DDP where to write
 _MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
