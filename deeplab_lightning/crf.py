@@ -126,9 +126,9 @@ def mean_field(logits: Tensor, kernels: Sequence[tuple[float, Filter]], *, itera
         normalized.append((weight, apply, sums.clamp(min=torch.finfo(sums.dtype).tiny).rsqrt()))
     q = _softmax(scores)
     for _ in range(iterations):
-        energy = scores
+        energy = scores.clone()
         for weight, apply, root in normalized:
-            energy = energy + weight * root * apply(root * q)
+            energy.addcmul_(apply(q.mul(root)), root, value=weight)
         q = _softmax(energy)
     return q
 

@@ -50,8 +50,7 @@ class PermutohedralLattice:
         self._slice_index, self._slice_weights = numbers.reshape(num_points, d + 1).int(), weights
         self._splat_index = order.div(d + 1, rounding_mode="floor").int()
         self._splat_weights, self._splat_starts = weights.reshape(-1)[order], is_first.nonzero()[:, 0].int()
-        steps = digits.sum() - (d + 1) * torch.cat([digits, digits.new_zeros(1)])  # (d + 1,)
-        self._neighbours = [_neighbours(corners, int(step)) for step in steps]
+        self._neighbours = [_neighbours(corners, int(step)) for step in _steps(digits)]
 
     def __call__(self, values: Tensor) -> Tensor:
         """values: (N, K) of the features' dtype -> (N, K), filtered, not normalised."""
@@ -78,7 +77,7 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     elevated = F.pad(scaled.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))  # (d + 1, N)
     elevated[1:] -= steps[:, None] * scaled
     base = (elevated / (d + 1)).round_().mul_(d + 1)
-    excess = (base.sum(dim=0) / (d + 1)).round().long()  # (N,), how far the nearest multiples miss sum zero
+    excess = (base.sum(dim=0) / (d + 1)).round().to(torch.int16)  # (N,), how far the nearest multiples miss sum zero
     difference = elevated - base
     rank = excess.expand(d + 1, -1).clone()
     for i in range(d + 1):
@@ -86,9 +85,9 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             is_less = difference[i] < difference[j]
             rank[i] += is_less
             rank[j] += ~is_less
-    wrap = (d + 1) * ((rank < 0).long() - (rank > d).long())
-    rank += wrap
+    wrap = (d + 1) * ((rank < 0).to(rank.dtype) - (rank > d).to(rank.dtype))
     base += wrap
+    rank = (rank + wrap).long()
     share = (elevated - base) / (d + 1)
     shares = features.new_zeros(d + 2, features.shape[0])
     shares.scatter_add_(0, d - rank, share)
@@ -100,12 +99,20 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _corner_keys(base: Tensor, rank: Tensor, low: Tensor, digits: Tensor) -> Tensor:
     """(N, d + 1) int64: a number for each corner of each point's simplex, the same for the same corner."""
     d = len(digits)
-    origin = ((base[:d] - low[:, None]) * digits[:, None]).sum(dim=0)  # (N,)
-    keys = origin.new_empty(len(origin), d + 1)
-    for remainder in range(d + 1):
-        wrapped = ((rank[:d] > d - remainder) * digits[:, None]).sum(dim=0)
-        keys[:, remainder] = origin + remainder * digits.sum() - (d + 1) * wrapped
+    steps = _steps(digits)
+    keys = torch.empty_like(base).t().contiguous()  # (N, d + 1)
+    keys[:, 0] = ((base[:d] - low[:, None]) * digits[:, None]).sum(dim=0)
+    # From one corner to the next, the coordinate of the highest rank left takes a step.
+    coordinate = torch.empty_like(rank)
+    coordinate.scatter_(0, rank, torch.arange(d + 1, device=rank.device)[:, None].expand_as(rank))
+    for remainder in range(d):
+        keys[:, remainder + 1] = keys[:, remainder] + steps[coordinate[d - remainder]]
     return keys
+
+
+def _steps(digits: Tensor) -> Tensor:
+    """(d + 1,) int64: what a key gains by d steps back of one coordinate and one step ahead of all others."""
+    return digits.sum() - (len(digits) + 1) * F.pad(digits, (0, 1))
 
 
 def _neighbours(corners: Tensor, step: int) -> tuple[Tensor, Tensor]:
