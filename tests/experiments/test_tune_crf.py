@@ -10,6 +10,7 @@ import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.experiments import tune_crf
 from deeplab_lightning.experiments.tune_crf import COARSE, FINE_STEPS
 
 
@@ -55,7 +56,9 @@ def test_it_writes_a_grid_and_an_overlay_that_test_takes(run: Path, capsys: pyte
     assert json.loads((run / "result_test.json").read_text())["test"]["miou"] is not None
 
 
-def test_the_figures_are_those_of_test(run: Path) -> None:
+def test_the_figures_are_those_of_test(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_crf, "COARSE", {"w1": (3.0,), "sigma_alpha": (30.0,), "sigma_beta": (3.0,)})
+    monkeypatch.setattr(tune_crf, "FINE_STEPS", {"w1": 1.5})
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     main(["tune-crf", "--ckpt_path", checkpoint, "--num_images", "3"])  # the whole fold
     main(["test", "--ckpt_path", checkpoint, "--name", "plain"])
