@@ -11,6 +11,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation part",
     "test": "evaluate a checkpoint on the test part",
     "predict": "write masks and overlays for pictures without truth",
+    "tune-crf": "find the parameters of the dense CRF for a checkpoint",
     "export": "write a checkpoint as one ONNX or torch.export file",
     "kfold": "train on every fold, one process each, and pool the results",
     "grid": "K-fold experiments for every combination of a grid file",
@@ -22,6 +23,7 @@ COMMANDS = {
 }
 
 _RUNNERS = {  # module and function below `experiments`; the other commands are Lightning's
+    "tune-crf": "tune_crf.tune_crf",
     "kfold": "kfold.kfold",
     "grid": "grid.grid",
     "compare": "compare.compare",

@@ -5,6 +5,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
@@ -24,6 +25,8 @@ OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
 CLASSES_KEY = "classes"
 """Where a checkpoint holds the class table, as plain lists."""
+Postprocess = nn.Module | Callable[..., Any]
+"""(images (B, 3, H, W) uint8, logits (B, K, H, W)) -> labels (B, H, W) or probabilities (B, K, H, W)."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -48,6 +51,10 @@ class SegmentationModule(L.LightningModule):
         classes: Class table of the data; numbered names if null.
         head_lr_multiplier: Learning rate of the head's weights over the backbone's.
         head_bias_lr_multiplier: Learning rate of the head's biases over the backbone's.
+        postprocess: What becomes of the logits in test and prediction, such as `DenseCRF`: called with the
+            pictures, (B, 3, H, W) uint8, and their logits (B, K, H, W), it gives labels (B, H, W) or
+            probabilities (B, K, H, W). Validation, which chooses the checkpoint, leaves it out. The
+            highest logit's class if null.
         channels_last: Keep tensors in channels-last memory, faster on GPUs with tensor cores and up to
             4 times on CPUs.
 
@@ -66,6 +73,7 @@ class SegmentationModule(L.LightningModule):
         classes: ClassTable | None = None,
         head_lr_multiplier: float = 10.0,
         head_bias_lr_multiplier: float = 20.0,
+        postprocess: Postprocess | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
@@ -80,6 +88,7 @@ class SegmentationModule(L.LightningModule):
             raise ValueError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
+        self.postprocess = postprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.register_buffer("pixel_mean", _per_channel(net.backbone.mean), persistent=False)
@@ -123,12 +132,15 @@ class SegmentationModule(L.LightningModule):
         """Name and (h, w) uint8 train ids of each picture, at the size of its file."""
         predictions = []
         for batch in batches:
-            scores = self._scores(batch.image)  # (B, K, h, w)
+            scores = self.scores(batch.image)  # (B, K, h, w)
             assert isinstance(scores, Tensor)
             shown = (batch.image.shape[-2], batch.image.shape[-1])
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
                 own = scores[index : index + 1]
-                labels = resized_labels(own if size == shown else resize(own, shown), size)
+                if self.postprocess is None:
+                    labels = resized_labels(own if size == shown else resize(own, shown), size)
+                else:
+                    labels = self._postprocessed(batch.image[index : index + 1], own, size)
                 predictions.append((name, labels[0].cpu()))
         return predictions
 
@@ -208,7 +220,7 @@ class SegmentationModule(L.LightningModule):
     def _net_in_use(self) -> DeepLab:
         return self.net if self.training or self._folded is None else self._folded[0]
 
-    def _scores(self, images: Tensor) -> Tensor | TrainingLogits:
+    def scores(self, images: Tensor) -> Tensor | TrainingLogits:
         """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
         if type(self.net).forward is not DeepLab.forward:
             return self(images)  # type: ignore[no-any-return]
@@ -222,7 +234,7 @@ class SegmentationModule(L.LightningModule):
         is_banded = isinstance(self.loss, CrossEntropyLoss) and (
             self.loss.band_rows is not None or (mask.device.type == "cpu" and not self.training)
         )
-        output = self._scores(batch.image) if is_banded else self(batch.image)
+        output = self.scores(batch.image) if is_banded else self(batch.image)
         if not isinstance(self.loss, CrossEntropyLoss) and not (mask != self.classes.ignore_index).any():
             logits = output if isinstance(output, Tensor) else output.logits
             return logits.sum() * 0.0, logits  # other losses fail, or give nan, where nothing counts
@@ -235,12 +247,29 @@ class SegmentationModule(L.LightningModule):
         for batch in batches:
             loss, scores = self._shared_step(batch)
             assert batch.mask is not None
-            labels = resized_labels(scores, (batch.mask.shape[-2], batch.mask.shape[-1]))  # (B, H, W)
+            size = (batch.mask.shape[-2], batch.mask.shape[-1])
+            if self.postprocess is None or stage == "val":
+                labels = resized_labels(scores, size)  # (B, H, W)
+            else:
+                labels = self._postprocessed(batch.image, scores, size)
             matrices = image_matrices(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
             self.image_matrices.extend(zip(batch.names, matrices.cpu(), strict=True))
             # Averaged over pictures and, at the epoch's end, over processes; no collective in a step.
             self.log(f"{stage}/loss", loss, batch_size=len(batch.image), on_epoch=True, sync_dist=True)
+
+    def _postprocessed(self, images: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
+        """What `postprocess` makes of (B, 3, H, W) uint8 and (B, K, h, w), as (B, *size) uint8."""
+        assert self.postprocess is not None
+        result: Tensor = self.postprocess(images, resize(scores, (images.shape[-2], images.shape[-1])))
+        if result.is_floating_point() and result.ndim == 4:
+            return resized_labels(result, size)
+        if result.is_floating_point() or result.ndim != 3:
+            raise ValueError(
+                "postprocess must give integer labels (B, H, W) or probabilities (B, K, H, W), got "
+                f"{tuple(result.shape)} {result.dtype}."
+            )
+        return F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]

@@ -170,3 +170,45 @@ def test_network_and_class_table_must_agree() -> None:
 def test_a_loss_that_ignores_another_value_is_refused() -> None:
     with pytest.raises(ValueError, match="the loss ignores -100, but void is 255"):
         SegmentationModule(tiny_net(), torch.nn.CrossEntropyLoss())
+
+
+def test_postprocess_serves_test_and_prediction_but_not_validation(mask_folder: Path) -> None:
+    seen = []
+
+    def all_cars(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        seen.append((images.dtype, images.shape, logits.shape))
+        return torch.full((len(images), *images.shape[2:]), 2)
+
+    plain = SegmentationModule(tiny_net(), classes=TABLE)
+    module, data = SegmentationModule(tiny_net(), classes=TABLE, postprocess=all_cars), tiny_data(mask_folder)
+    matrices = []
+    for each in (plain, module):
+        trainer(mask_folder).validate(each, datamodule=data, verbose=False)
+        matrices.append(each.last_matrix)
+    assert torch.equal(*matrices)
+    assert seen == []
+    trainer(mask_folder).test(module, datamodule=data, verbose=False)
+    assert int(module.last_matrix[:, :2].sum()) == 0
+    assert torch.equal(module.last_matrix.sum(1), matrices[0].sum(1))
+    assert seen[0] == (torch.uint8, (2, 3, 48, 64), (2, 3, 48, 64))
+    batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(65, 97)])
+    [(_, mask)] = module.predict_step([batch], 0)
+    assert torch.equal(mask, torch.full((65, 97), 2, dtype=torch.uint8))
+
+
+def test_probabilities_of_postprocess_are_resized_and_compared(mask_folder: Path) -> None:
+    plain = SegmentationModule(tiny_net()).eval()
+    module = SegmentationModule(tiny_net(), postprocess=lambda _, logits: logits.softmax(1)).eval()
+    images = torch.randint(0, 256, (2, 3, 33, 47), dtype=torch.uint8)
+    same = Batch(images, None, ["a.jpg", "b.jpg"], [(33, 47)] * 2)
+    for (_, found), (_, wanted) in zip(module.predict_step([same], 0), plain.predict_step([same], 0), strict=True):
+        assert torch.equal(found, wanted)
+    [(_, larger)] = module.predict_step([Batch(images[:1], None, ["a.jpg"], [(66, 94)])], 0)
+    assert larger.shape == (66, 94)
+
+
+def test_what_postprocess_may_not_give_is_refused() -> None:
+    module = SegmentationModule(tiny_net(), postprocess=lambda _, logits: logits.amax(1)).eval()
+    batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(32, 48)])
+    with pytest.raises(ValueError, match="postprocess must give integer labels"):
+        module.predict_step([batch], 0)

@@ -25,6 +25,7 @@ from deeplab_lightning.callbacks.network_line import NetworkLine
 from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.callbacks.wandb_mode import WandbMode, choose_mode
 from deeplab_lightning.callbacks.wandb_summary import WandbSummary
+from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
 from deeplab_lightning.module import CLASSES_KEY, SegmentationModule
@@ -46,7 +47,8 @@ def run_training_command(command: str, args: list[str]) -> None:
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        args: Its options. Without `-c`, the configuration is that of the checkpoint.
+        args: Its options. The configuration is that of the checkpoint, which a `-c` that names no network
+            overrides and any other replaces.
     """
     _quiet()
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch, _only_these_arguments():
@@ -65,6 +67,20 @@ def resolve_fit_config(args: list[str]) -> dict[str, Any]:
     _quiet()
     with _only_these_arguments():
         return _Resolver("fit", args).resolved
+
+
+def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDataModule, L.Trainer]:
+    """Module with its trained weights, data and trainer of a checkpoint, without running anything.
+
+    Args:
+        args: Options of `validate`, `--ckpt_path` among them. The trainer's root folder is the run's.
+    """
+    _quiet()
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch, _only_these_arguments():
+        loaded = _Loader("validate", _with_checkpoint("validate", args, Path(scratch)))
+    path = loaded.config["validate"].ckpt_path
+    loaded.model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+    return loaded.model, loaded.datamodule, loaded.trainer
 
 
 class DeepLabCLI(LightningCLI):
@@ -252,6 +268,13 @@ class DeepLabCLI(LightningCLI):
                 entry.init_args.offline = mode == "offline"
 
 
+class _Loader(DeepLabCLI):
+    """Builds all objects, and stops there."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Nothing."""
+
+
 class _Resolver(DeepLabCLI):
     """Parses and checks a command line, and stops there."""
 
@@ -285,7 +308,7 @@ def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no such checkpoint: {Path(path).absolute()}")
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if _option(args, "-c", "--config") is None:
+    if not any(_names_network(path) for path in _options(args, "-c", "--config")):
         if "config" not in checkpoint:
             raise ValueError(f"{path} holds no configuration; give the one it was trained with by -c.")
         config = {key: value for key, value in checkpoint["config"].items() if key != "ckpt_path"}
@@ -302,14 +325,28 @@ def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
 
 def _option(args: list[str], *names: str) -> str | None:
     """The last value of an option, given as `--option value` or `--option=value`."""
-    found = None
+    return next(reversed(_options(args, *names)), None)
+
+
+def _options(args: list[str], *names: str) -> list[str]:
+    """All values of an option, in order."""
+    found = []
     for index, word in enumerate(args):
         for name in names:
             if word == name and index + 1 < len(args):
-                found = args[index + 1]
+                found.append(args[index + 1])
             elif word.startswith(f"{name}="):
-                found = word.removeprefix(f"{name}=")
+                found.append(word.removeprefix(f"{name}="))
     return found
+
+
+def _names_network(config: str) -> bool:
+    """Whether a config can stand alone. What is no readable file is left to the parser to report."""
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return True
+    return not isinstance(content, dict) or "net" in (content.get("model") or {})
 
 
 def _yaml_file(path: Path, content: dict[str, Any]) -> str:
