@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import resource
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,7 @@ from deeplab_lightning.console import table_console
 from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.experiments.data_config import build_datamodule
+from deeplab_lightning.experiments.training import resolve_fit_config
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 
@@ -62,11 +64,12 @@ class Cost:
 def benchmark(args: list[str]) -> None:
     """Measure models at the configuration's crop size, batch size, precision and memory format.
 
-    Writes `benchmark.csv`, `benchmark.json` and, with `--runs`, `benchmark.png` (mIoU against cost).
+    Takes the options of `fit`, such as `--model.net.init_args.output_stride 8`. Writes `benchmark.csv`,
+    `benchmark.json` and, with `--runs`, `benchmark.png` (mIoU against cost).
 
     Raises:
         FileNotFoundError: If a config or a run's record does not exist.
-        ValueError: If the configuration names no network.
+        SystemExit: 2 for a wrong key or type, or a configuration without data or network.
     """
     options = argparse.ArgumentParser(prog="deeplab benchmark", description=benchmark.__doc__)
     options.add_argument("-c", "--config", action="append", default=[], help="as for fit; later ones override")
@@ -77,8 +80,15 @@ def benchmark(args: list[str]) -> None:
     given, rest = options.parse_known_args(args)
     if given.repeats < 1:
         raise ValueError(f"--repeats must be at least 1, got {given.repeats}.")
-    config = merged(given.config)
-    data = build_datamodule([*(w for c in given.config for w in ("-c", c)), *rest], "deeplab benchmark")
+    for path in given.config:
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no such config: {Path(path).absolute()}")
+    # As `fit` reads it, so that every option of it serves and a typo is an error.
+    config = resolve_fit_config([*(word for path in given.config for word in ("-c", path)), *rest])
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
+        resolved = Path(scratch) / "data.yaml"
+        resolved.write_text(yaml.safe_dump({"data": config["data"]}))
+        data = build_datamodule(["-c", str(resolved)], "deeplab benchmark")
     data.prepare_data()
     data.setup("fit")
     costs = []
@@ -93,16 +103,6 @@ def benchmark(args: list[str]) -> None:
         draw(costs, folder / "benchmark.png")
     table_console().print(_table(costs, config, data))
     table_console().print(f"Written to {folder}", soft_wrap=True)
-
-
-def merged(configs: Sequence[str]) -> dict[str, Any]:
-    """The configs as one document, later ones over earlier ones, as the command line merges them."""
-    result: dict[str, Any] = {}
-    for config in configs:
-        if not Path(config).is_file():
-            raise FileNotFoundError(f"no such config: {Path(config).absolute()}")
-        _overlay(result, yaml.safe_load(Path(config).read_text()) or {})
-    return result
 
 
 def measure(
@@ -124,12 +124,12 @@ def measure(
         miou: Of the run, in [0, 1].
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = SegmentationModule(
-        _build(net, data.num_classes), channels_last=config.get("model", {}).get("channels_last", True)
-    ).to(device)
+    module = SegmentationModule(_build(net, data.num_classes), channels_last=config["model"]["channels_last"]).to(
+        device
+    )
     loader = data.train_dataloader()
     batch = _to(next(iter(loader)), device)
-    size, precision = len(batch.image), str(config.get("trainer", {}).get("precision", "32-true"))
+    size, precision = len(batch.image), str(config["trainer"]["precision"] or "32-true")
     optimizer = torch.optim.SGD(module.net.parameters(), lr=1e-3, momentum=0.9)
 
     def forward() -> None:
@@ -146,6 +146,7 @@ def measure(
     module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(batch.image[:1])
+    module.on_validation_epoch_start()  # what evaluation prepares
     forward_seconds = _median(forward, repeats, device)
     module.train()
     _reset_peak(device)
@@ -193,10 +194,8 @@ def _candidates(
     config: Mapping[str, Any], backbones: str | None, runs: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], float | None]]:
     """Name, network and mIoU of each row."""
-    net = dict(config.get("model", {}).get("net", {}))
+    net = dict(config["model"]["net"])
     if not runs or backbones:
-        if "class_path" not in net:
-            raise ValueError("the configuration names no model.net; give -c configs/base.yaml first.")
         init_args = dict(net.get("init_args", {}))
         for backbone in backbones.split(",") if backbones else [init_args.get("backbone", "default")]:
             own = init_args if backbone == "default" else {**init_args, "backbone": backbone}
@@ -219,21 +218,6 @@ def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
         init_args["pretrained"] = False
     built: DeepLab = network(**init_args)
     return built
-
-
-def _overlay(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for key, value in over.items():
-        # Another class does not take the arguments of the one before.
-        is_other_class = (
-            isinstance(value, Mapping)
-            and "class_path" in value
-            and isinstance(base.get(key), dict)
-            and (base[key].get("class_path") != value["class_path"])
-        )
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict) and not is_other_class:
-            _overlay(base[key], value)
-        else:
-            base[key] = dict(value) if isinstance(value, Mapping) else value
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -296,7 +280,7 @@ def _peak_megabytes(device: torch.device) -> float:
 
 
 def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationDataModule) -> Table:
-    precision = config.get("trainer", {}).get("precision", "32-true")
+    precision = config["trainer"]["precision"] or "32-true"
     title = f"{precision}, batches of {data.batch_size}, {torch.get_num_threads()} threads, {data.num_workers} workers"
     table = Table(title=title, title_justify="left")
     headers = (

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from deeplab_lightning.cli import main
-from deeplab_lightning.experiments.benchmark import merged
 from tests.conftest import CLASSES
 
 
@@ -62,18 +61,17 @@ def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: p
     assert "resnet34" in capsys.readouterr().out
 
 
-def test_later_configs_override_and_other_classes_replace(tmp_path: Path) -> None:
-    documents = [
-        {"model": {"net": {"class_path": "A", "init_args": {"x": 1, "y": 2}}, "k": 1}},
-        {"model": {"net": {"class_path": "A", "init_args": {"y": 3}}}},
-        {"model": {"net": {"class_path": "B", "init_args": {"z": 4}}}},
-    ]
-    paths = []
-    for number, document in enumerate(documents):
-        paths.append(str(tmp_path / f"{number}.yaml"))
-        Path(paths[-1]).write_text(yaml.safe_dump(document))
-    assert merged(paths[:2])["model"]["net"]["init_args"] == {"x": 1, "y": 3}
-    assert merged(paths)["model"] == {"net": {"class_path": "B", "init_args": {"z": 4}}, "k": 1}
+@pytest.mark.slow
+def test_options_of_the_model_count(config: Path, tmp_path: Path) -> None:
+    words = ["-c", str(config), "--repeats", "1"]
+    main(["benchmark", *words, "--output", str(tmp_path / "as_it_is")])
+    wider = ["--model.net.init_args.aspp_channels", "64", "--data.batch_size", "1"]
+    main(["benchmark", *words, *wider, "--output", str(tmp_path / "wider")])
+    first, second = (json.loads((tmp_path / n / "benchmark.json").read_text())[0] for n in ("as_it_is", "wider"))
+    assert second["parameters"] > first["parameters"] + 0.5  # millions
+    assert second["gflops"] > first["gflops"]
+    with pytest.raises(SystemExit, match="2"):
+        main(["benchmark", *words, "--model.net.init_args.aspp_chanels", "64"])
 
 
 def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
