@@ -92,7 +92,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Pa
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_resume_continues_the_record(run: Path, folder: Path) -> None:
+def test_resume_continues_the_record_of_a_renamed_run(run: Path, folder: Path) -> None:
     own = folder / "runs" / "resumed"
     shutil.copytree(run, own)
     first_rows = (own / "metrics.csv").read_text().splitlines()
@@ -104,8 +104,6 @@ def test_resume_continues_the_record(run: Path, folder: Path) -> None:
             str(own / "checkpoints" / "last.ckpt"),
             "--trainer.max_epochs",
             "3",
-            "--name",
-            "resumed",
         ]
     )
     rows = (own / "metrics.csv").read_text().splitlines()

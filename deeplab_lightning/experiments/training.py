@@ -311,7 +311,8 @@ def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
     if not any(_names_network(path) for path in _options(args, "-c", "--config")):
         if "config" not in checkpoint:
             raise ValueError(f"{path} holds no configuration; give the one it was trained with by -c.")
-        config = {key: value for key, value in checkpoint["config"].items() if key != "ckpt_path"}
+        # Without its name: the run's folder may have another by now.
+        config = {key: value for key, value in checkpoint["config"].items() if key not in {"ckpt_path", "name"}}
         if command != "fit":
             config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in _MACHINE_KEYS}
         args = ["-c", _yaml_file(scratch / "checkpoint.yaml", config), *args]
