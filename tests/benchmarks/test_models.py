@@ -27,6 +27,7 @@ from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
 from deeplab_lightning.models.folding import fold_batch_norms
 from tests.benchmarks.measure import alternating, machine, write
 
@@ -173,6 +174,22 @@ def test_v2_vgg16(capsys: pytest.CaptureFixture[str]) -> None:
     calls = training("ours", net, images, CrossEntropyLoss())
     calls["plain"] = training("plain", plain, images, lambda y, m: F.cross_entropy(y, m))["plain fp32 contiguous"]
     report("training_step_deeplabv2_vgg16", calls, capsys, wanted=2, gflops=3 * gflops, repeats=2)
+
+
+@pytest.mark.parametrize("dilation", [1, 6, 12, 24, 36])
+def test_taps_are_chosen_where_they_are_faster(dilation: int, capsys: pytest.CaptureFixture[str]) -> None:
+    x = torch.randn(2, 2048, 48, 48).bfloat16().contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(256, 2048, 3, 3).bfloat16().contiguous(memory_format=torch.channels_last)
+    calls: dict[str, Call] = {
+        "stock": lambda: F.conv2d(x, weight, padding=dilation, dilation=dilation),
+        "taps": lambda: convolve_by_taps(x, weight, dilation),
+    }
+    with torch.no_grad():
+        seconds = alternating(calls, repeats=5)
+    is_chosen = is_faster_by_taps(x.device, x.dtype, channels=2048, dilation=dilation)
+    with capsys.disabled():
+        print(write(f"taps_rate_{dilation}", {"seconds": seconds, "taps_are_chosen": is_chosen}))
+    assert seconds["taps" if is_chosen else "stock"] < 1.1 * min(seconds.values())
 
 
 @pytest.mark.parametrize("layout", list(LAYOUTS))
