@@ -37,7 +37,7 @@ def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any]) -> Non
         config=config,
         reinit="finish_previous",
     )
-    matrix = result.images.total()
+    matrix = result.matrix
     table = [[name, float(v)] for name, v in zip(result.classes, result.pooled_iou, strict=True)]
     rows = [[name, *row] for name, row in zip(result.classes, matrix.tolist(), strict=True)]
     folds = [[fold, float(miou)] for fold, miou in zip(result.folds, result.miou, strict=True)]
