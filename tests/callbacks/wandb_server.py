@@ -18,6 +18,7 @@ class WandbServer:
         configs: Configuration of each run, as text.
         groups: Group and job type of each run.
         files: Content of the uploaded files, by run and name.
+        reports: What reports were saved with.
         questions: Queries that it did not know.
     """
 
@@ -28,6 +29,7 @@ class WandbServer:
         self.groups: dict[str, tuple[str | None, str | None]] = {}
         self.names: dict[str, str] = {}
         self.files: dict[tuple[str, str], bytes] = {}
+        self.reports: list[dict[str, Any]] = []
         self.questions: list[str] = []
         self.num_requests = 0
         owner = self
@@ -116,6 +118,18 @@ class WandbServer:
         if "viewer" in query.lower():
             viewer = {"id": "u", "username": "team", "entity": "team", "flags": "{}", "teams": {"edges": []}}
             return {"data": {"viewer": viewer, "serverInfo": {"features": []}}}
+        if "upsertView" in query:
+            self.reports.append(variables)
+            view = {"id": "report", "name": variables["name"], "displayName": variables["displayName"],
+                    "description": "", "spec": variables["spec"], "createdAt": "2026-01-01T00:00:00Z",
+                    "updatedAt": "2026-01-01T00:00:00Z", "type": variables["type"],
+                    "project": {"id": "p", "name": PROJECT, "entityName": "team"}}  # fmt: skip
+            return {"data": {"upsertView": {"view": view, "inserted": True}}}
+        if "models(" in query:
+            node = {"id": "p", "name": PROJECT, "entityName": "team", "createdAt": "2026-01-01T00:00:00Z",
+                    "isBenchmark": False, "user": None}  # fmt: skip
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"data": {"models": {"edges": [{"node": node, "cursor": "p"}], "pageInfo": page}}}
         if "project(" in query:
             known = variables.get("project", variables.get("projectName")) == PROJECT
             return {"data": {"project": self._project(query, variables, host) if known else None}}
@@ -126,7 +140,8 @@ class WandbServer:
         """What `wandb.Api` asks about a project: its runs, or files or history of one of them."""
         if "runs(" in query:
             wanted = json.loads(variables["filters"])
-            runs = [run for run in self.groups if self.groups[run][0] == wanted.get("group")]
+            groups = wanted["group"]["$in"] if isinstance(wanted["group"], dict) else [wanted["group"]]
+            runs = [run for run in self.groups if self.groups[run][0] in groups]
             edges = [{"node": self._run(run), "cursor": run} for run in runs]
             page = {"endCursor": None, "hasNextPage": False}
             return {
@@ -156,7 +171,7 @@ class WandbServer:
             rows = [row for row in self.history.get(run, []) if all(key in row for key in spec["keys"])]
             chosen = [row for row in rows if spec["minStep"] <= row["_step"] < spec["maxStep"]]
             return {"run": {"sampledHistory": [chosen]}}
-        return {"run": self._run(run)}
+        return {"internalId": "1", "run": self._run(run)}
 
     def _run(self, run: str) -> dict[str, Any]:
         group, job_type = self.groups.get(run, (None, None))

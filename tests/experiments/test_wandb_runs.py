@@ -1,12 +1,15 @@
 """Comparison from what W&B holds: logs of real trainings, and runs made by hand."""
 
 import csv
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+from deeplab_lightning.cli import main
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments import wandb_runs
 from deeplab_lightning.experiments.compare import compare_experiments, source_folders
@@ -218,14 +222,32 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def compared(*sources: object, page: Path | None = None, **more: str) -> tuple[list[dict[str, str]], str]:
-    """Rows of the CSV, and what the command printed."""
+    """Rows of the CSV, and what the command printed; in a process of its own where it needs variables."""
     table = Path(str(page or sources[0])).parent / "compared.csv"
     words = ["compare", *map(str, sources), "--csv", str(table), *(["--html", str(page)] if page else [])]
-    command = [sys.executable, "-m", "deeplab_lightning", *words]
-    done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+    if more:
+        command = [sys.executable, "-m", "deeplab_lightning", *words]
+        done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        output = done.stdout
+    else:
+        with redirect_stdout(io.StringIO()) as printed:
+            main(words)
+        output = printed.getvalue()
     with table.open() as file:
-        return list(csv.DictReader(file)), done.stdout
+        return list(csv.DictReader(file)), output
+
+
+@pytest.mark.slow
+def test_the_run_of_all_folds_holds_table_matrix_and_page(experiments: Path) -> None:
+    [files] = (experiments / "one" / "wandb").glob("offline-run-*/files/media")
+    [table] = files.glob("table/cv/confusion_matrix_*.table.json")
+    matrix = [row[1:] for row in json.loads(table.read_text())["data"]]
+    assert matrix == json.loads((experiments / "one" / "cv.json").read_text())["confusion_matrix"]
+    [page] = files.glob("html/cv/report_*.html")
+    assert "<title>Comparison of one</title>" in page.read_text()
+    assert curves(page).count("<polyline") == 1
+    assert not re.findall(r"(?:src|href)=.https?:", page.read_text())  # nothing from outside
 
 
 @pytest.mark.slow
