@@ -8,9 +8,9 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -33,11 +33,20 @@ COST_SIZE = 512  # pixels
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
+class _Validation(NamedTuple):
+    """Figures by key, (K, K) counts, and those of each picture."""
+
+    figures: dict[str, float]
+    matrix: Tensor | None
+    images: list[tuple[str, Tensor]]
+
+
 class RunRecord(L.Callback):
     """Writes what a run did into its folder, so that a crash loses at most the current epoch.
 
     `metrics.csv` has a row per epoch and is rewritten atomically; a resumed run goes on from the rows
-    before the epoch it resumes at. `result.json` is written last, so that its presence means that the
+    before the epoch it resumes at. Where an epoch validates more than once, its row tells the best of them, as
+    `best.ckpt` does. `result.json` is written last, so that its presence means that the
     training finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the same picture by
     picture) are those of the epoch with the best `val/miou`, the one that `checkpoints/best.ckpt` holds.
     Validation and test after the training write `result_validate.json` and `result_test.json`, numbered
@@ -50,7 +59,7 @@ class RunRecord(L.Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self.rows: list[dict[str, float]] = []
-        self._has_validated = False
+        self._validation: _Validation | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = getattr(trainer, "datamodule", None)
@@ -67,7 +76,7 @@ class RunRecord(L.Callback):
         self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start, self._has_validated = time.monotonic(), False
+        self._start, self._validation = time.monotonic(), None
         self._loss_sum, self._num_batches = torch.zeros((), device=pl_module.device), 0
 
     def on_train_batch_end(
@@ -80,7 +89,14 @@ class RunRecord(L.Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._record_evaluation(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
-            self._has_validated = True
+            figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            if self._validation and best_row([self._validation.figures, figures], trainer) is self._validation.figures:
+                return  # on all processes: they have the same figures
+            if isinstance(pl_module, SegmentationModule):
+                images = _gather(list(pl_module.image_matrices))
+                self._validation = _Validation(figures, pl_module.last_matrix, images)
+            else:
+                self._validation = _Validation(figures, None, [])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._record_evaluation(trainer, pl_module, "test")
@@ -92,17 +108,18 @@ class RunRecord(L.Callback):
             "seconds": time.monotonic() - self._start,
             "train/loss": float(self._loss_sum / max(self._num_batches, 1)),
         }
-        if self._has_validated:
-            row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        validation = self._validation
+        if validation:
+            row |= validation.figures
         self.rows.append(row)
-        images = _gather(pl_module.image_matrices) if isinstance(pl_module, SegmentationModule) else []
         if not trainer.is_global_zero or _is_rehearsal(trainer):
             return
         folder = run_folder(trainer)
         write_atomically(folder / "metrics.csv", lambda file: file.write(_rows_csv(self.rows).encode()))
-        if self._has_validated and best_row(self.rows, trainer) is row and isinstance(pl_module, SegmentationModule):
-            _write_text(folder / "confusion_matrix.csv", _matrix_csv(pl_module))
-            ImageMatrices.of(images).write(folder / "image_matrices.npz")
+        if validation and validation.matrix is not None and best_row(self.rows, trainer) is row:
+            assert isinstance(pl_module, SegmentationModule)
+            _write_text(folder / "confusion_matrix.csv", _matrix_csv(validation.matrix, pl_module.classes.names))
+            ImageMatrices.of(validation.images).write(folder / "image_matrices.npz")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
@@ -216,11 +233,11 @@ def _rows_csv(rows: list[dict[str, float]]) -> str:
     return text.getvalue()
 
 
-def _matrix_csv(module: SegmentationModule) -> str:
+def _matrix_csv(matrix: Tensor, names: Sequence[str]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *module.classes.names])
-    for name, counts in zip(module.classes.names, module.last_matrix.tolist(), strict=True):
+    writer.writerow(["truth \\ prediction", *names])
+    for name, counts in zip(names, matrix.tolist(), strict=True):
         writer.writerow([name, *counts])
     return text.getvalue()
 

@@ -25,17 +25,22 @@ def choose_mode(wanted: WandbMode) -> WandbMode:
     import wandb
 
     base_url = str(wandb.setup().settings.base_url)
-    url = urlsplit(base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    if not api_key(url.hostname or ""):
+    if not api_key(urlsplit(base_url).hostname or ""):
         rank_zero_info("W&B: no API key (`wandb login`); logging offline.")
         return "offline"
-    if not can_connect(url.hostname or "", port, seconds=_SECONDS):
+    if not can_answer(base_url):
         rank_zero_info(f"W&B: {base_url} does not answer within {_SECONDS:g} s; logging offline.")
         return "offline"
     # A server that is gone at the end would keep the process for hours; `wandb sync` uploads what is left.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
     return "online"
+
+
+def can_answer(base_url: str) -> bool:
+    """Whether the server can be reached within 2 seconds."""
+    url = urlsplit(base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    return can_connect(url.hostname or "", port, seconds=_SECONDS)
 
 
 def api_key(host: str) -> str | None:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -11,11 +13,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from deeplab_lightning.callbacks.run_record import run_folder
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 
+CURVE_KEYS = ("epoch", "val/miou")
+"""What a point of the validation curve holds."""
+MATRIX_KEY = "val/confusion_matrix"
+"""The table of counts: a row per class of the truth, its name first."""
+RECORD_FILES = ("image_matrices.npz", "folds.csv", "balance.csv")
+"""Files of the run's folder that are kept in W&B, so that `deeplab compare` needs nothing else."""
+
 
 class WandbSummary(L.Callback):
     """The balance of the folds, and best and last `val/miou` in the summary.
 
-    At the end the per-class IoU table and the confusion matrix.
+    At the end the best figures, those of each class and what the training cost in the summary, the per-class IoU
+    table, the confusion matrix, and the files that compare experiments picture by picture.
     Reads what `RunRecord` wrote, so it must stand after it. Does nothing with other loggers.
     """
 
@@ -37,12 +47,12 @@ class WandbSummary(L.Callback):
         with (folder / "confusion_matrix.csv").open(newline="") as file:
             rows = list(csv.reader(file))
         for logger in loggers:
-            for name in ("miou", "pixel_accuracy"):
-                logger.experiment.summary[f"best/{name}"] = result["val"][name]
+            logger.experiment.summary.update(_figures(result))
             logger.log_image("val/confusion_picture", [str(folder / "confusion_matrix.png")])
             _log_table(logger, "val/iou_table", ["class", "iou"], [list(p) for p in result["val"]["iou"].items()])
             counts = [[row[0], *map(int, row[1:])] for row in rows[1:]]
-            _log_table(logger, "val/confusion_matrix", rows[0], counts)
+            _log_table(logger, MATRIX_KEY, rows[0], counts)
+            _save_files(logger, folder)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         # Else a second training in this process would go on in the first one's run.
@@ -52,6 +62,24 @@ class WandbSummary(L.Callback):
     def _loggers(self, trainer: L.Trainer) -> list[WandbLogger]:
         is_recorded = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger) and is_recorded]
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+    """Flat, as charts of many runs need them; without what is unknown."""
+    figures = {f"best/{name}": result["val"][name] for name in ("miou", "pixel_accuracy")}
+    figures |= {f"best/iou/{name}": value for name, value in result["val"]["iou"].items()}
+    figures |= {f"cost/{name}": value for name, value in result["cost"].items()}
+    figures["cost/seconds"] = result["seconds"]
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _save_files(logger: WandbLogger, folder: Path) -> None:
+    """Copy the record's files: W&B would link them, and an offline run that is moved would lose them."""
+    own = Path(logger.experiment.dir)
+    for name in RECORD_FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, own / name)
+            logger.experiment.save(str(own / name), base_path=str(own), policy="end")
 
 
 def _log_table(logger: WandbLogger, key: str, columns: list[str], data: list[list[Any]]) -> None:

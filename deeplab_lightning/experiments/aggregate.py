@@ -19,6 +19,7 @@ from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,48 @@ class CrossValidation:
         classes: K names.
         folds: The F folds that are finished.
         n_folds: Number of folds of the split.
-        images: Every held-out picture, counted by the model that did not train on it.
-        fold_of: Image key -> fold.
-        miou: (F,) of each fold alone.
-        iou: (F, K) likewise; nan where a fold lacks a class.
+        matrices: (F, K, K) counts of each fold.
+        images: Every held-out picture, counted by the model that did not train on it; None where a fold's
+            matrices of pictures are not known.
+        fold_of: Image key -> fold; empty without `images`.
     """
 
     name: str
     classes: list[str]
     folds: list[int]
     n_folds: int
-    images: ImageMatrices
+    matrices: Ints
+    images: ImageMatrices | None
     fold_of: dict[str, int]
-    miou: Floats
-    iou: Floats
+
+    @property
+    def matrix(self) -> Ints:
+        """(K, K) counts over all held-out pictures."""
+        return np.asarray(self.matrices.sum(axis=0))
+
+    @property
+    def miou(self) -> Floats:
+        """(F,) of each fold alone."""
+        return miou_of(self.matrices)
+
+    @property
+    def iou(self) -> Floats:
+        """(F, K) likewise; nan where a fold lacks a class."""
+        return iou_of(self.matrices)
 
     @property
     def pooled_iou(self) -> Floats:
         """(K,) from the confusion matrix summed over the folds."""
-        return iou_of(self.images.total())
+        return iou_of(self.matrix)
 
     @property
     def pooled_miou(self) -> float:
         """Mean over the classes of the pooled IoU: a class that one fold lacks is no problem."""
-        return float(miou_of(self.images.total()))
+        return float(miou_of(self.matrix))
 
     def to_dict(self) -> dict[str, Any]:
         """What `cv.json` holds; nothing of it depends on time or machine."""
-        matrix = self.images.total()
+        matrix = self.matrix
         spread = float(self.miou.std(ddof=1)) if len(self.miou) > 1 else math.nan
         class_means = _over_folds(self.iou, "mean")
         class_spreads = _over_folds(self.iou, "std")
@@ -65,7 +80,7 @@ class CrossValidation:
             "name": self.name,
             "n_folds": self.n_folds,
             "folds": self.folds,
-            "num_images": len(self.images.names),
+            "num_images": len(self.fold_of),
             "out_of_fold": {
                 "miou": _or_null(self.pooled_miou),
                 "pixel_accuracy": _or_null(float(np.trace(matrix) / max(int(matrix.sum()), 1))),
@@ -103,7 +118,7 @@ def read_cv(folder: Path) -> CrossValidation:
     """Read the finished folds of an experiment's folder; or a single run, as one fold.
 
     Raises:
-        FileNotFoundError: If there is no finished fold.
+        FileNotFoundError: If there is no finished fold, or one has no confusion matrix.
     """
     runs = [run / "result.json" for run in run_folders(folder)]
     runs = [path for path in runs if path.is_file() and json.loads(path.read_text())["val"] is not None]
@@ -112,27 +127,49 @@ def read_cv(folder: Path) -> CrossValidation:
             f"no finished run or fold in {folder.absolute()}: there is no result.json with figures."
         )
     results = [json.loads(path.read_text()) for path in runs]
-    parts = [ImageMatrices.read(path.parent / "image_matrices.npz") for path in runs]
     folds = [result["fold"] or 0 for result in results]
+    parts = [_read_images(path.parent) for path in runs]
+    known = [part for part in parts if part is not None]
+    is_known = len(known) == len(parts)
     return CrossValidation(
         name=folder.name,
         classes=list(results[0]["val"]["iou"]),
         folds=folds,
         n_folds=results[0]["n_folds"] or 1,
-        images=ImageMatrices.joined(parts),
-        fold_of={name: fold for fold, part in zip(folds, parts, strict=True) for name in part.names},
-        miou=np.array([float(miou_of(part.total())) for part in parts]),
-        iou=np.array([iou_of(part.total()) for part in parts]),
+        matrices=np.stack(
+            [
+                _read_matrix(path.parent / "confusion_matrix.csv") if part is None else part.total()
+                for path, part in zip(runs, parts, strict=True)
+            ]
+        ),
+        images=ImageMatrices.joined(known) if is_known else None,
+        fold_of={n: fold for fold, part in zip(folds, known, strict=True) for n in part.names} if is_known else {},
     )
+
+
+def _read_images(run: Path) -> ImageMatrices | None:
+    """The matrices of a run's pictures; None where only their sum is there, as where W&B kept no more."""
+    path = run / "image_matrices.npz"
+    if not path.is_file() and (run / "confusion_matrix.csv").is_file():
+        return None
+    return ImageMatrices.read(path)
+
+
+def _read_matrix(path: Path) -> Ints:
+    """(K, K) counts, as `RunRecord` wrote them."""
+    with path.open(newline="") as file:
+        return np.array([row[1:] for row in list(csv.reader(file))[1:]], dtype=np.int64)
 
 
 def aggregate(folder: Path) -> CrossValidation:
     """Pool an experiment's finished folds; write `cv.json`, `cv.csv`, `cv.png` and `oof.npz`.
 
     Raises:
-        FileNotFoundError: If there is no finished fold.
+        FileNotFoundError: If there is no finished fold, or one has no matrices of its pictures.
     """
     result = read_cv(folder)
+    if result.images is None:
+        raise FileNotFoundError(f"no image_matrices.npz in a fold of {folder.absolute()}. Train the fold again.")
     result.images.write(folder / "oof.npz")
     _write(folder / "cv.csv", _csv(result))
     _draw(result, folder / "cv.png")

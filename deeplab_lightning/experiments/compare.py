@@ -5,13 +5,15 @@ import csv
 import io
 import json
 import math
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.console import Console
 from rich.table import Table
 from scipy.sparse import csr_matrix
 
@@ -29,6 +31,10 @@ from deeplab_lightning.experiments.significance import (
 from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+_WANDB = "wandb:"
+_TABLE_WIDTH = 100  # characters that tables keep to, as far as one experiment's name lets them
+_MOST_COLUMNS = 8  # experiments side by side in the table of classes
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,14 @@ class Entry:
         cv: Its folds.
         folder: Where they lie.
         label: What tables call it: its folder's name, with parents' where names repeat.
-        images: Its matrices of the pictures that all experiments share.
-        interval: 95 % bootstrap interval of its pooled mIoU.
+        matrix: (K, K) counts over the pictures that all experiments share; over its own where pictures are unknown.
+        images: Its matrices of the pictures that all experiments share; None where one does not know its pictures.
+        interval: 95 % bootstrap interval of its pooled mIoU; nan without pictures.
+        difference: Pooled mIoU less the baseline's; nan for the baseline.
         over_folds: Difference from the baseline fold by fold; None for the baseline, or where the folds differ.
-        over_images: Difference from the baseline over resampled pictures; None for the baseline.
-        per_class: (K,) differences of the pooled IoU over resampled pictures; None for the baseline.
+        over_images: Difference from the baseline over resampled pictures; None for the baseline, or without pictures.
+        per_class: (K,) differences of the pooled IoU over resampled pictures, or fold by fold without pictures;
+            None for the baseline, or where neither can be.
         adjusted_p: Holm's p over all comparisons, fold by fold where that can be, else over pictures.
         cost: Parameters in millions, multiply-adds in 10^9, training seconds; None where unknown.
     """
@@ -51,8 +60,10 @@ class Entry:
     cv: CrossValidation
     folder: Path
     label: str
-    images: ImageMatrices
+    matrix: Ints
+    images: ImageMatrices | None
     interval: tuple[float, float]
+    difference: float
     over_folds: Difference | None
     over_images: Difference | None
     per_class: list[Difference] | None
@@ -62,12 +73,12 @@ class Entry:
     @property
     def miou(self) -> float:
         """Pooled over the shared pictures."""
-        return float(miou_of(self.images.total()))
+        return float(miou_of(self.matrix))
 
     @property
     def iou(self) -> Floats:
         """(K,) pooled over the shared pictures."""
-        return iou_of(self.images.total())
+        return iou_of(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,13 @@ class Comparison:
     Attributes:
         entries: In the order given.
         classes: K names.
+        num_images: Pictures that all share; None where one does not know its pictures.
         notes: What limits the comparison, a sentence each.
     """
 
     entries: list[Entry]
     classes: list[str]
+    num_images: int | None
     notes: list[str]
 
 
@@ -91,25 +104,77 @@ def compare(args: list[str]) -> None:
         prog="deeplab compare",
         description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
     )
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of experiments or runs")
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
+    )
     parser.add_argument("--csv", type=Path, help="write the table there")
     parser.add_argument("--html", type=Path, help="write a page with curves, classes and pictures there")
     given = parser.parse_args(args)
-    compare_folders(given.folders, csv_path=given.csv, html_path=given.html)
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
+        folders, notes = source_folders(given.sources, Path(scratch))
+        compare_folders(folders, csv_path=given.csv, html_path=given.html, notes=notes)
 
 
-def compare_folders(folders: Sequence[Path], *, csv_path: Path | None = None, html_path: Path | None = None) -> None:
-    """Compare, print the table, and write what was asked for.
+def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], list[str]]:
+    """A folder for each experiment that was named, those of W&B laid out below `scratch`, and notes on them.
+
+    Args:
+        sources: Folders of experiments or runs, folders with offline W&B runs, or `wandb:entity/project/group`.
+        scratch: A temporary folder.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+        DataError: If W&B's runs cannot be read, or lack figures.
+    """
+    folders: list[Path] = []
+    notes: list[str] = []
+    for source in sources:
+        folder = Path(source)
+        if not source.startswith(_WANDB) and any((run / "result.json").is_file() for run in run_folders(folder)):
+            folders.append(folder)
+            continue
+        from deeplab_lightning.experiments import wandb_runs  # takes seconds, which folders do without
+
+        if source.startswith(_WANDB):
+            runs = wandb_runs.online_runs(source, scratch)
+        elif wandb_runs.has_offline_runs(folder):
+            runs = wandb_runs.offline_runs(folder)
+        else:
+            raise FileNotFoundError(
+                f"no finished run or fold in {folder.absolute()}: there is no result.json with figures, "
+                "and no W&B run either."
+            )
+        made, remarks = wandb_runs.write_experiments(runs, scratch, source)
+        folders += made
+        notes += remarks
+    return folders, notes
+
+
+def compare_folders(
+    folders: Sequence[Path],
+    *,
+    csv_path: Path | None = None,
+    html_path: Path | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Compare, print the tables, and write what was asked for.
+
+    Args:
+        folders: Folders of K-fold experiments or of single runs; the first is the baseline.
+        csv_path: Where the table is written to.
+        html_path: Where the page is written to.
+        notes: Further sentences on what limits the comparison.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
         DataError: If the classes differ, or no picture is shared.
     """
     comparison = compare_experiments(folders)
+    comparison = replace(comparison, notes=[*notes, *comparison.notes])
     console = table_console()
-    console.print(_table(comparison))
-    if len(comparison.entries) > 1:
-        console.print(_class_table(comparison))
+    print_comparison(comparison, console)
     for note in comparison.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if csv_path is not None:
@@ -135,52 +200,83 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     for folder, result in zip(folders, results, strict=True):
         if result.classes != classes:
             raise DataError(f"{folder} has the classes {result.classes}, but {folders[0]} has {classes}.")
-    shared = sorted(set.intersection(*(set(result.images.names) for result in results)))
+    sets, notes = _shared_images(folders, results)
+    matrices = [r.matrix if images is None else images.total() for r, images in zip(results, sets, strict=True)]
+    known = [images for images in sets if images is not None]
+    resampled = None
+    if known:
+        groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
+        resampled = bootstrap_iou(known, groups=groups, num_resamples=num_resamples)  # (M, R, K)
+    base = results[0]
+    over_folds = [_over_folds(base, result) for result in results]
+    if any(difference is None for difference in over_folds):
+        basis = "over pictures and not" if known else "by their pooled figures alone, not"
+        notes.append(f"folds differ between experiments, so they are compared {basis} fold by fold.")
+    if len(base.folds) < 2:
+        what = "the interval tells of the pictures alone, not" if known else "nothing tells"
+        notes.append(f"with one fold {what} of the chance of the training.")
+    entries = []
+    for index, (folder, result, images, matrix) in enumerate(zip(folders, results, sets, matrices, strict=True)):
+        is_base = index == 0
+        entry = Entry(
+            cv=result,
+            folder=folder,
+            label=_label(folder, folders),
+            matrix=matrix,
+            images=images,
+            interval=(math.nan, math.nan),
+            difference=math.nan if is_base else float(miou_of(matrix) - miou_of(matrices[0])),
+            over_folds=None if is_base else over_folds[index],
+            over_images=None,
+            per_class=None if is_base or over_folds[index] is None else _classes_over_folds(base, result),
+            adjusted_p=math.nan,
+            cost=_cost(folder),
+        )
+        entries.append(entry if resampled is None else _over_images(entry, resampled, index, iou_of(matrices[0])))
+    adjusted = holm([_p_value(entry) for entry in entries])
+    entries = [replace(entry, adjusted_p=float(p)) for entry, p in zip(entries, adjusted, strict=True)]
+    return Comparison(entries, classes, len(known[0].names) if known else None, notes)
+
+
+def _shared_images(
+    folders: Sequence[Path], results: Sequence[CrossValidation]
+) -> tuple[Sequence[ImageMatrices | None], list[str]]:
+    """The matrices of the pictures that all experiments held out, and what there is to note.
+
+    None for all where one of them does not know its pictures: the others' cannot be paired with it.
+    """
+    unknown = [_label(folder, folders) for folder, r in zip(folders, results, strict=True) if r.images is None]
+    if unknown:
+        note = f"no intervals over pictures: W&B holds no image_matrices.npz of {', '.join(unknown)}."
+        return [None] * len(results), [note]
+    images = [result.images for result in results if result.images is not None]
+    shared = sorted(set.intersection(*(set(matrices.names) for matrices in images)))
     if not shared:
         raise DataError(f"the experiments share no held-out picture: {', '.join(map(str, folders))}.")
     notes = []
-    if any(len(result.images.names) > len(shared) for result in results):
+    if any(len(matrices.names) > len(shared) for matrices in images):
         notes.append(f"only the {len(shared)} pictures that all experiments held out are compared.")
-    groups = next(filter(None, (_groups(folder, shared) for folder in folders)), None)
-    sets = [result.images.keep(shared) for result in results]
-    resampled = bootstrap_iou(sets, groups=groups, num_resamples=num_resamples)  # (M, R, K)
-    if any((_truth(images) != _truth(sets[0])).any() for images in sets):
+    sets = [matrices.keep(shared) for matrices in images]
+    if any((_truth(matrices) != _truth(sets[0])).any() for matrices in sets):
         notes.append("the experiments counted other truths: other annotations, or another eval_transforms.max_size.")
-    means = _nanmean(resampled)
-    base, base_iou = results[0], iou_of(sets[0].total())
-    over_folds = [_over_folds(base, result) for result in results]
-    if any(difference is None for difference in over_folds):
-        notes.append("folds differ between experiments, so they are compared over pictures and not fold by fold.")
-    if len(base.folds) < 2:
-        notes.append("with one fold the interval tells of the pictures alone, not of the chance of the training.")
-    entries = []
-    for index, (folder, result, images) in enumerate(zip(folders, results, sets, strict=True)):
-        observed = float(miou_of(images.total()) - miou_of(sets[0].total()))
-        iou = iou_of(images.total())
-        is_base = index == 0
-        low, high = np.nanquantile(means[index], [0.025, 0.975])
-        entries.append(
-            Entry(
-                cv=result,
-                folder=folder,
-                label=_label(folder, folders),
-                images=images,
-                interval=(float(low), float(high)),
-                over_folds=None if is_base else over_folds[index],
-                over_images=None if is_base else bootstrap_difference(means[0], means[index], observed),
-                per_class=None
-                if is_base
-                else [
-                    bootstrap_difference(resampled[0, :, c], resampled[index, :, c], float(iou[c] - base_iou[c]))
-                    for c in range(len(classes))
-                ],
-                adjusted_p=math.nan,
-                cost=_cost(folder),
-            )
-        )
-    adjusted = holm([_p_value(entry) for entry in entries])
-    entries = [_with_p(entry, float(p)) for entry, p in zip(entries, adjusted, strict=True)]
-    return Comparison(entries, classes, notes)
+    return sets, notes
+
+
+def _over_images(entry: Entry, resampled: Floats, index: int, base_iou: Floats) -> Entry:
+    """With what (M, R, K) resampled IoU tell of the experiment `index`."""
+    means = _nanmean(resampled[[0, index]])
+    low, high = np.nanquantile(means[1], [0.025, 0.975])
+    entry = replace(entry, interval=(float(low), float(high)))
+    if index == 0:
+        return entry
+    return replace(
+        entry,
+        over_images=bootstrap_difference(means[0], means[1], entry.difference),
+        per_class=[
+            bootstrap_difference(resampled[0, :, c], resampled[index, :, c], float(entry.iou[c] - base_iou[c]))
+            for c in range(len(base_iou))
+        ],
+    )
 
 
 def _truth(images: ImageMatrices) -> npt.NDArray[np.int64]:
@@ -192,20 +288,35 @@ def _truth(images: ImageMatrices) -> npt.NDArray[np.int64]:
 
 def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
     """Fold by fold, where both held out the same pictures in the same folds."""
-    if a.fold_of != b.fold_of or a.n_folds != b.n_folds:
+    if not _has_same_folds(a, b):
         return None
-    differences = [float(b.miou[b.folds.index(fold)] - a.miou[a.folds.index(fold)]) for fold in a.folds]
-    return corrected_resampled_t(differences, test_share=1 / max(a.n_folds, 2))
+    return corrected_resampled_t((b.miou - a.miou).tolist(), test_share=1 / max(a.n_folds, 2))
+
+
+def _has_same_folds(a: CrossValidation, b: CrossValidation) -> bool:
+    if a.n_folds != b.n_folds or a.folds != b.folds:
+        return False
+    if a.images is None or b.images is None:
+        # Two splits that put the same number of pixels of each class into each fold are one split.
+        return np.array_equal(a.matrices.sum(axis=-1), b.matrices.sum(axis=-1))
+    return a.fold_of == b.fold_of
+
+
+def _classes_over_folds(a: CrossValidation, b: CrossValidation) -> list[Difference]:
+    """(K,) over the folds that have the class."""
+    found = []
+    for values in (b.iou - a.iou).T:
+        there = values[~np.isnan(values)].tolist()
+        test_share = 1 / max(a.n_folds, 2)
+        nothing = Difference(math.nan, math.nan, math.nan, math.nan)
+        found.append(corrected_resampled_t(there, test_share=test_share) if there else nothing)
+    return found
 
 
 def _p_value(entry: Entry) -> float:
     if entry.over_folds is not None and not math.isnan(entry.over_folds.p):
         return entry.over_folds.p
     return math.nan if entry.over_images is None else entry.over_images.p
-
-
-def _with_p(entry: Entry, p: float) -> Entry:
-    return Entry(**{**entry.__dict__, "adjusted_p": p})
 
 
 def _nanmean(iou: Floats) -> Floats:
@@ -239,49 +350,85 @@ def _cost(folder: Path) -> dict[str, float | None]:
     paths = [run / "result.json" for run in run_folders(folder)]
     results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.is_file()]
     cost = results[0].get("cost", {})
-    seconds = sum(result["seconds"] for result in results)
+    known = [result["seconds"] for result in results if result["seconds"] is not None]
+    seconds = sum(known) if len(known) == len(results) else None
     return {"mega_parameters": cost.get("mega_parameters"), "giga_macs": cost.get("giga_macs"), "seconds": seconds}
 
 
-def _table(comparison: Comparison) -> Table:
-    title = f"mIoU over {len(comparison.entries[0].images.names)} held-out pictures; differences from the first"
-    table = Table(title=title, title_justify="left")
-    columns = ("experiment", "mIoU", "95 % pictures", "folds", "difference", "95 % folds", "95 % pictures", "p (Holm)",
-               "M params", "GMACs", "minutes")  # fmt: skip
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """A table each of quality, differences, cost, and IoU of each class: together they would be too wide to read."""
+    entries = comparison.entries
+    widths = [max(map(len, comparison.classes)), *(max(len(entry.label), 6) for entry in entries)]
+    is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # names would not fit above the columns of the classes
+    names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
+    heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
+    pictures = "all" if comparison.num_images is None else str(comparison.num_images)
+    console.print(f"mIoU over {pictures} held-out pictures", style="bold")
+    console.print(_quality_table(comparison, names))
+    if len(entries) > 1:
+        console.print(f"Differences of mIoU from {names[0]}", style="bold", markup=False)
+        console.print(_difference_table(comparison, names))
+    console.print("Cost: one picture of 512x512, the training of all folds", style="bold", highlight=False)
+    console.print(_cost_table(comparison, names))
+    if len(entries) == 1:
+        return
+    basis = "folds" if comparison.num_images is None else "pictures"
+    console.print(f"IoU of each class; *: the 95 % interval over {basis} excludes no difference", style="bold")
+    for start in range(0, len(entries), _MOST_COLUMNS):
+        chosen = range(start, min(start + _MOST_COLUMNS, len(entries)))
+        console.print(_class_table(comparison, heads, chosen))
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    """Figures never break; what is too long in the first column does."""
+    table = Table()
+    table.add_column(first, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="left" if column == "experiment" else "right")
-    for entry in comparison.entries:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _quality_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    has_interval = comparison.num_images is not None
+    columns = ["mIoU", *(["95 % pictures"] if has_interval else []), "mean ± std of folds"]
+    table = _table("experiment", columns)
+    for name, entry in zip(names, comparison.entries, strict=True):
         spread = entry.cv.miou.std(ddof=1) if len(entry.cv.miou) > 1 else math.nan
         folds = f"{entry.cv.miou.mean():.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
-        difference = "" if entry.over_images is None else f"{entry.over_images.mean:+.3f}"
-        cost = entry.cost
+        interval = [interval_text(*entry.interval)] if has_interval else []
+        table.add_row(name, f"{entry.miou:.3f}", *interval, folds)
+    return table
+
+
+def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    has_interval = comparison.num_images is not None
+    columns = ["mIoU", "95 % folds", *(["95 % pictures"] if has_interval else []), "p (Holm)"]
+    table = _table("experiment", columns)
+    for name, entry in list(zip(names, comparison.entries, strict=True))[1:]:
         table.add_row(
-            entry.label,
-            f"{entry.miou:.3f}",
-            interval_text(*entry.interval),
-            folds,
-            difference,
-            "" if entry.over_folds is None else interval_text(entry.over_folds.low, entry.over_folds.high, signed=True),
-            ""
-            if entry.over_images is None
-            else interval_text(entry.over_images.low, entry.over_images.high, signed=True),
+            name,
+            f"{entry.difference:+.3f}",
+            _interval_of(entry.over_folds),
+            *([_interval_of(entry.over_images)] if has_interval else []),
             "" if math.isnan(entry.adjusted_p) else f"{entry.adjusted_p:.3f}",
-            _number(cost["mega_parameters"]),
-            _number(cost["giga_macs"]),
-            _number((cost["seconds"] or 0) / 60),
         )
     return table
 
 
-def _class_table(comparison: Comparison) -> Table:
-    table = Table(title="IoU of each class, pooled; * where the 95 % interval over pictures excludes no difference",
-                  title_justify="left")  # fmt: skip
-    table.add_column("class")
-    for entry in comparison.entries:
-        table.add_column(entry.label, justify="right")
+def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    table = _table("experiment", ["M params", "GMACs", "minutes"])
+    for name, entry in zip(names, comparison.entries, strict=True):
+        seconds = entry.cost["seconds"]
+        minutes = None if seconds is None else seconds / 60
+        table.add_row(name, _number(entry.cost["mega_parameters"]), _number(entry.cost["giga_macs"]), _number(minutes))
+    return table
+
+
+def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[int]) -> Table:
+    table = _table("class", [heads[place] for place in chosen])
     for index, name in enumerate(comparison.classes):
         cells = []
-        for entry in comparison.entries:
+        for entry in (comparison.entries[place] for place in chosen):
             value = entry.iou[index]
             text = "absent" if math.isnan(value) else f"{value:.3f}"
             if entry.per_class is not None and is_clear(entry.per_class[index]):
@@ -289,6 +436,10 @@ def _class_table(comparison: Comparison) -> Table:
             cells.append(text)
         table.add_row(name, *cells)
     return table
+
+
+def _interval_of(difference: Difference | None) -> str:
+    return "" if difference is None else interval_text(difference.low, difference.high, signed=True)
 
 
 def is_clear(difference: Difference) -> bool:
@@ -319,7 +470,7 @@ def rows(comparison: Comparison) -> list[dict[str, Any]]:
             "miou_high": entry.interval[1],
             "fold_mean": float(entry.cv.miou.mean()),
             "fold_std": float(entry.cv.miou.std(ddof=1)) if len(entry.cv.miou) > 1 else math.nan,
-            "difference": images.mean if images else math.nan,
+            "difference": entry.difference,
             "difference_folds": folds.mean if folds else math.nan,
             "difference_low_folds": folds.low if folds else math.nan,
             "difference_high_folds": folds.high if folds else math.nan,

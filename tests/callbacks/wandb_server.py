@@ -4,6 +4,9 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote, unquote
+
+PROJECT = "deeplab_lightning"
 
 
 class WandbServer:
@@ -14,7 +17,9 @@ class WandbServer:
         summaries: Summary of each run.
         configs: Configuration of each run, as text.
         groups: Group and job type of each run.
-        files: Names of the uploaded files.
+        files: Content of the uploaded files, by run and name.
+        reports: What reports were saved with.
+        questions: Queries that it did not know.
     """
 
     def __init__(self) -> None:
@@ -22,7 +27,10 @@ class WandbServer:
         self.summaries: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, str] = {}
         self.groups: dict[str, tuple[str | None, str | None]] = {}
-        self.files: list[str] = []
+        self.names: dict[str, str] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.reports: list[dict[str, Any]] = []
+        self.questions: list[str] = []
         self.num_requests = 0
         owner = self
 
@@ -39,15 +47,20 @@ class WandbServer:
                     self._answer({})
 
             def do_PUT(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                owner.files.append(self.path.rsplit("/upload/", 1)[-1])
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                run, _, name = unquote(self.path).removeprefix("/upload/").partition("/")
+                owner.files[run, name] = body
                 self._answer({})
 
             def do_GET(self) -> None:
-                self._answer({})
+                run, _, name = unquote(self.path).removeprefix("/upload/").partition("/")
+                content = owner.files.get((run, name))
+                self._send(b"{}" if content is None else content)
 
             def _answer(self, content: dict[str, Any]) -> None:
-                text = json.dumps(content).encode()
+                self._send(json.dumps(content).encode())
+
+            def _send(self, text: bytes) -> None:
                 self.send_response(200)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(text)))
@@ -77,17 +90,19 @@ class WandbServer:
             name = variables.get("name") or "run"
             if variables.get("config"):
                 self.configs[name] = variables["config"]
+            if variables.get("displayName"):
+                self.names[name] = variables["displayName"]
             if variables.get("groupName") or variables.get("jobType"):
                 self.groups[name] = (variables.get("groupName"), variables.get("jobType"))
-            project = {"id": "p", "name": "deeplab_lightning", "entity": {"id": "e", "name": "team"}}
+            project = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": "team"}}
             bucket = {
                 "id": name, "name": name, "displayName": variables.get("displayName") or name, "description": "",
                 "config": "{}", "sweepName": None, "project": project, "historyLineCount": 0,
             }  # fmt: skip
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
         if "createRunFiles" in query:
-            names = variables.get("files") or []
-            files = [{"name": name, "uploadUrl": f"http://{host}/upload/{name}"} for name in names]
+            names, run = variables.get("files") or [], variables.get("run")
+            files = [{"name": name, "uploadUrl": f"http://{host}/upload/{run}/{quote(name)}"} for name in names]
             return {"data": {"createRunFiles": {"runID": "run", "uploadHeaders": [], "files": files}}}
         if "artifactType" in query and "query" in query[:20]:
             return {"data": {"project": None}}
@@ -103,7 +118,73 @@ class WandbServer:
         if "viewer" in query.lower():
             viewer = {"id": "u", "username": "team", "entity": "team", "flags": "{}", "teams": {"edges": []}}
             return {"data": {"viewer": viewer, "serverInfo": {"features": []}}}
+        if "upsertView" in query:
+            self.reports.append(variables)
+            view = {"id": "report", "name": variables["name"], "displayName": variables["displayName"],
+                    "description": "", "spec": variables["spec"], "createdAt": "2026-01-01T00:00:00Z",
+                    "updatedAt": "2026-01-01T00:00:00Z", "type": variables["type"],
+                    "project": {"id": "p", "name": PROJECT, "entityName": "team"}}  # fmt: skip
+            return {"data": {"upsertView": {"view": view, "inserted": True}}}
+        if "models(" in query:
+            node = {"id": "p", "name": PROJECT, "entityName": "team", "createdAt": "2026-01-01T00:00:00Z",
+                    "isBenchmark": False, "user": None}  # fmt: skip
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"data": {"models": {"edges": [{"node": node, "cursor": "p"}], "pageInfo": page}}}
+        if "project(" in query:
+            known = variables.get("project", variables.get("projectName")) == PROJECT
+            return {"data": {"project": self._project(query, variables, host) if known else None}}
+        self.questions.append(query)
         return {"data": {"serverInfo": {"features": []}}}
+
+    def _project(self, query: str, variables: dict[str, Any], host: str) -> dict[str, Any]:
+        """What `wandb.Api` asks about a project: its runs, or files or history of one of them."""
+        if "runs(" in query:
+            wanted = json.loads(variables["filters"])
+            groups = wanted["group"]["$in"] if isinstance(wanted["group"], dict) else [wanted["group"]]
+            runs = [run for run in self.groups if self.groups[run][0] in groups]
+            edges = [{"node": self._run(run), "cursor": run} for run in runs]
+            page = {"endCursor": None, "hasNextPage": False}
+            return {
+                "internalId": "1",
+                "runCount": len(runs),
+                "readOnly": False,
+                "runs": {"edges": edges, "pageInfo": page},
+            }
+        run = str(variables.get("name") or variables.get("run"))
+        if "files(" in query:
+            names = variables.get("fileNames") or []
+            nodes = [
+                {"id": name, "name": name, "url": f"http://{host}/upload/{run}/{quote(name)}", "directUrl": "",
+                 "sizeBytes": str(len(self.files[run, name])), "mimetype": "", "updatedAt": None, "md5": ""}
+                for name in names if (run, name) in self.files
+            ]  # fmt: skip
+            page = {"endCursor": None, "hasNextPage": False}
+            files = {"edges": [{"node": node, "cursor": node["name"]} for node in nodes], "pageInfo": page}
+            return {"internalId": "1", "run": {"fileCount": len(nodes), "files": files}}
+        if "parquetHistory" in query:
+            rows = self.history.get(run, [])
+            return {
+                "run": {"historyKeys": {"lastStep": len(rows)}, "parquetHistory": {"liveData": rows, "parquetUrls": []}}
+            }
+        if "sampledHistory(" in query:
+            spec = json.loads(variables["spec"])
+            rows = [row for row in self.history.get(run, []) if all(key in row for key in spec["keys"])]
+            chosen = [row for row in rows if spec["minStep"] <= row["_step"] < spec["maxStep"]]
+            return {"run": {"sampledHistory": [chosen]}}
+        return {"internalId": "1", "run": self._run(run)}
+
+    def _run(self, run: str) -> dict[str, Any]:
+        group, job_type = self.groups.get(run, (None, None))
+        user = {"name": "team", "username": "team"}
+        return {
+            "id": run, "tags": [], "name": run, "displayName": self.names.get(run, run), "sweepName": None,
+            "state": "finished", "config": self.configs.get(run, "{}"), "group": group, "jobType": job_type,
+            "commit": None, "readOnly": False, "createdAt": "2026-01-01T00:00:00Z", "heartbeatAt": None,
+            "description": "", "notes": "", "systemMetrics": "{}", "user": user, "projectId": "1",
+            "summaryMetrics": json.dumps(self.summaries.get(run, {})),
+            "historyLineCount": len(self.history.get(run, [])),
+            "historyKeys": {"lastStep": len(self.history.get(run, [])), "keys": {}},
+        }  # fmt: skip
 
     def _stream(self, run: str, content: dict[str, Any]) -> None:
         files = content.get("files") or {}

@@ -56,7 +56,7 @@ class CocoDataset(SegmentationDataset):
         FileNotFoundError: If the JSON or the image folder does not exist.
         DataError: If the JSON is not COCO, holds no image, maps an unknown category, or, with
             `on_error: raise`, has annotations of unknown images or categories, polygons that are none,
-            or images that are missing or of another size.
+            RLE of another size than their image, or images that are missing or of another size.
     """
 
     def __init__(
@@ -92,8 +92,9 @@ class CocoDataset(SegmentationDataset):
         self.sizes = [(int(record.get("height", 0)), int(record.get("width", 0))) for record in records]
         by_image: dict[Any, list[Annotation]] = {record["id"]: [] for record in records}
         problems = list(self._file_problems(records))
+        pictures = {r["id"]: (name, size) for r, name, size in zip(records, self.names, self.sizes, strict=True)}
         for entry in content["annotations"]:
-            if problem := self._annotation_problem(entry, by_image, train_ids):
+            if problem := self._annotation_problem(entry, pictures, train_ids):
                 problems.append(problem)
             else:
                 is_crowd = bool(entry.get("iscrowd", 0))
@@ -225,7 +226,10 @@ class CocoDataset(SegmentationDataset):
                     yield size_problem(name, path, actual, f"{self.json_path.name} says", size)
 
     def _annotation_problem(
-        self, entry: Mapping[str, Any], images: Mapping[Any, object], categories: Mapping[Any, int]
+        self,
+        entry: Mapping[str, Any],
+        images: Mapping[Any, tuple[str, tuple[int, int]]],
+        categories: Mapping[Any, int],
     ) -> Problem | None:
         where = f"{self.json_path}, annotation {entry.get('id')}"
         if entry.get("image_id") not in images:
@@ -238,6 +242,14 @@ class CocoDataset(SegmentationDataset):
             )
         if found := _segmentation_fault(entry.get("segmentation")):
             return Problem(where, found, "Draw the object again or remove the annotation.")
+        name, size = images[entry["image_id"]]
+        if isinstance(rle := entry["segmentation"], Mapping) and rle["size"] != list(size):
+            return Problem(
+                f"{where} of {name}",
+                f"an RLE is for a picture of {rle['size']} (height, width), but the image is {list(size)}",
+                "Export the annotations again for the pictures as they are, or remove the annotation.",
+                (name,),
+            )
         return None
 
     def _category_oddities(self) -> Iterator[str]:
@@ -339,8 +351,6 @@ def _to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
     """Any COCO segmentation as compressed RLE of a (height, width) picture."""
     height, width = size
     if isinstance(segmentation, Mapping):
-        if list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"an RLE is for a picture of {segmentation['size']}, but the image is {[height, width]}")
         if isinstance(segmentation["counts"], list):
             return dict(rle_tools.frPyObjects(dict(segmentation), height, width))
         return {"size": [height, width], "counts": str(segmentation["counts"]).encode()}

@@ -75,10 +75,11 @@ def _findings(comparison: Comparison) -> list[str]:
     base = comparison.entries[0]
     sentences = []
     for entry in comparison.entries[1:]:
-        assert entry.over_images is not None
-        difference = entry.over_folds or entry.over_images
-        if math.isnan(difference.low):
-            difference = entry.over_images
+        known = [d for d in (entry.over_folds, entry.over_images) if d is not None and not math.isnan(d.low)]
+        if not known:
+            sentences.append(f"{entry.label} differs from {base.label} by {entry.difference:+.3f} mIoU.")
+            continue
+        difference = known[0]
         basis = "over folds" if difference is entry.over_folds else "over pictures"
         span = interval_text(difference.low, difference.high, signed=True)
         p = entry.adjusted_p
@@ -96,14 +97,14 @@ def _summary(comparison: Comparison) -> list[list[dict[str, Any]]]:
     for entry, row in zip(comparison.entries, rows(comparison), strict=True):
         texts = {
             "experiment": entry.label,
-            "miou": f"{entry.miou:.3f} ({interval_text(*entry.interval)})",
+            "miou": f"{entry.miou:.3f}" + (f" ({interval})" if (interval := interval_text(*entry.interval)) else ""),
             "fold_mean": f"{row['fold_mean']:.3f}"
             + ("" if math.isnan(row["fold_std"]) else f" ± {row['fold_std']:.3f}"),
-            "difference": "baseline" if entry.over_images is None else f"{entry.over_images.mean:+.3f}",
+            "difference": "baseline" if math.isnan(entry.difference) else f"{entry.difference:+.3f}",
             "p_holm": "" if math.isnan(entry.adjusted_p) else f"{entry.adjusted_p:.3f}",
             "mega_parameters": _number(row["mega_parameters"]),
             "giga_macs": _number(row["giga_macs"]),
-            "seconds": _number((row["seconds"] or 0) / 60),
+            "seconds": _number(None if row["seconds"] is None else row["seconds"] / 60),
         }
         cells = []
         for key in _COLUMNS.values():
@@ -183,11 +184,14 @@ def _gallery(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[st
         return [], [], [f"no pictures are shown: the data cannot be read ({str(error).splitlines()[0]})."]
     place = {name: index for index, name in enumerate(dataset.names)}
     k = len(comparison.classes)
-    scores = np.array([miou_of(np.asarray(e.images.counts.todense()).reshape(-1, k, k)) for e in comparison.entries])
+    images = [entry.images for entry in comparison.entries if entry.images is not None]
+    if not images:
+        return [], [], ["no pictures are shown: they are not known one by one."]
+    scores = np.array([miou_of(np.asarray(matrices.counts.todense()).reshape(-1, k, k)) for matrices in images])
     order = np.argsort(np.nan_to_num(scores.mean(axis=0), nan=np.inf), kind="stable")
     pictures: list[dict[str, Any]] = []
     for row in order.tolist():
-        name = comparison.entries[0].images.names[row]
+        name = images[0].names[row]
         paths = {e.label: _prediction(e, name, dataset.paths[place[name]]) for e in predicted} if name in place else {}
         if not paths or not all(path.is_file() for path in paths.values()):
             continue

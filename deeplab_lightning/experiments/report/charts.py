@@ -37,7 +37,8 @@ def intervals(rows: Sequence[tuple[str, float, float, float, Sequence[float]]], 
         if not math.isnan(low):
             line = f'x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
             parts.append(f'<line {line} style="stroke:{color}" stroke-width="3"/>')
-        text = escape(f"{label}: {value:.3f} ({low:.3f} to {high:.3f})")
+        interval = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
+        text = escape(f"{label}: {value:.3f}{interval}")
         parts.append(
             f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="6" style="fill:{color}"><title>{text}</title></circle>'
         )

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_tools
 
+from deeplab_lightning.cli import main
 from deeplab_lightning.data.datasets import CocoDataset
 from deeplab_lightning.data.problems import DataError
 from tests.conftest import write_image
@@ -179,3 +180,32 @@ def test_other_json_is_refused(tmp_path: Path) -> None:
 def test_class_map_of_unknown_category_is_refused(coco: Coco) -> None:
     with pytest.raises(DataError, match=r"class_map names categories \['botle'\]"):
         CocoDataset(str(coco([])), class_map={"botle": "glass"})
+
+
+@pytest.mark.parametrize("counts", ["compressed", [0, 20]])
+def test_an_rle_of_another_size_is_a_problem_of_its_picture(coco: Coco, counts: str | list[int]) -> None:
+    other = rle_tools.merge(rle_tools.frPyObjects(BIG, 8, 12))
+    rle = {"size": [8, 12], "counts": other["counts"].decode() if counts == "compressed" else counts}
+    annotations = [{"category_id": 1, "segmentation": rle}, {"category_id": 1, "segmentation": BIG, "image_id": 2}]
+    images = [{"id": i, "file_name": name, "height": 8, "width": 10} for i, name in ((1, "a.png"), (2, "b.png"))]
+    message = (
+        r"annotation 1 of a.png: an RLE is for a picture of \[8, 12\] \(height, width\), but the image is \[8, 10\]"
+    )
+    path = coco(annotations, images=images)
+    with pytest.raises(DataError, match=message):
+        CocoDataset(str(path))
+    skipping = CocoDataset(str(path), on_error="skip")
+    assert skipping.names == ["b.png"]
+    assert skipping.annotated(0)[0].tolist() == [0, 1, 0]
+
+
+def test_the_check_names_the_picture_of_such_an_rle(coco: Coco, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = [
+        {"category_id": 1, "segmentation": {"size": [8, 12], "counts": [0, 20]}},
+        {"category_id": 1, "segmentation": BIG, "image_id": 2},
+    ]
+    images = [{"id": i, "file_name": name, "height": 8, "width": 10} for i, name in ((1, "a.png"), (2, "b.png"))]
+    path = coco(annotations, images=images)
+    with pytest.raises(SystemExit, match="1"):
+        main(["data", "check", "--data.dataset", "CocoDataset", "--data.dataset.annotations", str(path)])
+    assert "annotation 1 of a.png: an RLE is for a picture of [8, 12]" in capsys.readouterr().out
