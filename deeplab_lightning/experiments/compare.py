@@ -367,7 +367,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_quality_table(comparison, names))
     if len(entries) > 1:
         console.print(f"Differences of mIoU from {names[0]}", style="bold", markup=False)
-        console.print(_difference_table(comparison, names))
+        console.print(_difference_table(comparison, heads))  # the widest: the numbers alone, where there are
     console.print("Cost: one picture of 512x512, the training of all folds", style="bold", highlight=False)
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, read_cv
-from deeplab_lightning.experiments.compare import compare, compare_experiments
+from deeplab_lightning.experiments.compare import compare, compare_experiments, print_comparison
 from deeplab_lightning.image_matrices import ImageMatrices
 from tests.conftest import write_image, write_mask
 
@@ -170,6 +172,25 @@ def test_the_command_writes_table_and_csv(
     assert float(rows[1]["difference"]) == pytest.approx(float(rows[1]["miou"]) - float(rows[0]["miou"]), abs=1e-5)
     assert float(rows[1]["difference_low_folds"]) > 0
     assert rows[0]["difference"] == ""
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int) -> None:
+    names = [f"deeplabv3plus-tf_efficientnet_lite{index}-20260101" for index in range(5)]
+    comparison = compare_experiments([experiment(name, 0.7) for name in names], num_resamples=20)
+    file = StringIO()
+    print_comparison(comparison, Console(file=file, width=width))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for text in ("95 % pictures", "mean ± std of folds", "95 % folds", "p (Holm)", "M params", "minutes"):
+        assert any(text in line for line in lines)  # heads are whole
+    first, *others = (f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" for entry in comparison.entries)
+    assert all(any(text in line for line in lines) for text in (first, *others))
+    differences = [entry.over_folds for entry in comparison.entries[1:] if entry.over_folds]
+    assert all(any(f"{d.low:+.3f} to {d.high:+.3f}" in line for line in lines) for d in differences)
+    head = next(line for line in lines if line.startswith("┃ class"))
+    assert [word for word in head.split() if word != "┃"] == ["class", "1", "2", "3", "4", "5"]  # names are too wide
+    assert "1 deeplabv3" in file.getvalue()
 
 
 @pytest.fixture(scope="module")
