@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import deeplab_lightning
 from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
 from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.image_matrices import ImageMatrices
 from deeplab_lightning.module import SegmentationModule
@@ -64,9 +64,9 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
-            _write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
+            write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
             if datamodule.split == "folds":
-                _write_text(run_folder(trainer) / "balance.csv", datamodule.balance().to_csv(datamodule.foreground))
+                write_text(run_folder(trainer) / "balance.csv", datamodule.balance().to_csv(datamodule.foreground))
 
         # Where the last epoch is done already and only the result is missing, these are all rows.
         self.rows = _read_rows(run_folder(trainer) / "metrics.csv") if trainer.ckpt_path else []
@@ -115,10 +115,10 @@ class RunRecord(L.Callback):
         if not trainer.is_global_zero or _is_rehearsal(trainer):
             return
         folder = run_folder(trainer)
-        write_atomically(folder / "metrics.csv", lambda file: file.write(_rows_csv(self.rows).encode()))
+        write_text(folder / "metrics.csv", _rows_csv(self.rows))
         if validation and validation.matrix is not None and best_row(self.rows, trainer) is row:
             assert isinstance(pl_module, SegmentationModule)
-            _write_text(folder / "confusion_matrix.csv", _matrix_csv(validation.matrix, pl_module.classes.names))
+            write_text(folder / "confusion_matrix.csv", _matrix_csv(validation.matrix, pl_module.classes.names))
             ImageMatrices.of(validation.images).write(folder / "image_matrices.npz")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -147,7 +147,7 @@ class RunRecord(L.Callback):
                 ndmin=2,
             )
             draw_confusion_matrix(matrix, pl_module.classes.names, folder / "confusion_matrix.png")
-        _write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
         if best is not None:
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
@@ -164,7 +164,7 @@ class RunRecord(L.Callback):
         }
         name = "result_validate.json" if stage == "val" else "result_test.json"
         path = unused_path(run_folder(trainer) / name)
-        _write_text(path, json.dumps(result, indent=2) + "\n")
+        write_text(path, json.dumps(result, indent=2) + "\n")
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
 
 
@@ -209,10 +209,6 @@ def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> 
 
 def _is_rehearsal(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
-
-
-def _write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:

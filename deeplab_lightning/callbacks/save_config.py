@@ -7,7 +7,7 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from deeplab_lightning.callbacks.run_record import run_folder, unused_path
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 
 
 class SaveConfig(L.Callback):
@@ -30,7 +30,7 @@ class SaveConfig(L.Callback):
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:
         name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
-        write_atomically(unused_path(run_folder(trainer) / name), lambda file: file.write(self.config.encode()))
+        write_text(unused_path(run_folder(trainer) / name), self.config)
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(content)

@@ -40,6 +40,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for text."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
 def try_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Like `write_atomically`, but a full or read-only disk only costs the time to compute again."""
     try:

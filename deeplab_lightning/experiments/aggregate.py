@@ -15,7 +15,7 @@ import numpy.typing as npt
 from rich.table import Table
 
 from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
 
 Floats = npt.NDArray[np.float64]
@@ -171,9 +171,9 @@ def aggregate(folder: Path) -> CrossValidation:
     if result.images is None:
         raise FileNotFoundError(f"no image_matrices.npz in a fold of {folder.absolute()}. Train the fold again.")
     result.images.write(folder / "oof.npz")
-    _write(folder / "cv.csv", _csv(result))
+    write_text(folder / "cv.csv", _csv(result))
     _draw(result, folder / "cv.png")
-    _write(folder / "cv.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(folder / "cv.json", json.dumps(result.to_dict(), indent=1) + "\n")
     return result
 
 
@@ -235,10 +235,6 @@ def _draw(result: CrossValidation, path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set(ylim=(0, 1), ylabel="IoU", title=f"{result.name}: pooled over {len(result.folds)} folds; points: folds")
     figure.savefig(path, dpi=120)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _short(value: float) -> str:

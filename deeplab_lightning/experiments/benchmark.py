@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.training import resolve_fit_config
@@ -96,9 +96,9 @@ def benchmark(args: list[str]) -> None:
         costs.append(measure(name, net, config, data, given.repeats, miou))
         table_console().print(f"measured {name}")
     folder = Path(given.output)
-    _write(folder / "benchmark.csv", _csv(costs))
+    write_text(folder / "benchmark.csv", _csv(costs))
     rows = [asdict(cost) for cost in costs]
-    _write(folder / "benchmark.json", json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "benchmark.json", json.dumps(rows, indent=1) + "\n")
     if given.runs:
         draw(costs, folder / "benchmark.png")
     table_console().print(_table(costs, config, data))
@@ -310,7 +310,3 @@ def _csv(costs: Sequence[Cost]) -> str:
     writer.writeheader()
     writer.writerows(asdict(cost) for cost in costs)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

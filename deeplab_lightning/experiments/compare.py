@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy.sparse import csr_matrix
 
 from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv, run_folders
 from deeplab_lightning.experiments.significance import (
@@ -179,7 +179,7 @@ def compare_folders(
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if csv_path is not None:
         text = _csv(comparison)
-        write_atomically(csv_path, lambda file: file.write(text.encode()))
+        write_text(csv_path, text)
         console.print(f"Written to {csv_path}", soft_wrap=True)
     if html_path is not None:
         from deeplab_lightning.experiments.report import write_report

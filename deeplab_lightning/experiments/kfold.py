@@ -16,7 +16,7 @@ import yaml
 
 from deeplab_lightning.callbacks.run_record import unused_path
 from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
@@ -118,9 +118,9 @@ class Experiment:
         if (folder / "folds.csv").is_file():
             config["data"]["fold_file"] = str(folder / "folds.csv")
         datamodule = _datamodule(config)
-        write_atomically(folder / "folds.csv", lambda file: file.write(datamodule.folds_csv().encode()))
+        write_text(folder / "folds.csv", datamodule.folds_csv())
         balance = datamodule.balance().to_csv(datamodule.foreground)
-        write_atomically(folder / "balance.csv", lambda file: file.write(balance.encode()))
+        write_text(folder / "balance.csv", balance)
         config["data"]["fold_file"] = str(folder / "folds.csv")
         _write_yaml(folder / "config.yaml", config)
         experiment = cls(folder, config, folds)
@@ -130,7 +130,7 @@ class Experiment:
             _write_yaml(experiment.fold_folder(fold) / "job.yaml", experiment.fold_config(fold))
             held_out = [str(paths[name].absolute()) for name, f in datamodule.folds.items() if f == fold]
             text = "\n".join([*held_out, ""])
-            write_atomically(experiment.fold_folder(fold) / "val_images.txt", lambda file: file.write(text.encode()))  # noqa: B023
+            write_text(experiment.fold_folder(fold) / "val_images.txt", text)
         return experiment
 
     def fold_folder(self, fold: int) -> Path:
@@ -330,4 +330,4 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:
     text = yaml.safe_dump(content, sort_keys=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_text(path, text)

@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_lightning.callbacks.pictures import draw_balance
 from deeplab_lightning.console import table_console
 from deeplab_lightning.data.balance import Balance, Limit, fold_balance, limits
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.problems import DataError
@@ -57,10 +57,10 @@ def split(args: list[str]) -> None:
             balances[other] = fold_balance(*measured, other_folds, datamodule.n_folds)
     found = limits(*measured, folds, datamodule.n_folds, labels)
     document = _document(datamodule, balances, found)
-    _write(folder / "balance.csv", balances[method].to_csv(classes))
-    _write(folder / "balance.json", json.dumps(document, indent=1) + "\n")
+    write_text(folder / "balance.csv", balances[method].to_csv(classes))
+    write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
     draw_balance(balances, classes, folder / "balance.png")
-    _write(folder / "folds.csv", table.to_csv())
+    write_text(folder / "folds.csv", table.to_csv())
     console = table_console()
     console.print(_class_table(balances[method], classes, f"{datamodule.n_folds} folds of {datamodule.dataset.source}"))
     console.print(_method_table(balances if given.compare else {method: balances[method]}))
@@ -69,10 +69,6 @@ def split(args: list[str]) -> None:
     console.print(
         f"Written to {folder}. Train on these folds with --data.fold_file {folder / 'folds.csv'}", soft_wrap=True
     )
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def _document(

@@ -19,7 +19,7 @@ from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.batch import Sample
 from deeplab_lightning.console import table_console
 from deeplab_lightning.crf import DenseCRF
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.training import load_checkpoint
 from deeplab_lightning.metrics import boundary_counts, image_matrices, summarize
@@ -105,8 +105,8 @@ def tune_crf(args: list[str]) -> None:
         pair = [evaluate(others, parameters, module.net.num_classes) for parameters in (None, _parameters(best))]
         results[f"{len(others)} others"] = (pair[0], pair[1])
     folder = Path(trainer.default_root_dir)
-    _write(folder / "crf.csv", _csv(trials))
-    _write(folder / "crf.yaml", _overlay(given.ckpt_path, folder, _parameters(best), results))
+    write_text(folder / "crf.csv", _csv(trials))
+    write_text(folder / "crf.yaml", _overlay(given.ckpt_path, folder, _parameters(best), results))
     console = table_console()
     console.print(_table(results, best))
     if best.miou <= trials[0].miou:
@@ -226,7 +226,3 @@ def _csv(trials: Sequence[Trial]) -> str:
     writer.writeheader()
     writer.writerows(asdict(trial) for trial in trials)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

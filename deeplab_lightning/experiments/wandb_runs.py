@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from deeplab_lightning.callbacks.wandb_mode import api_key, can_answer
 from deeplab_lightning.callbacks.wandb_summary import CURVE_KEYS, MATRIX_KEY, RECORD_FILES
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.problems import DataError
 
 _CV_JOB = "cv"  # the run of what the folds say together, which is no fold
@@ -308,21 +308,17 @@ def _write_run(run: LoggedRun, rows: Sequence[dict[str, Any]], experiment: Path,
         "cost": cost,
         "val": val,
     }
-    _write(folder / "confusion_matrix.csv", _csv([table["columns"], *table["data"]]))
-    _write(folder / "metrics.csv", _csv([CURVE_KEYS, *([int(row["epoch"]), row["val/miou"]] for row in rows)]))
+    write_text(folder / "confusion_matrix.csv", _csv([table["columns"], *table["data"]]))
+    write_text(folder / "metrics.csv", _csv([CURVE_KEYS, *([int(row["epoch"]), row["val/miou"]] for row in rows)]))
     for name in RECORD_FILES:
         if source := run.fetch(name):
             shutil.copyfile(source, folder / name)
             if name != "image_matrices.npz":  # of all folds
                 shutil.copyfile(source, experiment / name)
-    _write(folder / "result.json", json.dumps(result))
+    write_text(folder / "result.json", json.dumps(result))
 
 
 def _csv(rows: Iterable[Sequence[Any]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode()))

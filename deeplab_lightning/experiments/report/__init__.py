@@ -19,7 +19,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from deeplab_lightning.callbacks.pictures import overlay
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.experiments.aggregate import run_folders
 from deeplab_lightning.experiments.compare import Comparison, Entry, interval_text, is_clear, rows
@@ -67,7 +67,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         views=list(pictures[0]["views"]) if pictures else [],
         legend=legend,
     )
-    write_atomically(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
 
 
 def _findings(comparison: Comparison) -> list[str]:
@@ -80,14 +80,14 @@ def _findings(comparison: Comparison) -> list[str]:
             sentences.append(f"{entry.label} differs from {base.label} by {entry.difference:+.3f} mIoU.")
             continue
         difference = known[0]
-        basis = "over folds" if difference is entry.over_folds else "over pictures"
+        basis = "per fold" if difference is entry.over_folds else "over all pictures"
         span = interval_text(difference.low, difference.high, signed=True)
         p = entry.adjusted_p
         verdict = "better than" if difference.mean > 0 else "worse than"
         if not is_clear(difference) or not p < 0.05:
             verdict = "not distinguishable from"
         sentences.append(
-            f"{entry.label} is {verdict} {base.label}: {difference.mean:+.3f} mIoU (95 % {basis}: {span}; p = {p:.3f})."
+            f"{entry.label} is {verdict} {base.label}: {difference.mean:+.3f} mIoU {basis} (95 %: {span}; p = {p:.3f})."
         )
     return sentences
 

@@ -92,7 +92,10 @@ def _scale(values: Sequence[float], start: float, stop: float, *, pad: float = 0
 
 def _x_axis(x: Callable[[float], float], values: Sequence[float], top: float, bottom: float, title: str) -> str:
     parts = []
+    is_whole = all(float(value).is_integer() for value in values)  # no half epochs
     for tick in ticks(min(values), max(values), 6):
+        if is_whole and not float(tick).is_integer():
+            continue
         parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}" class="grid"/>')
         parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" class="muted">{tick:g}</text>')
     parts.append(f'<text x="{_WIDTH / 2}" y="{bottom + 34}" text-anchor="middle" class="muted">{escape(title)}</text>')
