@@ -42,6 +42,33 @@ class ConfusionMatrix(Metric):
         return self.counts
 
 
+class BoundaryCounts(Metric):
+    """What boundary IoU divides, summed over batches and processes; see `boundary_iou`.
+
+    Args:
+        num_classes: K.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_classes = num_classes
+        self.add_state("counts", default=torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, preds: Tensor, mask: Tensor) -> None:
+        """preds: (B, H, W) integer in [0, K); mask: (B, H, W) integer in [0, K) or 255."""
+        self.counts += boundary_counts(preds, mask, self.num_classes).sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """(K,) float64 boundary IoU; nan for classes without a contour in truth and prediction."""
+        shared, either = self.counts.double()
+        return shared / either
+
+
 def image_matrices(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor:
     """Count the (truth, prediction) pairs of each picture.
 

@@ -15,7 +15,7 @@ from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
-from deeplab_lightning.metrics import ConfusionMatrix, image_matrices, iou_by_name, summarize
+from deeplab_lightning.metrics import BoundaryCounts, ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.folding import fold_batch_norms
 from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
@@ -94,6 +94,7 @@ class SegmentationModule(L.LightningModule):
         self.register_buffer("pixel_mean", _per_channel(net.backbone.mean), persistent=False)
         self.register_buffer("pixel_std", _per_channel(net.backbone.std), persistent=False)
         self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
+        self.boundary = BoundaryCounts(net.num_classes)  # of test; validation, after every epoch, is to be quick
         self.image_matrices: list[tuple[str, Tensor]] = []
         """Name and (K, K) counts of each picture that this process evaluated last."""
         self._folded: tuple[DeepLab] | None = None  # in a tuple: its weights are no part of the module's
@@ -165,6 +166,8 @@ class SegmentationModule(L.LightningModule):
     def on_test_epoch_end(self) -> None:
         """Log the figures of the whole test set."""
         self._folded = None
+        self.log("test/boundary_iou", self.boundary.compute().nanmean())
+        self.boundary.reset()
         self._log_metrics("test")
 
     def on_predict_epoch_end(self) -> None:
@@ -252,6 +255,8 @@ class SegmentationModule(L.LightningModule):
                 labels = resized_labels(scores, size)  # (B, H, W)
             else:
                 labels = self._postprocessed(batch.image, scores, size)
+            if stage == "test":
+                self.boundary.update(labels, batch.mask)
             matrices = image_matrices(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
             self.image_matrices.extend(zip(batch.names, matrices.cpu(), strict=True))

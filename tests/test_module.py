@@ -11,6 +11,7 @@ from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.transforms import TrainTransforms
+from deeplab_lightning.metrics import boundary_iou
 from deeplab_lightning.optimizers import PolyLR
 from tests.conftest import CLASSES
 
@@ -194,6 +195,19 @@ def test_postprocess_serves_test_and_prediction_but_not_validation(mask_folder: 
     batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(65, 97)])
     [(_, mask)] = module.predict_step([batch], 0)
     assert torch.equal(mask, torch.full((65, 97), 2, dtype=torch.uint8))
+
+
+def test_boundary_iou_is_of_the_whole_test_set_and_of_test_alone(mask_folder: Path) -> None:
+    module, data = SegmentationModule(tiny_net(), classes=TABLE), tiny_data(mask_folder)
+    [validated] = trainer(mask_folder).validate(module, datamodule=data, verbose=False)
+    assert "val/boundary_iou" not in validated
+    [tested] = trainer(mask_folder).test(module, datamodule=data, verbose=False)
+    loader = data.test_dataloader()
+    assert not isinstance(loader, list)
+    batches = [batch for batches in loader for batch in batches]  # type: ignore[attr-defined]
+    predicted = torch.cat([torch.stack([labels for _, labels in module.eval().predict_step([b], 0)]) for b in batches])
+    expected = boundary_iou(predicted, torch.cat([batch.mask for batch in batches]), 3)
+    assert tested["test/boundary_iou"] == pytest.approx(float(expected.nanmean()), abs=1e-3)
 
 
 def test_probabilities_of_postprocess_are_resized_and_compared(mask_folder: Path) -> None:

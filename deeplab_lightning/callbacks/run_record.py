@@ -254,6 +254,8 @@ def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
 def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModule) -> dict[str, Any]:
     figures: dict[str, Any] = {name: _or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
     names = module.classes.names
+    if f"{stage}/boundary_iou" in metrics:
+        figures["boundary_iou"] = _or_null(metrics[f"{stage}/boundary_iou"])
     figures["iou"] = {name: _or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
     return figures
 
@@ -289,6 +291,8 @@ def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
         table.add_row(name, "absent" if value is None else f"{value:.3f}")
     table.add_section()
     table.add_row("mIoU", "absent" if figures["miou"] is None else f"{figures['miou']:.3f}")
+    if "boundary_iou" in figures:
+        table.add_row("boundary IoU", "absent" if figures["boundary_iou"] is None else f"{figures['boundary_iou']:.3f}")
     table.add_row("pixel accuracy", f"{figures['pixel_accuracy'] or 0:.3f}")
     console = table_console()
     console.print(table)

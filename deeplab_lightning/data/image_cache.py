@@ -167,3 +167,7 @@ class _DecodedPicture(Picture):
         if reduction > 1:
             return self._dataset.file_picture(self._index).pixels(reduction)
         return self._dataset.pixels(self._index)
+
+    def scratch_pixels(self, reduction: int = 1) -> Tensor:
+        is_file = reduction > 1
+        return self._dataset.file_picture(self._index).scratch_pixels(reduction) if is_file else self.pixels()

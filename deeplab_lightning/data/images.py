@@ -1,6 +1,7 @@
 """Reading pictures and masks from files."""
 
 import io
+import threading
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_MOST_KEPT = 1 << 26  # bytes that a thread keeps to decode into, 22 megapixels
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
@@ -33,6 +35,10 @@ class Picture(ABC):
         Args:
             reduction: 1, or at most what `reduction` returned.
         """
+
+    def scratch_pixels(self, reduction: int = 1) -> Tensor:
+        """As `pixels`, but maybe in memory that the thread's next call overwrites: copy what is to stay."""
+        return self.pixels(reduction)
 
     def reduction(self, scale: float) -> int:
         """How many times smaller it may be decoded to be shown at `scale` times its size: 1, 2, 4 or 8."""
@@ -83,10 +89,16 @@ class FilePicture(Picture):
         return next(r for r in (8, 4, 2, 1) if r == 1 or (self._is_plain_jpeg and scale * r <= 1))
 
     def pixels(self, reduction: int = 1) -> Tensor:
+        return self._decoded(reduction, None)
+
+    def scratch_pixels(self, reduction: int = 1) -> Tensor:
+        return self._decoded(reduction, _scratch(self.size[0] * self.size[1] * 3) if self._is_plain_jpeg else None)
+
+    def _decoded(self, reduction: int, buffer: npt.NDArray[np.uint8] | None) -> Tensor:
         try:
             if self._is_plain_jpeg:  # the same pixels as Pillow's, in two thirds of the time
                 least = {"min_height": -(-self.size[0] // reduction), "min_width": -(-self.size[1] // reduction)}
-                array = simplejpeg.decode_jpeg(self._bytes, "RGB", min_factor=reduction, **least)
+                array = simplejpeg.decode_jpeg(self._bytes, "RGB", min_factor=reduction, buffer=buffer, **least)
             else:
                 array = np.array(ImageOps.exif_transpose(self._file).convert("RGB"))  # (H, W, 3)
         except (OSError, SyntaxError, ValueError) as error:
@@ -108,6 +120,19 @@ class FilePicture(Picture):
         return ValueError(f"{self._path}: cannot be decoded ({_first_line(error)})")
 
 
+_memory = threading.local()
+
+
+def _scratch(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Memory of at least a size, kept per thread: where it is new, its first use takes as long as half the decoding."""
+    if num_bytes > _MOST_KEPT:
+        return np.empty(num_bytes, dtype=np.uint8)
+    kept: npt.NDArray[np.uint8] | None = getattr(_memory, "kept", None)
+    if kept is None or len(kept) < num_bytes:
+        kept = _memory.kept = np.empty(num_bytes, dtype=np.uint8)
+    return kept
+
+
 def read_image(path: Path) -> Tensor:
     """A picture as contiguous (3, H, W) uint8 RGB, turned upright by its EXIF tag.
 
@@ -118,9 +143,14 @@ def read_image(path: Path) -> Tensor:
     return planar(FilePicture(path).pixels())
 
 
-def planar(pixels: Tensor) -> Tensor:
-    """(3, H, W) uint8 in any memory order -> the same, contiguous. NumPy is quicker at it than torch."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.numpy()))
+def planar(pixels: Tensor, *, is_copied: bool = False) -> Tensor:
+    """(3, H, W) uint8 in any memory order -> the same, contiguous. NumPy is quicker at it than torch.
+
+    Args:
+        pixels: The picture.
+        is_copied: Whether it is to be a copy even where it is contiguous already.
+    """
+    return torch.from_numpy(np.array(pixels.numpy(), order="C", copy=is_copied or None))
 
 
 def image_size(path: Path) -> tuple[int, int]:

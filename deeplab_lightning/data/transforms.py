@@ -73,9 +73,9 @@ class TrainTransforms:
         )
         is_flipped = _uniform(0, 1) < self.flip_probability
         factors = [_uniform(max(0.0, 1 - jitter), 1 + jitter) for jitter in self.jitter]
-        window = picture.pixels(reduction)[..., rows.window, columns.window]
-        resized = F.resize(window, [rows.size, columns.size], antialias=True)
-        resized = adjust_colors(planar(resized), *factors)
+        window = picture.scratch_pixels(reduction)[..., rows.window, columns.window]
+        resized = F.resize(window, [rows.size, columns.size], antialias=True)  # the window itself where sizes agree
+        resized = adjust_colors(planar(resized, is_copied=True), *factors)
         labels = resize_mask(mask[..., rows.in_file, columns.in_file], (rows.size, columns.size))
         if is_flipped:
             resized, labels = resized.flip(-1), labels.flip(-1)

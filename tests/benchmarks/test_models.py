@@ -27,6 +27,7 @@ from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
 from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
 from deeplab_lightning.models.folding import fold_batch_norms
 from tests.benchmarks.measure import alternating, machine, write
@@ -113,6 +114,7 @@ def peers(output_stride: int) -> dict[str, nn.Module]:
             encoder_weights=None,
             classes=NUM_CLASSES,
             encoder_output_stride=output_stride,  # type: ignore[arg-type]
+            decoder_atrous_rates=DEFAULT_ATROUS_RATES[output_stride],  # its own default is that of stride 8
         ),
     }
     if output_stride == 8:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_lightning.data import images
 from deeplab_lightning.data.images import FilePicture, image_size, read_image, read_mask
 from tests.conftest import write_image
 
@@ -78,3 +79,13 @@ def test_a_cut_file_says_so(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(ValueError, match=f"a.{suffix}: cannot be decoded"):
         read_image(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_scratch_pixels_are_the_pixels(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "_MOST_KEPT", kept)
+    for name, size in (("a.jpg", (40, 56)), ("b.jpg", (17, 33)), ("c.png", (20, 30))):  # larger, smaller, no JPEG
+        write_image(tmp_path / name, size)
+        picture = FilePicture(tmp_path / name)
+        for reduction in (1, 2) if name.endswith("jpg") else (1,):
+            assert picture.scratch_pixels(reduction).tolist() == picture.pixels(reduction).tolist()

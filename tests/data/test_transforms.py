@@ -10,8 +10,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from deeplab_lightning.data.images import FilePicture
+from deeplab_lightning.data.images import FilePicture, read_image
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms, adjust_colors, resize_mask
+from tests.conftest import write_image
 
 NEAREST = InterpolationMode.NEAREST_EXACT
 
@@ -106,6 +107,16 @@ def test_a_picture_that_is_not_shrunk_to_half_is_decoded_in_full(tmp_path: Path)
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert FilePicture(tmp_path / "a.jpg").reduction(0.51) == 1
     assert FilePicture(tmp_path / "a.png").reduction(0.1) == 1
+
+
+def test_a_crop_does_not_change_when_the_next_is_made(tmp_path: Path) -> None:
+    """Pictures are decoded into the same memory; nothing is resized, flipped or recoloured here."""
+    made, mask = [], tv_tensors.Mask(torch.zeros(32, 32, dtype=torch.uint8))
+    for seed in (0, 1):
+        write_image(tmp_path / f"{seed}.jpg", (32, 32), seed)
+        made.append(crops((32, 32), 1.0)(FilePicture(tmp_path / f"{seed}.jpg"), mask)[0])
+    for seed in (0, 1):
+        assert torch.equal(made[seed], read_image(tmp_path / f"{seed}.jpg"))
 
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
