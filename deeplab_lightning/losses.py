@@ -78,10 +78,10 @@ class CrossEntropyLoss(nn.Module):
         )
 
     def _counts_anything(self, mask: Tensor) -> bool:
-        present = mask[mask != IGNORE_INDEX]
-        if self.class_weights is None:
-            return len(present) > 0
-        return bool((self.class_weights[present] > 0).any())
+        counted = mask != IGNORE_INDEX
+        if self.class_weights is None or bool((self.class_weights > 0).all()):
+            return bool(counted.any())
+        return bool((self.class_weights[mask[counted]] > 0).any())
 
 
 class _BandedCrossEntropy(torch.autograd.Function):

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from deeplab_lightning.bands import resize, resized_labels
+from deeplab_lightning.bands import default_rows, resize, resized_labels
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import BoundaryCounts, ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
-from deeplab_lightning.models.folding import fold_batch_norms
+from deeplab_lightning.models.evaluation import EvaluationCopies
 from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
 
@@ -97,7 +97,8 @@ class SegmentationModule(L.LightningModule):
         self.boundary = BoundaryCounts(net.num_classes)  # of test; validation, after every epoch, is to be quick
         self.image_matrices: list[tuple[str, Tensor]] = []
         """Name and (K, K) counts of each picture that this process evaluated last."""
-        self._folded: tuple[DeepLab] | None = None  # in a tuple: its weights are no part of the module's
+        self._copies: EvaluationCopies | None = None
+        self._evaluated: tuple[DeepLab] | None = None  # in a tuple: its weights are no part of the module's
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
 
@@ -148,7 +149,7 @@ class SegmentationModule(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the pictures of the epoch before; take the weights of now."""
         self.image_matrices.clear()
-        self._fold()
+        self._copy_for_evaluation()
 
     def on_test_epoch_start(self) -> None:
         """As `on_validation_epoch_start`."""
@@ -160,19 +161,19 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the whole validation set."""
-        self._folded = None
+        self._evaluated = None
         self._log_metrics("val")
 
     def on_test_epoch_end(self) -> None:
         """Log the figures of the whole test set."""
-        self._folded = None
+        self._evaluated = None
         self.log("test/boundary_iou", self.boundary.compute().nanmean())
         self.boundary.reset()
         self._log_metrics("test")
 
     def on_predict_epoch_end(self) -> None:
-        """Forget the folded weights."""
-        self._folded = None
+        """Forget the copy."""
+        self._evaluated = None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Parameter groups with their multipliers; the schedule over the trainer's real number of steps."""
@@ -214,14 +215,16 @@ class SegmentationModule(L.LightningModule):
         arguments["classes"] = self.classes.to_dict()
         return {**arguments, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
 
-    def _fold(self) -> None:
-        """Fold the norms for this evaluation, on a CPU. Elsewhere it was not measured, and would take memory."""
-        is_single = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in self.net.parameters())
-        folded = fold_batch_norms(self.net).to(memory_format=self.memory_format) if is_single else None  # type: ignore[call-overload]
-        self._folded = None if folded is None else (folded,)
+    def _copy_for_evaluation(self) -> None:
+        """Take a quicker copy of the weights of now, on a CPU. Elsewhere it was not measured, and would take memory."""
+        if not all(p.dtype == torch.float32 and p.device.type == "cpu" for p in self.net.parameters()):
+            self._evaluated = None
+            return
+        self._copies = self._copies or EvaluationCopies(self.net)
+        self._evaluated = (self._copies.make(self.net),)
 
     def _net_in_use(self) -> DeepLab:
-        return self.net if self.training or self._folded is None else self._folded[0]
+        return self.net if self.training or self._evaluated is None else self._evaluated[0]
 
     def scores(self, images: Tensor) -> Tensor | TrainingLogits:
         """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
@@ -229,15 +232,25 @@ class SegmentationModule(L.LightningModule):
             return self(images)  # type: ignore[no-any-return]
         return self._net_in_use().scores(self.normalize(images) if images.dtype == torch.uint8 else images)
 
+    def _output(self, images: Tensor, size: tuple[int, int]) -> Tensor | TrainingLogits:
+        """Logits at the full size, or scores before the resize where the loss goes through them in bands."""
+        if not isinstance(self.loss, CrossEntropyLoss):
+            return self(images)  # type: ignore[no-any-return]
+        if self.loss.band_rows is not None:
+            return self.scores(images)
+        if self.training or images.device.type != "cpu":  # all rows at once, which training must keep anyway
+            return self(images)  # type: ignore[no-any-return]
+        output = self.scores(images)
+        if isinstance(output, Tensor) and default_rows(output, size) >= size[0]:
+            # In this layout the arg-max, which needs them too, runs along memory.
+            return resize(output.float().contiguous(memory_format=torch.channels_last), size)
+        return output
+
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of one batch, further outputs included, and its logits (B, K, H, W), or its scores before the resize."""
         assert batch.mask is not None
         mask = batch.mask.long()
-        # A GPU resizes and compares all rows at once faster; a CPU does so only in training, where it must keep them.
-        is_banded = isinstance(self.loss, CrossEntropyLoss) and (
-            self.loss.band_rows is not None or (mask.device.type == "cpu" and not self.training)
-        )
-        output = self.scores(batch.image) if is_banded else self(batch.image)
+        output = self._output(batch.image, (mask.shape[-2], mask.shape[-1]))
         if not isinstance(self.loss, CrossEntropyLoss) and not (mask != self.classes.ignore_index).any():
             logits = output if isinstance(output, Tensor) else output.logits
             return logits.sum() * 0.0, logits  # other losses fail, or give nan, where nothing counts

@@ -26,10 +26,14 @@ class AtrousConv2d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int, bias: bool) -> None:
         super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
 
+    def takes_taps(self, device: torch.device, dtype: torch.dtype) -> bool:
+        """Whether it is computed by taps there, see `is_faster_by_taps`."""
+        return is_faster_by_taps(device, dtype, channels=self.in_channels, dilation=self.dilation[0])
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_mixed = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if is_mixed else input.dtype
-        if not is_faster_by_taps(input.device, dtype, channels=self.in_channels, dilation=self.dilation[0]):
+        if not self.takes_taps(input.device, dtype):
             return super()._conv_forward(input, weight, bias)
         y = convolve_by_taps(input.to(dtype), weight.to(dtype), self.dilation[0])
         return y if bias is None else y + bias.to(dtype)[:, None, None]

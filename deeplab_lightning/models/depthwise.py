@@ -59,8 +59,7 @@ def mend_depthwise(net: nn.Module) -> None:
     """
     for name, layer in list(net.named_modules()):
         if type(layer) in (nn.Conv2d, Conv2dSame) and _is_dilated_depthwise(layer):
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, _mended(layer))
+            net.set_submodule(name, _mended(layer))
 
 
 def _is_dilated_depthwise(layer: nn.Conv2d) -> bool:

@@ -62,8 +62,7 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
             continue
         new = _dilated(layer, dilation=dilation, stride=stride)
         if new is not layer:
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, new)
+            net.set_submodule(name, new)
     reached = _measure(net)[1]
     if reached != [min(stride, output_stride) for stride in outputs]:
         raise ValueError(f"its maps have strides of {reached} where {output_stride} should be the largest")

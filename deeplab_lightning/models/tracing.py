@@ -24,8 +24,7 @@ def traceable(net: nn.Module) -> nn.Module:
     for name, layer in list(net.named_modules()):
         replacement = _replacement(layer)
         if replacement is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, replacement)
+            net.set_submodule(name, replacement)
     return net
 
 

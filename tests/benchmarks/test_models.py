@@ -29,7 +29,7 @@ from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
 from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
-from deeplab_lightning.models.folding import fold_batch_norms
+from deeplab_lightning.models.evaluation import EvaluationCopies
 from tests.benchmarks.measure import alternating, machine, write
 
 NUM_CLASSES, REPEATS = 21, 3
@@ -129,7 +129,7 @@ def test_inference_resnet50(output_stride: int, wanted: float, capsys: pytest.Ca
     images = torch.randn(2, 3, 384, 384)
     net = DeepLabV3(NUM_CLASSES, backbone="resnet50", output_stride=output_stride, pretrained=False)
     gflops = forward_gflops(net, images)
-    calls = inference("ours", fold_batch_norms(net), images)
+    calls = inference("ours", EvaluationCopies(net).make(net), images)
     for name, peer in peers(output_stride).items():
         calls |= inference(name, peer, images)
     report(f"inference_resnet50_stride_{output_stride}", calls, capsys, wanted=wanted, gflops=gflops)
