@@ -39,7 +39,7 @@ bench: install  ## measure what the project promises; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_folds.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_loader.py
 	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_memory.py tests/benchmarks/test_models.py
-	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_backbones.py
+	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 
 check: install  ## format, lint, types and tests: what has to pass before a commit
 	$(BIN)/ruff format --check .

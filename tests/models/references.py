@@ -101,3 +101,26 @@ def multi_scale(net: nn.Module, images: Tensor) -> Tensor:
         smaller = F.interpolate(smaller, size=scores.shape[-2:], mode="bilinear", align_corners=False)
         scores = torch.maximum(scores, smaller)
     return scores
+
+
+def written_out_v3plus(net: Any, images: Tensor) -> Tensor:
+    """Logits of DeepLab v3+ on a ResNet as section 3.1 of its paper has it, from our network's tensors."""
+    state = net.state_dict()
+
+    def unit(x: Tensor, name: str, padding: int = 0, dilation: int = 1) -> Tensor:
+        x = F.conv2d(x, state[f"{name}.0.weight"], padding=padding, dilation=dilation)
+        norm = [state[f"{name}.1.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")]
+        return F.batch_norm(x, *norm).relu()
+
+    _, low, _, _, deep = net.backbone(images)
+    branches = [unit(deep, "head.aspp.branches.0")]
+    branches += [unit(deep, f"head.aspp.branches.{i}", rate, rate) for i, rate in enumerate((6, 12, 18), start=1)]
+    pooled = F.conv2d(deep.mean(dim=(2, 3), keepdim=True), state["head.aspp.branches.4.project.weight"])
+    norm = [state[f"head.aspp.branches.4.norm.{kind}"] for kind in ("running_mean", "running_var", "weight", "bias")]
+    branches.append(F.batch_norm(pooled, *norm).relu().expand_as(branches[0]))
+    context = unit(torch.cat(branches, 1), "head.aspp.project")
+    context = F.interpolate(context, size=low.shape[-2:], mode="bilinear", align_corners=False)
+    x = torch.cat([context, unit(low, "head.reduce")], 1)
+    x = unit(unit(x, "head.refine.0", 1), "head.refine.1", 1)
+    x = F.conv2d(x, state["head.classify.weight"], state["head.classify.bias"])
+    return F.interpolate(x, size=images.shape[-2:], mode="bilinear", align_corners=False)
