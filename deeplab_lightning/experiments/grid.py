@@ -96,6 +96,8 @@ def grid(args: list[str]) -> None:
         description="K-fold experiments for every combination of a grid file's axes. Run it again to go on.",
     )
     parser.add_argument("-c", "--config", required=True, help="the grid file, such as configs/grids/backbones.yaml")
+    parser.add_argument("--name", help="name of the grid's folder, instead of the file's")
+    parser.add_argument("--output_dir", help="folder of that, instead of the file's")
     parser.add_argument("--list", action="store_true", help="only list the experiments and their options")
     add_launcher_options(parser)
     given, more = parser.parse_known_args(args)
@@ -106,7 +108,7 @@ def grid(args: list[str]) -> None:
             print(f"{name}: {shlex.join(options)}")
         return
     refuse_under_a_launcher()
-    folder = Path(grid_file.output_dir) / grid_file.name
+    folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first is trained
         config = resolve_fit_config(options)

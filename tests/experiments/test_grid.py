@@ -45,8 +45,9 @@ def test_bad_grids_say_what_is_wrong(tmp_path: Path) -> None:
 def test_a_grid_trains_pools_and_compares(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     axes = {"channels": {"narrow": "--model.net.aspp_channels 4", "wide": "--model.net.aspp_channels 8"}}
     options = f"-c {folder / 'config.yaml'} --trainer.max_epochs 1"
-    path = write_grid(tmp_path / "g.yaml", axes=axes, options=options, output_dir=str(tmp_path), predictions=True)
-    main(["grid", "-c", str(path), "--in_process"])
+    path = write_grid(tmp_path / "g.yaml", axes=axes, options=options, predictions=True)
+    place = ["--output_dir", str(tmp_path)]
+    main(["grid", "-c", str(path), "--in_process", *place])
     with (tmp_path / "g" / "compare.csv").open() as file:
         assert [row["experiment"] for row in csv.DictReader(file)] == ["narrow", "wide"]
     assert (tmp_path / "g" / "narrow" / "folds.csv").read_text() == (tmp_path / "g" / "wide" / "folds.csv").read_text()
@@ -54,7 +55,7 @@ def test_a_grid_trains_pools_and_compares(folder: Path, tmp_path: Path, capsys: 
     assert "data:image/jpeg;base64," in page
     assert "wide is" in page
     capsys.readouterr()
-    main(["grid", "-c", str(path), "--in_process"])  # nothing is left to do
+    main(["grid", "-c", str(path), "--in_process", *place])  # nothing is left to do
     assert "4 of 4 folds are finished already" in capsys.readouterr().out
 
 
