@@ -22,11 +22,14 @@ from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv, run_folders
 from deeplab_lightning.experiments.significance import (
+    FEW_UNITS,
     Difference,
     bootstrap_difference,
     bootstrap_iou,
     corrected_resampled_t,
     holm,
+    jackknife,
+    leave_out_iou,
 )
 from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
 
@@ -206,12 +209,18 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     resampled = None
     if known:
         groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
-        resampled = bootstrap_iou(known, groups=groups, num_resamples=num_resamples)  # (M, R, K)
+        resampled = _resample(known, groups, num_resamples)
+        notes += resampled.notes
     base = results[0]
     over_folds = [_over_folds(base, result) for result in results]
     if any(difference is None for difference in over_folds):
         basis = "over pictures and not" if known else "by their pooled figures alone, not"
         notes.append(f"folds differ between experiments, so they are compared {basis} fold by fold.")
+    for folder, result in zip(folders, results, strict=True):
+        missing = sorted({fold for other in results for fold in other.folds} - set(result.folds))
+        if missing and result.n_folds == base.n_folds:
+            text = ", ".join(map(str, missing))
+            notes.append(f"{_label(folder, folders)} has not finished fold {text}: comparisons leave it out.")
     if len(base.folds) < 2:
         what = "the interval tells of the pictures alone, not" if known else "nothing tells"
         notes.append(f"with one fold {what} of the chance of the training.")
@@ -238,6 +247,45 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     return Comparison(entries, classes, len(known[0].names) if known else None, notes)
 
 
+@dataclass(frozen=True)
+class _Resampled:
+    """IoU of the experiments over other choices of pictures.
+
+    Attributes:
+        iou: (M, R, K), the same R choices for all M.
+        is_jackknife: Whether each choice leaves one group out; else they are drawn with replacement.
+        notes: What there is to say of it.
+    """
+
+    iou: Floats
+    is_jackknife: bool
+    notes: list[str]
+
+    def interval(self, values: Floats, observed: float) -> tuple[float, float]:
+        """Of a figure, from its (R,) values."""
+        if self.is_jackknife:
+            found = jackknife(values, observed)
+            return found.low, found.high
+        low, high = np.nanquantile(values, [0.025, 0.975])
+        return float(low), float(high)
+
+    def difference(self, a: Floats, b: Floats, observed: float) -> Difference:
+        """Of B - A, from the (R,) values of both."""
+        return jackknife(b - a, observed) if self.is_jackknife else bootstrap_difference(a, b, observed)
+
+
+def _resample(known: Sequence[ImageMatrices], groups: Sequence[str] | None, num_resamples: int) -> _Resampled:
+    units = known[0].names if groups is None else groups
+    count = len(set(units))
+    if count >= FEW_UNITS:
+        return _Resampled(bootstrap_iou(known, groups=groups, num_resamples=num_resamples), False, [])
+    of = "pictures" if groups is None else "groups of pictures"
+    note = f"with {count} {of} only, intervals over pictures come from leaving out one at a time (jackknife)."
+    if count < 2:
+        note = f"no intervals over pictures: all are of one {'picture' if groups is None else 'group'}."
+    return _Resampled(leave_out_iou(known, units), True, [note])
+
+
 def _shared_images(
     folders: Sequence[Path], results: Sequence[CrossValidation]
 ) -> tuple[Sequence[ImageMatrices | None], list[str]]:
@@ -262,19 +310,18 @@ def _shared_images(
     return sets, notes
 
 
-def _over_images(entry: Entry, resampled: Floats, index: int, base_iou: Floats) -> Entry:
-    """With what (M, R, K) resampled IoU tell of the experiment `index`."""
-    means = _nanmean(resampled[[0, index]])
-    low, high = np.nanquantile(means[1], [0.025, 0.975])
-    entry = replace(entry, interval=(float(low), float(high)))
+def _over_images(entry: Entry, resampled: _Resampled, index: int, base_iou: Floats) -> Entry:
+    """With what the other choices of pictures tell of the experiment `index`."""
+    base, own = resampled.iou[[0, index]]  # (R, K) each
+    base_means, means = _nanmean(base), _nanmean(own)
+    entry = replace(entry, interval=resampled.interval(means, entry.miou))
     if index == 0:
         return entry
     return replace(
         entry,
-        over_images=bootstrap_difference(means[0], means[1], entry.difference),
+        over_images=resampled.difference(base_means, means, entry.difference),
         per_class=[
-            bootstrap_difference(resampled[0, :, c], resampled[index, :, c], float(entry.iou[c] - base_iou[c]))
-            for c in range(len(base_iou))
+            resampled.difference(base[:, c], own[:, c], float(entry.iou[c] - base_iou[c])) for c in range(len(base_iou))
         ],
     )
 
@@ -287,25 +334,32 @@ def _truth(images: ImageMatrices) -> npt.NDArray[np.int64]:
 
 
 def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
-    """Fold by fold, where both held out the same pictures in the same folds."""
-    if not _has_same_folds(a, b):
+    """Fold by fold, over the folds that both have finished; None where the folds themselves differ."""
+    places = _common_folds(a, b)
+    if not places:
         return None
-    return corrected_resampled_t((b.miou - a.miou).tolist(), test_share=1 / max(a.n_folds, 2))
+    rows_a, rows_b = map(list, zip(*places, strict=True))
+    return corrected_resampled_t((b.miou[rows_b] - a.miou[rows_a]).tolist(), test_share=1 / max(a.n_folds, 2))
 
 
-def _has_same_folds(a: CrossValidation, b: CrossValidation) -> bool:
-    if a.n_folds != b.n_folds or a.folds != b.folds:
-        return False
+def _common_folds(a: CrossValidation, b: CrossValidation) -> list[tuple[int, int]]:
+    """Rows of the folds that both have; none where a fold holds out other pictures in one than in the other."""
+    places = [(a.folds.index(fold), b.folds.index(fold)) for fold in a.folds if fold in b.folds]
+    if a.n_folds != b.n_folds:
+        return []
     if a.images is None or b.images is None:
         # Two splits that put the same number of pixels of each class into each fold are one split.
-        return np.array_equal(a.matrices.sum(axis=-1), b.matrices.sum(axis=-1))
-    return a.fold_of == b.fold_of
+        is_same = all(np.array_equal(a.matrices[i].sum(axis=-1), b.matrices[j].sum(axis=-1)) for i, j in places)
+        return places if is_same else []
+    held_out = [{n: f for n, f in cv.fold_of.items() if f in a.folds and f in b.folds} for cv in (a, b)]
+    return places if held_out[0] == held_out[1] else []
 
 
 def _classes_over_folds(a: CrossValidation, b: CrossValidation) -> list[Difference]:
-    """(K,) over the folds that have the class."""
+    """(K,) over the common folds that have the class."""
+    rows_a, rows_b = map(list, zip(*_common_folds(a, b), strict=True))
     found = []
-    for values in (b.iou - a.iou).T:
+    for values in (b.iou[rows_b] - a.iou[rows_a]).T:
         there = values[~np.isnan(values)].tolist()
         test_share = 1 / max(a.n_folds, 2)
         nothing = Difference(math.nan, math.nan, math.nan, math.nan)
@@ -320,7 +374,7 @@ def _p_value(entry: Entry) -> float:
 
 
 def _nanmean(iou: Floats) -> Floats:
-    """(M, R, K) -> (M, R) over the classes that are there."""
+    """(R, K) -> (R,) over the classes that are there."""
     present = ~np.isnan(iou)
     return np.where(present, iou, 0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, read_cv
 from deeplab_lightning.experiments.compare import compare, compare_experiments, print_comparison
+from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.image_matrices import ImageMatrices
 from tests.conftest import write_image, write_mask
 
@@ -142,6 +143,36 @@ def test_other_folds_are_compared_over_pictures_only(experiment: Write) -> None:
     assert comparison.entries[1].over_folds is None
     assert comparison.entries[1].over_images is not None
     assert any("not fold by fold" in note for note in comparison.notes)
+
+
+def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+    shutil.rmtree(b / "fold_1")
+    comparison = compare_experiments([a, b], num_resamples=20)
+    over_folds = comparison.entries[1].over_folds
+    assert over_folds is not None
+    miou_a, miou_b = read_cv(a).miou, read_cv(b).miou
+    assert over_folds.mean == pytest.approx((miou_b - miou_a[[0, 2]]).mean())
+    assert any("b has not finished fold 1" in note for note in comparison.notes)
+    assert not any("folds differ" in note for note in comparison.notes)
+
+
+def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+
+    def compared(num_groups: int) -> Difference:
+        rows = "".join(f"{index:02d}.png,{index % num_groups},0\n" for index in range(12))
+        (a / "folds.csv").write_text("image,group,fold\n" + rows)
+        comparison = compare_experiments([a, b])
+        assert any(("groups of pictures only" if num_groups > 1 else "one group") in n for n in comparison.notes)
+        difference = comparison.entries[1].over_images
+        assert difference is not None
+        return difference
+
+    many, few, one = compared(12), compared(2), compared(1)
+    assert few.high - few.low > many.high - many.low > 0
+    assert math.isnan(one.low)
+    assert math.isnan(one.p)
 
 
 def test_other_classes_or_pictures_stop(experiment: Write) -> None:

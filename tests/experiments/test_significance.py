@@ -9,6 +9,8 @@ from deeplab_lightning.experiments.significance import (
     bootstrap_iou,
     corrected_resampled_t,
     holm,
+    jackknife,
+    leave_out_iou,
 )
 from deeplab_lightning.image_matrices import ImageMatrices
 
@@ -76,6 +78,35 @@ def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> N
         difference = bootstrap_difference(iou[0], iou[1], observed)
         fired.append(difference.low > 0 or difference.high < 0)
     assert 0.03 <= np.mean(fired) <= 0.07
+
+
+@pytest.mark.parametrize("num_groups", [3, 4, 10, 19])
+def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups: int) -> None:
+    """Six pictures each, whose luck is mostly their group's; a percentile bootstrap would fire in up to one of four."""
+    rng = np.random.default_rng(num_groups)
+    groups = [f"{index // 6}" for index in range(6 * num_groups)]
+    fired = []
+    for _ in range(2000):
+        luck = np.repeat(rng.normal(0, 0.05, (2, num_groups)), 6, axis=1)
+        shares = np.clip(0.7 + luck + rng.normal(0, 0.02, luck.shape), 0.05, 0.95)
+        right = np.rint(500 * shares).astype(int)
+        sets = [ImageMatrices(groups, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
+        iou = leave_out_iou(sets, groups).mean(axis=-1)
+        difference = jackknife(iou[1] - iou[0], _miou(sets[1].total()) - _miou(sets[0].total()))
+        assert (difference.p < 0.05) == (difference.low > 0 or difference.high < 0)
+        fired.append(difference.p < 0.05)
+    assert 0.03 <= np.mean(fired) <= 0.07
+
+
+def test_the_jackknife_of_a_mean_is_students_t() -> None:
+    values = np.array([0.02, 0.05, -0.01, 0.04, 0.03])
+    without = (values.sum() - values) / 4
+    found, theirs = jackknife(without, float(values.mean())), stats.ttest_1samp(values, 0)
+    assert found.p == pytest.approx(theirs.pvalue)
+    interval = theirs.confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert np.isnan(jackknife(values[:1], 0.02).p)
+    assert np.isnan(jackknife(np.array([0.1, np.nan]), 0.02).low)
 
 
 def _miou(matrix: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> float:
