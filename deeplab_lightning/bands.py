@@ -63,10 +63,10 @@ def resized_labels(scores: Tensor, size: tuple[int, int], *, band_rows: int | No
     Returns:
         (B, H, W) uint8.
     """
+    scores = scores.float()  # bfloat16 would round neighbouring scores to ties
     if scores.device.type != "cpu":
         return resize(scores, size).argmax(dim=1).to(torch.uint8)
-    # In this layout the arg-max runs along memory; and bfloat16 would round neighbouring scores to ties.
-    scores = scores.float().contiguous(memory_format=torch.channels_last)
+    scores = scores.contiguous(memory_format=torch.channels_last)  # in this layout the arg-max runs along memory
     if scores.shape[-2:] == size:
         return scores.argmax(dim=1).to(torch.uint8)
     rows = default_rows(scores, size) if band_rows is None else band_rows

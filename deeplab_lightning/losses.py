@@ -69,10 +69,11 @@ class CrossEntropyLoss(nn.Module):
             rows = self.band_rows or default_rows(logits, (mask.shape[-2], mask.shape[-1]))
             loss: Tensor = _BandedCrossEntropy.apply(logits, mask, self.class_weights, self.label_smoothing, rows)
             return loss
+        logits = _single(logits)  # as autocast computes it
         return F.cross_entropy(
             logits,
             mask,
-            weight=self.class_weights,
+            weight=None if self.class_weights is None else self.class_weights.to(logits.dtype),
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
         )
@@ -84,6 +85,11 @@ class CrossEntropyLoss(nn.Module):
         return bool((self.class_weights[mask[counted]] > 0).any())
 
 
+def _single(logits: Tensor) -> Tensor:
+    """In float32, or float64 where they are."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 class _BandedCrossEntropy(torch.autograd.Function):
     """Resize and compare a band of rows, take its gradient at once, and forget it before the next band."""
 
@@ -93,9 +99,10 @@ class _BandedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         counted = mask != IGNORE_INDEX
         size = (mask.shape[-2], mask.shape[-1])
-        total = counted.sum() if weights is None else weights[mask[counted]].sum()
         needs_gradient = ctx.needs_input_grad[0]
-        leaf = scores.detach().float().requires_grad_(needs_gradient)
+        leaf = _single(scores.detach()).requires_grad_(needs_gradient)
+        weights = None if weights is None else weights.to(leaf.dtype)
+        total = counted.sum() if weights is None else weights[mask[counted]].sum()
         loss = leaf.new_zeros(())
         gradient = torch.zeros_like(leaf) if needs_gradient else None
         for band in bands(size[0], band_rows):

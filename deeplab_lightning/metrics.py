@@ -65,7 +65,7 @@ class BoundaryCounts(Metric):
 
     def compute(self) -> Tensor:
         """(K,) float64 boundary IoU; nan for classes without a contour in truth and prediction."""
-        shared, either = self.counts.double()
+        shared, either = self.counts.cpu().double()
         return shared / either
 
 
@@ -141,7 +141,7 @@ def boundary_iou(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_rati
     Raises:
         ValueError: For a ratio that is not positive.
     """
-    shared, either = boundary_counts(preds, mask, num_classes, dilation_ratio=dilation_ratio).sum(dim=0).double()
+    shared, either = boundary_counts(preds, mask, num_classes, dilation_ratio=dilation_ratio).sum(dim=0).cpu().double()
     return shared / either
 
 
@@ -187,5 +187,5 @@ def _count(labels: Tensor, is_counted: Tensor, num_classes: int) -> Tensor:
 
 
 def _margins(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    counts = matrix.double()
+    counts = matrix.cpu().double()  # Apple's GPUs have no float64
     return counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)

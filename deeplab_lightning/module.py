@@ -140,7 +140,7 @@ class SegmentationModule(L.LightningModule):
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
                 own = scores[index : index + 1]
                 if self.postprocess is None:
-                    labels = resized_labels(own if size == shown else resize(own, shown), size)
+                    labels = resized_labels(own if size == shown else resize(own.float(), shown), size)
                 else:
                     labels = self._postprocessed(batch.image[index : index + 1], own, size)
                 predictions.append((name, labels[0].cpu()))
@@ -221,10 +221,15 @@ class SegmentationModule(L.LightningModule):
             self._evaluated = None
             return
         self._copies = self._copies or EvaluationCopies(self.net)
-        self._evaluated = (self._copies.make(self.net),)
+        copy = self._copies.make(self.net)
+        self._evaluated = None if copy is None else (copy,)
 
     def _net_in_use(self) -> DeepLab:
-        return self.net if self.training or self._evaluated is None else self._evaluated[0]
+        if self.training or self._evaluated is None:
+            return self.net
+        trainer = self._trainer  # after an evaluation that was interrupted, the copy is of the past
+        is_evaluating = trainer is None or trainer.evaluating or trainer.predicting
+        return self._evaluated[0] if is_evaluating else self.net
 
     def scores(self, images: Tensor) -> Tensor | TrainingLogits:
         """As `forward`, but before the resize to the input's size: (B, K, h, w)."""
@@ -279,7 +284,7 @@ class SegmentationModule(L.LightningModule):
     def _postprocessed(self, images: Tensor, scores: Tensor, size: tuple[int, int]) -> Tensor:
         """What `postprocess` makes of (B, 3, H, W) uint8 and (B, K, h, w), as (B, *size) uint8."""
         assert self.postprocess is not None
-        result: Tensor = self.postprocess(images, resize(scores, (images.shape[-2], images.shape[-1])))
+        result: Tensor = self.postprocess(images, resize(scores.float(), (images.shape[-2], images.shape[-1])))
         if result.is_floating_point() and result.ndim == 4:
             return resized_labels(result, size)
         if result.is_floating_point() or result.ndim != 3:
@@ -291,7 +296,8 @@ class SegmentationModule(L.LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]
-        matrix = confusion.compute()  # type: ignore[operator]
+        # torchmetrics makes a scalar of one class.
+        matrix = confusion.compute().reshape(self.net.num_classes, -1)  # type: ignore[operator]
         confusion.reset()  # type: ignore[operator]
         figures = summarize(matrix)
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items() if name != "miou"})

@@ -124,3 +124,16 @@ def test_bands_keep_the_dtype_of_the_scores() -> None:
     CrossEntropyLoss(band_rows=2)(scores, torch.zeros(1, 8, 8, dtype=torch.long)).backward()
     assert scores.grad is not None
     assert scores.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("band_rows", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weights_serve_in_every_precision(dtype: torch.dtype, band_rows: int | None) -> None:
+    """Lightning casts the buffer with the module in bf16-true and 64-true; evaluation gives scores in float32."""
+    torch.manual_seed(0)
+    logits, mask = torch.randn(1, 3, 4, 5), torch.randint(0, 3, (1, 8, 9))
+    logits = torch.nn.functional.interpolate(logits, size=(8, 9)) if band_rows is None else logits
+    loss = CrossEntropyLoss(class_weights=[0.5, 2.0, 1.0], band_rows=band_rows)
+    expected = loss(logits.to(dtype).float(), mask)
+    for given in (logits, logits.to(dtype)):
+        assert torch.allclose(loss.to(dtype)(given, mask).float(), expected, rtol=0.01)

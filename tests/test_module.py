@@ -82,6 +82,29 @@ def test_evaluation_folds_the_norms_of_the_present_weights(mask_folder: Path, tm
     assert torch.equal(module.eval()(images), module.net(images))
 
 
+def test_an_interrupted_evaluation_leaves_no_old_answers(mask_folder: Path, tmp_path: Path) -> None:
+    class Interrupt(L.Callback):
+        def on_validation_batch_end(self, *_: Any) -> None:
+            raise ValueError("enough")
+
+    module = SegmentationModule(tiny_net())
+    with pytest.raises(ValueError, match="enough"):
+        trainer(tmp_path, callbacks=[Interrupt()]).validate(module, tiny_data(mask_folder), verbose=False)
+    images = torch.rand(1, 3, 48, 48)
+    with torch.no_grad():
+        for parameter in module.net.parameters():
+            parameter.mul_(1.1)
+        assert torch.equal(module.eval()(images), module.net(images))
+
+
+def test_one_class_is_evaluated(mask_folder: Path, tmp_path: Path) -> None:
+    table = ClassTable(["all"], ignore_ids=[1, 2, 11])
+    dataset = MaskFolderDataset(str(mask_folder), "images", masks="masks", classes=table)
+    module, data = SegmentationModule(tiny_net(1), classes=table), SegmentationDataModule(dataset, 3, num_workers=0)
+    [figures] = trainer(tmp_path).test(module, data, verbose=False)
+    assert figures["test/miou"] == figures["test/boundary_iou"] == 1
+
+
 def test_rates_are_multiples_and_the_schedule_ends_with_the_training(mask_folder: Path) -> None:
     module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1))
     fit = trainer(mask_folder, max_epochs=2, accumulate_grad_batches=2)

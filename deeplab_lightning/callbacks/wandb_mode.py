@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from deeplab_lightning.models.pretrained import can_connect
+from deeplab_lightning.models.pretrained import can_reach
 
 WandbMode = Literal["offline", "online", "disabled"]
 _SECONDS = 2.0
@@ -38,9 +38,7 @@ def choose_mode(wanted: WandbMode) -> WandbMode:
 
 def can_answer(base_url: str) -> bool:
     """Whether the server can be reached within 2 seconds."""
-    url = urlsplit(base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    return can_connect(url.hostname or "", port, seconds=_SECONDS)
+    return can_reach(base_url, seconds=_SECONDS)
 
 
 def api_key(host: str) -> str | None:

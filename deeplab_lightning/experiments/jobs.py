@@ -138,7 +138,7 @@ class JobState:
         state: `waiting`, `running`, `finished`, `failed` or `stopped`.
         started: Of its first command, by `time.monotonic`.
         seconds: Time it took.
-        error: Why it could not be started.
+        error: Why it could not be started, or by what it was killed.
     """
 
     job: Job
@@ -221,6 +221,9 @@ def _advance(state: JobState, launcher: Launcher) -> bool:
     if status == 0 and state._commands and state.job.is_finished():
         return not _start(state, launcher)
     state.state = "finished" if status == 0 and state.job.is_finished() else "failed"
+    if status < 0:  # else its last words tell
+        out_of_memory = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
+        state.error = f"killed by {signal.Signals(-status).name}{out_of_memory}"
     return True
 
 

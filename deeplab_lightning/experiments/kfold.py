@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
-from deeplab_lightning.experiments.training import resolve_fit_config, run_training_command
+from deeplab_lightning.experiments.training import option, resolve_fit_config, run_training_command
 from deeplab_lightning.experiments.wandb_cv import log_cv
 
 _MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "enable_progress_bar")
@@ -40,6 +40,8 @@ def kfold(args: list[str]) -> None:
         print_cv(aggregate(Path(given.aggregate)), Path(given.aggregate))
         return
     refuse_under_a_launcher()
+    if given.resume and given.name and option(rest, "-c", "--config") is None:
+        rest = ["-c", str(_begun(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
     config = resolve_fit_config(rest)
     if given.n_folds is not None:
         config["data"]["n_folds"] = given.n_folds
@@ -52,6 +54,7 @@ def kfold(args: list[str]) -> None:
         devices=given.devices.split(",") if given.devices else [],
         has_predictions=given.predictions,
         is_in_process=given.in_process,
+        going_on=f"deeplab kfold --resume --name {folder.name} --output_dir {folder.parent}",
     )
 
 
@@ -64,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n_folds", type=int, help="number of folds (data.n_folds)")
     parser.add_argument("--folds", help="only these folds, such as 0,2")
     parser.add_argument("--name", help="name of the experiment's folder; made from model and time if not given")
-    parser.add_argument("--resume", action="store_true", help="go on with the experiment of this --name")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the experiment of this --name, by its own settings if no -c"
+    )
     parser.add_argument("--predictions", action="store_true", help="also write the out-of-fold predictions")
     parser.add_argument("--aggregate", metavar="FOLDER", help="only pool the folds of an experiment's folder")
     add_launcher_options(parser)
@@ -195,6 +200,7 @@ def run_experiments(
     devices: Sequence[str] = (),
     has_predictions: bool = False,
     is_in_process: bool = False,
+    going_on: str = "run the same command again",
 ) -> None:
     """Train what is not finished yet, and aggregate.
 
@@ -204,6 +210,7 @@ def run_experiments(
         devices: GPU indices to deal out.
         has_predictions: Also write the out-of-fold predictions.
         is_in_process: Train in this process instead of one per fold.
+        going_on: What continues after an interruption, for the message.
 
     Raises:
         SystemExit: 1 if a fold failed, 130 or 143 after a signal.
@@ -226,7 +233,7 @@ def run_experiments(
                 states = run_jobs(jobs, LocalLauncher(at_once, devices), at_once=at_once, on_change=table.show)
             except Interrupted as stop:
                 table.close()
-                console.print(f"{stop}: nothing is left running. Go on with --resume and the same --name.")
+                console.print(f"{stop}: nothing is left running. To go on: {going_on}", soft_wrap=True, markup=False)
                 sys.exit(128 + stop.number)
         failed = {state.job.name: state for state in states if state.state == "failed"}
     for experiment in experiments:
@@ -250,15 +257,20 @@ def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> Pa
     if is_resumed:
         if name is None:
             raise DataError("--resume needs the --name of the experiment to go on with.")
-        if not (output / name / "config.yaml").is_file():
-            raise FileNotFoundError(f"no experiment to resume: {(output / name).absolute()}")
-        return output / name
+        return _begun(output / name).parent
     if name is None:
         net = config["model"]["net"]
         backbone = str(net.get("init_args", {}).get("backbone", ""))
         model = net["class_path"].rsplit(".", 1)[-1].lower()
         name = "-".join(part for part in ("cv", model, backbone, f"{datetime.now():%Y%m%d-%H%M%S}") if part)
     return unused_path(output / name)
+
+
+def _begun(folder: Path) -> Path:
+    """The configuration of an experiment that was begun."""
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"no experiment to resume: {folder.absolute()}")
+    return folder / "config.yaml"
 
 
 def _numbers(text: str) -> list[int]:
@@ -294,11 +306,10 @@ def _datamodule(config: dict[str, Any]) -> SegmentationDataModule:
 
 def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """An experiment goes on with the settings that it began with, on whatever machine."""
-    differing = []
-    flat_then, flat_now = _flat(_of_training(then)), _flat(_of_training(now))
-    for key in sorted(flat_then.keys() & flat_now.keys()):  # a newer version may know more keys
-        if flat_then[key] != flat_now[key]:
-            differing.append(f"{key}: {flat_then[key]!r} then, {flat_now[key]!r} now")
+    differing = [
+        f"{key}: {_short(before)} then, {_short(after)} now"
+        for key, before, after in _differences(_of_training(then), _of_training(now))
+    ]
     if differing:
         raise DataError(
             f"{folder} was begun with other settings: {'; '.join(differing[:5])}. "
@@ -318,14 +329,18 @@ def _of_training(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        path: leaf
-        for key, inner in value.items()
-        for path, leaf in _flat(inner, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
+def _differences(then: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that both have and that differ: a newer version may know more keys."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        for key in sorted(then.keys() & now.keys()):
+            yield from _differences(then[key], now[key], f"{prefix}.{key}" if prefix else str(key))
+    elif then != now:
+        yield prefix, then, now
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _write_yaml(path: Path, content: dict[str, Any]) -> None:

@@ -298,7 +298,7 @@ class _Resolver(DeepLabCLI):
 
 def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
     """Put a checkpoint's own configuration before the options, and for predict its class table after them."""
-    path = _option(args, "--ckpt_path")
+    path = option(args, "--ckpt_path")
     if any(word in {"-h", "--help"} or word.startswith("--help") for word in args):
         return args
     if path is None or path == "last":
@@ -324,7 +324,7 @@ def _with_checkpoint(command: str, args: list[str], scratch: Path) -> list[str]:
     return args
 
 
-def _option(args: list[str], *names: str) -> str | None:
+def option(args: list[str], *names: str) -> str | None:
     """The last value of an option, given as `--option value` or `--option=value`."""
     return next(reversed(_options(args, *names)), None)
 

@@ -9,7 +9,7 @@ import timm
 import torchvision
 from torch import Tensor, nn
 
-from deeplab_lightning.models.dilation import DilationRule, dilate, map_strides
+from deeplab_lightning.models.dilation import DilationRule, dilate, map_channels, map_strides
 from deeplab_lightning.models.pretrained import (
     hub_file,
     hub_weights_file,
@@ -263,7 +263,7 @@ class TorchvisionBackbone(Backbone):
         strides = map_strides(self)
         self._taps = [i for i in self._taps if i + 1 == len(strides) or strides[i + 1] > strides[i]]
         self._dilate(self, f"tv-{name}", output_stride, dilation)
-        self.channels = self._channels()
+        self.channels = map_channels(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         features, x = [], images
@@ -272,14 +272,6 @@ class TorchvisionBackbone(Backbone):
             if index in self._taps:
                 features.append(x)
         return features
-
-    def _channels(self) -> list[int]:
-        last: dict[int, int] = {}
-        for index, layer in enumerate(self.net):
-            widths = [m.num_features for m in layer.modules() if isinstance(m, nn.BatchNorm2d)]
-            widths = widths or [m.out_channels for m in layer.modules() if isinstance(m, nn.Conv2d)]
-            last[index] = widths[-1] if widths else last[index - 1]
-        return [last[index] for index in self._taps]
 
 
 def build_backbone(

@@ -74,6 +74,13 @@ def map_strides(net: nn.Module) -> list[int]:
     return _measure(net)[1]
 
 
+def map_channels(net: nn.Module) -> list[int]:
+    """Channels per map."""
+    probe = copy.deepcopy(net).to("meta").eval()
+    with torch.no_grad():
+        return [x.shape[1] for x in probe(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE, device="meta"))]
+
+
 def _measure(
     net: nn.Module, *, height: int = _PROBE_SIZE, width: int = _PROBE_SIZE
 ) -> tuple[dict[str, _Strides], list[int]]:

@@ -16,7 +16,7 @@ def norms_to_fold(net: nn.Module) -> list[Pair]:
     """Names of the convolutions and of the norms that they can take over.
 
     Which norm follows which convolution is seen from the tensors that pass between them, so that it works for
-    any backbone; none does in a network whose forward pass cannot run on PyTorch's meta device.
+    any backbone; see `followers`.
 
     Args:
         net: Called with (B, 3, H, W) float.

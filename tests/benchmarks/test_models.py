@@ -129,7 +129,9 @@ def test_inference_resnet50(output_stride: int, wanted: float, capsys: pytest.Ca
     images = torch.randn(2, 3, 384, 384)
     net = DeepLabV3(NUM_CLASSES, backbone="resnet50", output_stride=output_stride, pretrained=False)
     gflops = forward_gflops(net, images)
-    calls = inference("ours", EvaluationCopies(net).make(net), images)
+    evaluated = EvaluationCopies(net).make(net)
+    assert evaluated is not None
+    calls = inference("ours", evaluated, images)
     for name, peer in peers(output_stride).items():
         calls |= inference(name, peer, images)
     report(f"inference_resnet50_stride_{output_stride}", calls, capsys, wanted=wanted, gflops=gflops)

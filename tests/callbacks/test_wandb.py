@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def test_online_without_a_key_goes_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr("deeplab_lightning.callbacks.wandb_mode.can_connect", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("deeplab_lightning.callbacks.wandb_mode.can_reach", lambda *_, **__: pytest.fail("asked"))
     assert choose_mode("online") == "offline"
 
 
@@ -41,7 +41,7 @@ def test_online_without_a_server_goes_offline_in_two_seconds(monkeypatch: pytest
 
 @pytest.mark.parametrize("mode", ["offline", "disabled"])
 def test_other_modes_ask_nobody(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deeplab_lightning.callbacks.wandb_mode.can_connect", lambda *_, **__: pytest.fail("asked"))
+    monkeypatch.setattr("deeplab_lightning.callbacks.wandb_mode.can_reach", lambda *_, **__: pytest.fail("asked"))
     assert choose_mode(mode) == mode  # type: ignore[arg-type]
 
 

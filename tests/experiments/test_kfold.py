@@ -90,6 +90,9 @@ def test_finished_folds_are_not_trained_again(
     assert (reference / "fold_0" / "result.json").stat().st_mtime_ns == before
     assert (reference / "cv.json").read_text() == cv
     (reference / "cv.json").unlink()
+    main(["kfold", "--resume", "--name", "reference", "--output_dir", str(folder / "runs")])  # by its own settings
+    assert (reference / "cv.json").read_text() == cv
+    (reference / "cv.json").unlink()
     main(["kfold", "--aggregate", str(reference)])
     assert (reference / "cv.json").read_text() == cv
 
@@ -98,8 +101,11 @@ def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
     options = ["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--resume"]
     with pytest.raises(DataError, match=r"data.batch_size: 2 then, 3 now"):
         main([*options, "--data.batch_size", "3"])
-    with pytest.raises(FileNotFoundError, match="no experiment to resume"):
-        main([*options[:-2], "nothing", "--resume"])
+    with pytest.raises(DataError, match=r"model.lr_scheduler: .*PolyLR.* then, None now"):
+        main([*options, "--model.lr_scheduler", "null"])
+    for words in (options[:3], ["kfold"]):
+        with pytest.raises(FileNotFoundError, match="no experiment to resume"):
+            main([*words, "--name", "nothing", "--resume"])
     with pytest.raises(ValueError, match=r"folds must be in \[0, 2\), got \[2\]"):
         main([*options, "--folds", "2"])
 

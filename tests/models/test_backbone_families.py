@@ -130,7 +130,7 @@ def test_smps_rule_gives_smps_features(encoder: str, output_stride: int) -> None
         assert torch.allclose(ours(images)[-1], theirs(images)[-1], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*QUICK, "vgg11", "mobilenet_v2", "tv-mobilenet_v3_large"])
+@pytest.mark.parametrize("name", [*QUICK, "vgg11", "mobilenet_v2", "tv-mobilenet_v3_large", "tv-densenet121"])
 def test_low_level_features_have_stride_4(name: str) -> None:
     net = build_backbone(name, output_stride=16, pretrained=False).eval()
     with torch.no_grad():

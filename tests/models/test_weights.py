@@ -176,6 +176,9 @@ def test_the_first_versions_checkpoints_give_the_same_logits() -> None:
         ("convnext_atto", "timm"),
         ("mobilenet_v2", "smp"),
         ("resnet18", "smp"),
+        ("efficientnet-b0", "smp"),
+        ("densenet121", "timm"),
+        ("ghostnet_100", "timm"),
     ],
 )
 def test_classifiers_fill_the_backbone_alone(backbone: str, source: str) -> None:
@@ -204,6 +207,12 @@ def test_classifiers_fill_the_backbone_alone(backbone: str, source: str) -> None
             assert_equal(net.backbone(images)[-1], theirs.layer4(theirs.layer3(theirs.layer2(theirs.layer1(x)))))
         else:
             assert_equal(net.backbone(images)[-1], theirs.features(images))
+
+
+def test_a_deeper_network_of_the_same_names_does_not_fit() -> None:
+    net = DeepLabV3(5, backbone="resnet18", aspp_channels=8, pretrained=False)
+    with pytest.raises(ValueError, match="layer1.2.conv1.weight.* have no place in the network"):
+        load_weights(net, timm.create_model("resnet34").state_dict())
 
 
 @pytest.mark.parametrize("prefix", ["", "encoder."])
