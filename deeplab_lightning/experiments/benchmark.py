@@ -6,17 +6,19 @@ import importlib
 import io
 import itertools
 import json
+import logging
 import resource
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import yaml
+from lightning.pytorch.plugins.precision import Precision
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -124,30 +126,33 @@ def measure(
         miou: Of the run, in [0, 1].
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = SegmentationModule(_build(net, data.num_classes), channels_last=config["model"]["channels_last"]).to(
-        device
+    precision = _precision(config["trainer"]["precision"] or "32-true", device)
+    module = SegmentationModule(
+        _build(net, data.num_classes), _loss(config), channels_last=config["model"]["channels_last"]
     )
+    module = precision.convert_module(module).to(device)  # type: ignore[assignment]
     loader = data.train_dataloader()
     batch = _to(next(iter(loader)), device)
-    size, precision = len(batch.image), str(config["trainer"]["precision"] or "32-true")
+    size = len(batch.image)
     optimizer = torch.optim.SGD(module.net.parameters(), lr=1e-3, momentum=0.9)
 
     def forward() -> None:
-        with torch.no_grad(), _autocast(precision, device):
+        with torch.no_grad(), precision.forward_context():
             module(batch.image)
 
     def step(given: Batch) -> None:
-        with _autocast(precision, device):
+        with precision.forward_context():
             loss, _ = module._shared_step(given)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
 
     module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), precision.forward_context(), FlopCounterMode(display=False) as counter:
         module(batch.image[:1])
-    module.on_validation_epoch_start()  # what evaluation prepares
+    module.on_predict_epoch_start()  # what evaluation prepares
     forward_seconds = _median(forward, repeats, device)
+    module.on_predict_epoch_end()
     module.train()
     _reset_peak(device)
     step_seconds = _median(lambda: step(batch), repeats, device)
@@ -220,11 +225,22 @@ def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
     return built
 
 
-def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    if not precision.endswith("-mixed"):
-        return nullcontext()
-    is_half = precision.startswith("16") and device.type == "cuda"
-    return torch.autocast(device.type, torch.float16 if is_half else torch.bfloat16)
+def _loss(config: Mapping[str, Any]) -> torch.nn.Module | None:
+    """The configured loss."""
+    given = config["model"].get("loss")
+    if given is None:
+        return None
+    module_name, _, class_name = str(given["class_path"]).rpartition(".")
+    loss: torch.nn.Module = getattr(importlib.import_module(module_name), class_name)(**given.get("init_args", {}))
+    return loss
+
+
+def _precision(name: str, device: torch.device) -> Precision:
+    """Lightning's own way of computing in a precision."""
+    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    accelerator = "gpu" if device.type == "cuda" else "cpu"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of the devices, for every trainer
+    return L.Trainer(accelerator=accelerator, devices=1, precision=name, **quiet).precision_plugin  # type: ignore[arg-type]
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:

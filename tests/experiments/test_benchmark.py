@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from deeplab_lightning.batch import Batch
 from deeplab_lightning.cli import main
+from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.module import SegmentationModule
 from tests.conftest import CLASSES
 
 
@@ -72,6 +76,26 @@ def test_options_of_the_model_count(config: Path, tmp_path: Path) -> None:
     assert second["gflops"] > first["gflops"]
     with pytest.raises(SystemExit, match="2"):
         main(["benchmark", *words, "--model.net.init_args.aspp_chanels", "64"])
+
+
+@pytest.mark.slow
+def test_precision_and_loss_are_those_of_the_configuration(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(module: SegmentationModule, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, logits = shared_step(module, batch)
+        assert isinstance(module.loss, CrossEntropyLoss)
+        seen.append((next(module.parameters()).dtype, module.loss.band_rows))
+        return loss, logits
+
+    shared_step = SegmentationModule._shared_step
+    monkeypatch.setattr(SegmentationModule, "_shared_step", look)
+    loss = {"class_path": "deeplab_lightning.losses.CrossEntropyLoss", "init_args": {"band_rows": 8}}
+    words = ["--trainer.precision", "bf16-true", "--model.loss", json.dumps(loss)]
+    main(["benchmark", "-c", str(config), "--repeats", "1", *words, "--output", str(tmp_path)])
+    assert set(seen) == {(torch.bfloat16, 8)}
 
 
 def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
