@@ -1,6 +1,7 @@
 """Prediction files: masks in the class palette and overlays."""
 
 from collections import Counter
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -10,6 +11,7 @@ from PIL import Image
 from deeplab_lightning.callbacks.pictures import overlay, palette_image
 from deeplab_lightning.callbacks.run_record import run_folder, unused_path
 from deeplab_lightning.console import table_console
+from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.module import SegmentationModule
 
@@ -51,11 +53,11 @@ class PredictionWriter(L.Callback):
             mask = prediction.numpy()
             mask_path = self.folder / "masks" / f"{self._stems[name]}.png"
             overlay_path = self.folder / "overlays" / f"{self._stems[name]}.jpg"
-            for path in (mask_path, overlay_path):
-                path.parent.mkdir(parents=True, exist_ok=True)
-            palette_image(mask, pl_module.classes).save(mask_path)
             image = read_image(self._paths[name]).permute(1, 2, 0).numpy()
-            Image.fromarray(overlay(image, mask, pl_module.classes)).save(overlay_path, quality=_JPEG_QUALITY)
+            drawn = Image.fromarray(overlay(image, mask, pl_module.classes))
+            write_atomically(overlay_path, partial(drawn.save, format="JPEG", quality=_JPEG_QUALITY))
+            # Last and whole: where the mask is, the picture is done.
+            write_atomically(mask_path, partial(palette_image(mask, pl_module.classes).save, format="PNG"))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:

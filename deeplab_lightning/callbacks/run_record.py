@@ -183,11 +183,12 @@ def run_folder(trainer: L.Trainer) -> Path:
 
 
 def unused_path(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... before its suffix if something is there."""
+    """The path itself, or with -2, -3, ... if something is there: before a file's suffix, after a folder's name."""
+    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     candidate, number = path, 1
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        candidate = path.with_name(f"{stem}-{number}{suffix}")
     return candidate
 
 

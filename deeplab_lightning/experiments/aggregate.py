@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.console import table_console
 from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
 
+_MOST_FOLDS = 5  # side by side in a terminal of 80 columns
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -179,21 +181,24 @@ def aggregate(folder: Path) -> CrossValidation:
 
 def print_cv(result: CrossValidation, folder: Path) -> None:
     """The table of an experiment."""
-    table = Table(title=f"{result.name}: {len(result.folds)} of {result.n_folds} folds", title_justify="left")
-    columns = ["IoU", "pooled", *(f"fold {fold}" for fold in result.folds), "mean", "std"]
-    for column in columns:
-        table.add_column(column, justify="left" if column == "IoU" else "right")
     means, spreads = _over_folds(result.iou, "mean"), _over_folds(result.iou, "std")
-    for index, name in enumerate(result.classes):
-        values = [result.pooled_iou[index], *result.iou[:, index], means[index], spreads[index]]
-        table.add_row(name, *(_short(value) for value in values))
-    table.add_section()
     spread = result.miou.std(ddof=1) if len(result.miou) > 1 else math.nan
-    values = [result.pooled_miou, *result.miou, result.miou.mean(), spread]
-    table.add_row("mIoU", *(_short(value) for value in values))
     console = table_console()
-    console.print(table)
-    console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True)
+    console.print(f"{result.name}: {len(result.folds)} of {result.n_folds} folds", style="bold", markup=False)
+    for start in range(0, len(result.folds), _MOST_FOLDS):
+        chosen = range(start, min(start + _MOST_FOLDS, len(result.folds)))
+        table = Table()
+        table.add_column("IoU", overflow="fold")
+        for column in ["pooled", *(f"fold {result.folds[row]}" for row in chosen), "mean", "std"]:
+            table.add_column(column, justify="right", no_wrap=True)
+        for index, name in enumerate(result.classes):
+            values = [result.pooled_iou[index], *result.iou[list(chosen), index], means[index], spreads[index]]
+            table.add_row(escape(name), *(_short(value) for value in values))
+        table.add_section()
+        values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), spread]
+        table.add_row("mIoU", *(_short(value) for value in values))
+        console.print(table)
+    console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True, markup=False)
 
 
 def _over_folds(iou: Floats, figure: str) -> Floats:

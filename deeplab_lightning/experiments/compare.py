@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from scipy.sparse import csr_matrix
 
@@ -183,12 +184,12 @@ def compare_folders(
     if csv_path is not None:
         text = _csv(comparison)
         write_text(csv_path, text)
-        console.print(f"Written to {csv_path}", soft_wrap=True)
+        console.print(f"Written to {csv_path}", soft_wrap=True, markup=False)
     if html_path is not None:
         from deeplab_lightning.experiments.report import write_report
 
         write_report(comparison, html_path)
-        console.print(f"Written to {html_path}", soft_wrap=True)
+        console.print(f"Written to {html_path}", soft_wrap=True, markup=False)
 
 
 def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -> Comparison:
@@ -415,12 +416,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     widths = [max(map(len, comparison.classes)), *(max(len(entry.label), 6) for entry in entries)]
     is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # names would not fit above the columns of the classes
     names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
+    names = [escape(name) for name in names]
     heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
     pictures = "all" if comparison.num_images is None else str(comparison.num_images)
     console.print(f"mIoU over {pictures} held-out pictures", style="bold")
     console.print(_quality_table(comparison, names))
     if len(entries) > 1:
-        console.print(f"Differences of mIoU from {names[0]}", style="bold", markup=False)
+        console.print(f"Differences of mIoU from {names[0]}", style="bold")
         console.print(_difference_table(comparison, heads))  # the widest: the numbers alone, where there are
     console.print("Cost: one picture of 512x512, the training of all folds", style="bold", highlight=False)
     console.print(_cost_table(comparison, names))
@@ -488,7 +490,7 @@ def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[
             if entry.per_class is not None and is_clear(entry.per_class[index]):
                 text += "*"
             cells.append(text)
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 

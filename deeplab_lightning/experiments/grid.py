@@ -60,16 +60,21 @@ class Grid:
         if unknown := sorted(set(content) - _KEYS):
             raise DataError(f"{path}: unknown keys {unknown}; a grid has {sorted(_KEYS)}.")
         axes = content.get("axes")
-        if not isinstance(axes, dict) or not all(isinstance(axis, dict) and axis for axis in axes.values()) or not axes:
+        if not isinstance(axes, dict) or not axes or not all(map(_is_axis, axes.values())):
             raise DataError(
-                f"{path}: axes must map each axis to its labels, and each label to options of `deeplab fit`."
+                f"{path}: axes must map each axis to its labels, and each label to options of `deeplab fit`, a text."
             )
+        if not isinstance(content.get("options"), str | None):
+            raise DataError(f"{path}: options must be one text, such as '-c configs/base.yaml --seed_everything 1'.")
+        folds = content.get("folds")
+        if folds is not None and not (isinstance(folds, list) and folds and all(isinstance(f, int) for f in folds)):
+            raise DataError(f"{path}: folds must be null for all, or a list such as [0, 2], got {folds!r}.")
         return cls(
             name=str(content.get("name") or path.stem),
             output_dir=str(content.get("output_dir", "runs")),
             options=str(content.get("options") or ""),
             n_folds=content.get("n_folds"),
-            folds=content.get("folds"),
+            folds=folds,
             predictions=bool(content.get("predictions", False)),
             axes={str(a): {str(k): str(v or "") for k, v in axis.items()} for a, axis in axes.items()},
         )
@@ -79,8 +84,16 @@ class Grid:
         combined = {}
         for choice in itertools.product(*(axis.items() for axis in self.axes.values())):
             options = [word for text in (self.options, *(text for _, text in choice)) for word in shlex.split(text)]
-            combined["-".join(label for label, _ in choice)] = options
+            name = "-".join(label for label, _ in choice)
+            if name in combined:
+                raise DataError(f"two combinations of the axes' labels make the folder {name!r}: rename a label.")
+            combined[name] = options
         return combined
+
+
+def _is_axis(axis: Any) -> bool:
+    """Whether it maps labels to options."""
+    return isinstance(axis, dict) and bool(axis) and all(isinstance(text, str | None) for text in axis.values())
 
 
 def grid(args: list[str]) -> None:
@@ -115,7 +128,8 @@ def grid(args: list[str]) -> None:
         if grid_file.n_folds is not None:
             config["data"]["n_folds"] = grid_file.n_folds
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
-        experiments.append(Experiment.prepare(folder / name, config, folds))
+        # Two grids have the same labels often enough.
+        experiments.append(Experiment.prepare(folder / name, config, folds, group=f"{folder.name}/{name}"))
     try:
         run_experiments(
             experiments,

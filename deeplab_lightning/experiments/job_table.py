@@ -1,15 +1,39 @@
 """A live table of jobs in a terminal, lines of text elsewhere."""
 
 import csv
+import time
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import yaml
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.experiments.jobs import Job, JobState
+
+_REDRAW_SECONDS = 0.5
+_OTHER_LINES = 6  # of a terminal: the table's frame, its head, the line below it
+_ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}  # what is hidden last, if it is long
+_COLORS = {"finished": "green", "failed": "red", "running": "cyan"}
+
+
+class Progress(NamedTuple):
+    """How far a training is, from its `metrics.csv`.
+
+    Attributes:
+        done: Epochs.
+        best: Highest mIoU on the validation pictures; None without one.
+        seconds: Of an epoch, in the mean.
+    """
+
+    done: int = 0
+    best: float | None = None
+    seconds: float = 0.0
 
 
 class JobTable:
@@ -23,6 +47,9 @@ class JobTable:
         self._console = console
         self._live = Live(console=console, refresh_per_second=2) if console.is_terminal else None
         self._last: dict[str, str] = {}
+        self._drawn = 0.0
+        self._epochs: dict[str, int | None] = {}
+        self._progress: dict[str, tuple[int, Progress]] = {}  # by job: time of the file, what it says
 
     def __enter__(self) -> "JobTable":
         if self._live:
@@ -41,56 +68,80 @@ class JobTable:
 
     def show(self, states: Sequence[JobState]) -> None:
         """Draw the present states."""
+        now = {state.job.name: state.state for state in states}
         if self._live:
-            self._live.update(_table(states))
+            if now != self._last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
+                self._live.update(self.table(states, self._console.height - _OTHER_LINES))
+                self._drawn, self._last = time.monotonic(), now
             return
         for state in states:
             if state.state not in {"waiting", self._last.get(state.job.name)}:
-                epoch, best, _ = _progress(state)
+                epoch, best, _ = self._cells(state)
                 figures = f"  epoch {epoch}  best mIoU {best}" if state.state != "running" else ""
                 self._console.print(f"{state.job.name}: {state.state}{figures}", markup=False, highlight=False)
                 self._last[state.job.name] = state.state
 
+    def table(self, states: Sequence[JobState], most_rows: int) -> Table:
+        """The table, with a count of all states below.
 
-def _table(states: Sequence[JobState]) -> Table:
-    table = Table()
-    for column in ("job", "state", "epoch", "best mIoU", "time", "left"):
-        table.add_column(column, justify="left" if column in {"job", "state"} else "right")
-    for state in states:
-        epoch, best, left = _progress(state)
-        color = {"finished": "green", "failed": "red", "running": "cyan"}.get(state.state, "dim")
-        table.add_row(state.job.name, f"[{color}]{state.state}", epoch, best, _clock(state.seconds), left)
-    return table
+        Args:
+            states: Of all jobs.
+            most_rows: Where there are more jobs, those that run or failed are shown first.
+        """
+        counts = Counter(state.state for state in states)
+        caption = ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
+        table = Table(caption=caption, caption_justify="left")
+        for column in ("job", "state", "epoch", "best mIoU", "time", "left"):
+            table.add_column(column, justify="left" if column in {"job", "state"} else "right")
+        shown = list(states)
+        if len(shown) > most_rows:
+            chosen = sorted(states, key=lambda state: _ORDER[state.state])[: max(most_rows, 1)]
+            shown = [state for state in states if state in chosen]
+        for state in shown:
+            epoch, best, left = self._cells(state)
+            text = f"[{_COLORS.get(state.state, 'dim')}]{state.state}"
+            table.add_row(escape(state.job.name), text, epoch, best, _clock(state.seconds), left)
+        return table
+
+    def _cells(self, state: JobState) -> tuple[str, str, str]:
+        """Epoch, best mIoU and time left, as texts."""
+        name = state.job.name
+        if not self._epochs.get(name):
+            self._epochs[name] = _max_epochs(state.job)
+        epochs, progress = self._epochs[name], self._read(name, state.job.folder / "metrics.csv")
+        known = f"{progress.done}/{epochs}" if epochs else str(progress.done or "")
+        is_running = epochs and progress.done and state.state == "running"
+        left = _clock(progress.seconds * (epochs - progress.done)) if epochs and is_running else ""
+        return known, "" if progress.best is None else f"{progress.best:.3f}", left
+
+    def _read(self, name: str, path: Path) -> Progress:
+        try:
+            changed = path.stat().st_mtime_ns
+            if name not in self._progress or self._progress[name][0] != changed:
+                self._progress[name] = (changed, _progress(path))
+        except OSError:
+            return Progress()
+        return self._progress[name][1]
 
 
-def _progress(state: JobState) -> tuple[str, str, str]:
-    """Epoch, best mIoU and time left, as texts."""
-    rows = _metrics(state.job)
-    epochs = _max_epochs(state.job)
+def _progress(path: Path) -> Progress:
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
     if not rows:
-        return f"0/{epochs}" if epochs else "", "", ""
+        return Progress()
     scores = [float(row["val/miou"]) for row in rows if row.get("val/miou")]
     seconds = sum(float(row["seconds"]) for row in rows) / len(rows)
-    done = int(rows[-1]["epoch"]) + 1
-    left = _clock(seconds * (epochs - done)) if epochs and state.state == "running" else ""
-    return f"{done}/{epochs}" if epochs else str(done), f"{max(scores):.3f}" if scores else "", left
-
-
-def _metrics(job: Job) -> list[dict[str, str]]:
-    try:
-        with (job.folder / "metrics.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError:
-        return []
+    return Progress(int(rows[-1]["epoch"]) + 1, max(scores, default=None), seconds)
 
 
 def _max_epochs(job: Job) -> int | None:
+    """Of the job's configuration; None where it has no end in epochs."""
     try:
         content = yaml.safe_load((job.folder / "job.yaml").read_text())
     except OSError:
         return None
-    epochs = content["trainer"].get("max_epochs")
-    return int(epochs) if epochs else None
+    epochs = int(content["trainer"].get("max_epochs") or -1)
+    return epochs if epochs > 0 else None
 
 
 def _clock(seconds: float) -> str:

@@ -100,15 +100,25 @@ class Experiment:
         folder: Its folder, with `config.yaml`, `folds.csv` and a run folder per fold.
         config: The resolved configuration of `fit`.
         folds: The folds to train.
+        group: What W&B calls it.
     """
 
     folder: Path
     config: dict[str, Any]
     folds: Sequence[int]
+    group: str
 
     @classmethod
-    def prepare(cls, folder: Path, config: dict[str, Any], folds: Sequence[int]) -> "Experiment":
+    def prepare(
+        cls, folder: Path, config: dict[str, Any], folds: Sequence[int], *, group: str | None = None
+    ) -> "Experiment":
         """Check data and configuration, and write what all folds share, before anything is trained.
+
+        Args:
+            folder: The experiment's folder.
+            config: The resolved configuration of `fit`.
+            folds: The folds to train.
+            group: What W&B calls it; the folder's name if None.
 
         Raises:
             DataError: For bad data, an official split, or a folder of an experiment with other settings.
@@ -128,7 +138,7 @@ class Experiment:
         write_text(folder / "balance.csv", balance)
         config["data"]["fold_file"] = str(folder / "folds.csv")
         _write_yaml(folder / "config.yaml", config)
-        experiment = cls(folder, config, folds)
+        experiment = cls(folder, config, folds, group or folder.name)
         assert datamodule.dataset is not None
         paths = dict(zip(datamodule.dataset.names, datamodule.dataset.paths, strict=True))
         for fold in folds:
@@ -157,8 +167,8 @@ class Experiment:
                     str(net.get("init_args", {}).get("backbone", "")),
                 ]
                 logger["init_args"] |= {
-                    "group": self.folder.name,
-                    "name": f"{self.folder.name}/fold{fold}",
+                    "group": self.group,
+                    "name": f"{self.group}/fold{fold}",
                     "job_type": "fold",
                     "tags": [tag for tag in tags if tag],
                 }
@@ -236,18 +246,19 @@ def run_experiments(
                 console.print(f"{stop}: nothing is left running. To go on: {going_on}", soft_wrap=True, markup=False)
                 sys.exit(128 + stop.number)
         failed = {state.job.name: state for state in states if state.state == "failed"}
+    results = {}
     for experiment in experiments:
         if any(experiment.is_finished(fold) for fold in experiment.folds):
-            result = aggregate(experiment.folder)
-            print_cv(result, experiment.folder)
-            is_new = any(job.folder.parent == experiment.folder and job.commands[0][0] == "fit" for job in jobs)
-            if is_new and all(experiment.is_finished(fold) for fold in experiment.folds):
-                log_cv(result, experiment.folder, experiment.config)
+            results[experiment.folder] = aggregate(experiment.folder)
+            print_cv(results[experiment.folder], experiment.folder)
     for name, state in failed.items():
         log = state.job.folder / "log.txt"
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
         console.print(f"failed: {name}: {state.error or (lines or ['it printed nothing'])[-1]}", markup=False)
-        console.print(f"        {log}", soft_wrap=True)
+        console.print(f"        {log}", soft_wrap=True, markup=False)
+    for experiment in experiments:  # last, as it may need a server
+        if all(experiment.is_finished(fold) for fold in experiment.folds):
+            log_cv(results[experiment.folder], experiment.folder, experiment.config, group=experiment.group)
     if failed:
         sys.exit(1)
 

@@ -4,17 +4,26 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from deeplab_lightning.callbacks.wandb_mode import choose_mode
+from deeplab_lightning.data.cache import content_key, write_text
 from deeplab_lightning.experiments.aggregate import CrossValidation
 
+_LOGGED = ".cv_logged"  # holds what was logged last, so that nothing is logged twice
 
-def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any]) -> None:
-    """Log table, confusion matrix, figure and report page in the folds' group. Nothing where W&B is disabled.
+
+def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, group: str) -> None:
+    """Log table, confusion matrix, figure and report page in the folds' group, once.
+
+    Nothing where W&B is disabled. What fails here is said and no more: the folder holds everything, and the
+    same command tries again.
 
     Args:
         result: The pooled folds.
-        folder: The experiment's folder, which holds `cv.png`; the run is written there.
+        folder: The experiment's folder, which holds `cv.json` and `cv.png`; the run is written there.
         config: The experiment's configuration.
+        group: W&B's group of the folds.
     """
     loggers = config["trainer"]["logger"]
     arguments = [
@@ -23,15 +32,28 @@ def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any]) -> Non
         if isinstance(logger, dict) and str(logger.get("class_path", "")).endswith("WandbLogger")
     ]
     mode = choose_mode(config["wandb"]) if arguments else "disabled"
-    if mode == "disabled":
+    content, record = content_key((folder / "cv.json").read_text()), folder / _LOGGED
+    if mode == "disabled" or (record.is_file() and record.read_text() == content):
         return
+    try:
+        _log(result, folder, config, arguments[0], group=group, mode=mode)
+    except Exception as error:  # whatever W&B's client raises
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        rank_zero_warn(f"W&B: the run of all folds of {folder} was not logged ({reason}). Its folder holds all.")
+    else:
+        write_text(record, content)
+
+
+def _log(
+    result: CrossValidation, folder: Path, config: dict[str, Any], arguments: dict[str, Any], *, group: str, mode: Any
+) -> None:
     import wandb
 
     run = wandb.init(
-        project=arguments[0].get("project"),
-        entity=arguments[0].get("entity"),
-        name=f"{folder.name}/cv",
-        group=folder.name,
+        project=arguments.get("project"),
+        entity=arguments.get("entity"),
+        name=f"{group}/cv",
+        group=group,
         job_type="cv",
         dir=str(folder),
         mode=mode,

@@ -4,11 +4,12 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class LoggedRun:
         """The fold that validated; None for an official split."""
         data = self.config.get("data", {})
         return data.get("fold") if data.get("split") == "folds" else None
+
+    @property
+    def n_folds(self) -> int:
+        """Of the split; 1 for an official one."""
+        return int(self.config["data"].get("n_folds", 1)) if self.fold is not None else 1
 
     def missing(self) -> list[str]:
         """The figures that a comparison needs and the run does not have."""
@@ -140,20 +146,25 @@ def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> 
         DataError: If no run of an experiment has the figures that a comparison needs.
     """
     folders, notes = [], []
-    groups: dict[tuple[str, str], list[LoggedRun]] = defaultdict(list)
+    groups: dict[tuple[str, str, int], list[LoggedRun]] = defaultdict(list)
     for run in runs:
         if run.job_type != _CV_JOB:
-            groups[run.experiment, run.project].append(run)
+            groups[run.experiment, run.project, run.n_folds].append(run)
     if not groups:
         raise DataError(
             f"{source} holds no training, only what folds say together; name the folder of the folds' runs."
         )
-    for (name, project), members in sorted(groups.items()):
+    kinds = Counter((name, project) for name, project, _ in groups)
+    for (name, project, n_folds), members in sorted(groups.items()):
+        if kinds[name, project] > 1:
+            notes.append(f"{name}: has runs of splits into other numbers of folds, which are compared apart.")
+            name = f"{name}-of-{n_folds}"
         finished = [run for run in members if not run.missing()]
         if not finished:
             lacking = "; ".join(f"{run.name} lacks {', '.join(run.missing())}" for run in members)
             raise DataError(f"{source}: no run of {name!r} has what a comparison needs: {lacking}.")
-        folder = scratch / project / name.replace("/", "-")
+        # Labels are made of these names where experiments of two sources are called alike.
+        folder = scratch / re.sub(r"[^\w.-]+", "-", source).strip("-") / project / name.replace("/", "-")
         if folder.exists():
             folder = Path(tempfile.mkdtemp(dir=scratch)) / project / folder.name
         by_fold = {run.fold or 0: run for run in finished}  # the newest of each
@@ -302,7 +313,7 @@ def _write_run(run: LoggedRun, rows: Sequence[dict[str, Any]], experiment: Path,
     val = {"miou": run.summary["best/miou"], "iou": {name: run.summary.get(f"best/iou/{name}") for name in names}}
     result = {
         "fold": run.fold,
-        "n_folds": run.config["data"].get("n_folds") if run.fold is not None else None,
+        "n_folds": run.n_folds if run.fold is not None else None,
         "seed": run.config.get("seed_everything"),
         "seconds": run.summary.get("cost/seconds"),
         "cost": cost,

@@ -82,7 +82,7 @@ def test_options_of_the_model_count(config: Path, tmp_path: Path) -> None:
 def test_precision_and_loss_are_those_of_the_configuration(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
+    seen: list[tuple[torch.dtype, int | None]] = []
 
     def look(module: SegmentationModule, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         loss, logits = shared_step(module, batch)

@@ -237,9 +237,40 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+LOWEST_CONTRAST = """() => {
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const under = numbers(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("td")].map((cell) => {
+    const style = getComputedStyle(cell), [r, g, b, a = 1] = numbers(style.backgroundColor);
+    const back = [r, g, b].map((v, i) => v * a + under[i] * (1 - a));
+    const [x, y] = [light(numbers(style.color)), light(back)];
+    return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+  }));
+}"""
+
+
+@pytest.mark.slow
+def test_figures_are_seen_on_a_phone_beside_long_names(experiment: Write, tmp_path: Path, browser: Any) -> None:
+    names = [f"cv-deeplabv3-tf_efficientnet_lite{index}-20260101-120000" for index in range(2)]
+    compare([*(str(experiment(name, 0.7)) for name in names), "--html", str(tmp_path / "report.html")])
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((tmp_path / "report.html").as_uri())
+    first = page.locator("#summary tbody td").first.bounding_box()
+    assert first["width"] < 390 / 2
+    label = page.locator("svg text").first
+    assert label.evaluate("text => text.getBoundingClientRect().height") >= 9  # pixels
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
 @pytest.mark.slow
 def test_the_page_works_in_a_browser(experiment: Write, tmp_path: Path, browser: Any) -> None:
     folders = [experiment(n, s, has_predictions=True) for n, s in (("base", 0.7), ("better", 0.8), ("c<b>&", 0.6))]
+    damaged = next((folders[1] / "fold_0").glob("val_predictions/masks/**/*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:40])  # as a kill may leave it
     page_path = tmp_path / "report.html"
     compare([*map(str, folders), "--html", str(page_path)])
     page = browser.new_page(viewport={"width": 390, "height": 800})
@@ -262,16 +293,18 @@ def test_the_page_works_in_a_browser(experiment: Write, tmp_path: Path, browser:
     page.get_by_role("button", name="Next").click()
     third = shown.get_attribute("src")
     assert len({first, second, third}) == 3
-    assert "2 of 12" in page.locator("#place").inner_text()
+    assert "2 of 11" in page.locator("#place").inner_text()
     page.locator("#gallery").focus()
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
-    assert "1 of 12" in page.locator("#place").inner_text()
+    assert "1 of 11" in page.locator("#place").inner_text()
     assert page.get_by_label("c<b>&", exact=True).is_checked()
     assert page.locator("#shown").evaluate("image => image.complete && image.naturalWidth > 0")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out on a phone
     assert page.locator("svg").count() == 3
-    page.emulate_media(color_scheme="dark")
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(LOWEST_CONTRAST) >= 4.5  # WCAG AA
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
     assert errors == []
     assert all(url.startswith(("file:", "data:")) for url in requests)

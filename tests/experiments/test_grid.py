@@ -37,6 +37,17 @@ def test_bad_grids_say_what_is_wrong(tmp_path: Path) -> None:
         Grid.read(write_grid(tmp_path / "g.yaml", axis={}))
     with pytest.raises(DataError, match="axes must map each axis to its labels"):
         Grid.read(write_grid(tmp_path / "g.yaml", axes=["a", "b"]))
+    with pytest.raises(DataError, match="each label to options of `deeplab fit`, a text"):
+        Grid.read(write_grid(tmp_path / "g.yaml", axes={"net": {"a": ["-c", "x.yaml"]}}))
+    with pytest.raises(DataError, match="options must be one text"):
+        Grid.read(write_grid(tmp_path / "g.yaml", options=["-c", "x.yaml"]))
+    wrong: list[object] = ["0,2", 0, []]
+    for folds in wrong:
+        with pytest.raises(DataError, match=r"folds must be null for all, or a list such as \[0, 2\]"):
+            Grid.read(write_grid(tmp_path / "g.yaml", folds=folds))
+    axes = {"net": {"r50": "", "r50-wide": ""}, "size": {"wide-x": "", "x": ""}}
+    with pytest.raises(DataError, match="make the folder 'r50-wide-x'"):
+        Grid.read(write_grid(tmp_path / "g.yaml", axes=axes)).experiments()
     with pytest.raises(FileNotFoundError, match="no such grid"):
         Grid.read(tmp_path / "none.yaml")
 

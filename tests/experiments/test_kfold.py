@@ -112,7 +112,7 @@ def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
 
 def test_missing_predictions_are_written_again(reference: Path) -> None:
     config = yaml.safe_load((reference / "config.yaml").read_text())
-    experiment = Experiment(reference, config, [0, 1])
+    experiment = Experiment(reference, config, [0, 1], "reference")
     fold = reference / "fold_1"
     names = [Path(line).name for line in (fold / "val_images.txt").read_text().splitlines()]
     for name in names[:-1]:

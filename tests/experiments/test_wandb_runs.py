@@ -20,7 +20,8 @@ import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.experiments import wandb_runs
+from deeplab_lightning.experiments import wandb_cv, wandb_runs
+from deeplab_lightning.experiments.aggregate import aggregate
 from deeplab_lightning.experiments.compare import compare_experiments, source_folders
 from deeplab_lightning.experiments.wandb_runs import LoggedRun, offline_runs, online_runs, write_experiments
 from deeplab_lightning.image_matrices import ImageMatrices
@@ -112,6 +113,42 @@ def test_the_newest_of_two_trainings_of_a_fold_counts(make: Make, tmp_path: Path
     [folder], notes = write_experiments([make("a", 0, 10), make("a", 0, 390, start="2")], tmp_path, "here")
     assert compare_experiments([folder]).entries[0].matrix[0, 0] == 390
     assert "trained more than once" in notes[0]
+
+
+def test_splits_into_other_numbers_of_folds_are_other_experiments(make: Make, tmp_path: Path) -> None:
+    runs = [make("a", fold) for fold in range(3)]
+    fewer = make("a", 0, start="2")
+    runs.append(replace(fewer, config={**fewer.config, "data": {**fewer.config["data"], "n_folds": 2}}))
+    folders, notes = write_experiments(runs, tmp_path, "here")
+    assert [(folder.name, len(list(folder.glob("fold_*")))) for folder in folders] == [("a-of-2", 1), ("a-of-3", 3)]
+    assert any("other numbers of folds" in note for note in notes)
+
+
+def test_equal_names_of_two_sources_are_told_apart_by_these(make: Make, tmp_path: Path) -> None:
+    run = make("a", 0)
+    paths = [write_experiments([run], tmp_path, source)[0][0] for source in ("my/wandb", "wandb:team/p/a")]
+    assert [path.relative_to(tmp_path).parts[0] for path in paths] == ["my-wandb", "wandb-team-p-a"]
+
+
+def test_a_run_of_all_folds_that_fails_is_said_and_tried_again(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [folder], _ = write_experiments([make("a", fold, has_images=True) for fold in range(3)], tmp_path, "here")
+    logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": PROJECT}}
+    config = {"trainer": {"logger": logger}, "wandb": "offline"}
+    result, attempts = aggregate(folder), []
+
+    def fail(*_: object, **__: object) -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise OSError("the server is gone")
+
+    monkeypatch.setattr(wandb_cv, "_log", fail)
+    with pytest.warns(UserWarning, match="was not logged .the server is gone."):
+        wandb_cv.log_cv(result, folder, config, group="a")
+    for _ in range(2):
+        wandb_cv.log_cv(result, folder, config, group="a")
+    assert len(attempts) == 2  # and not again what was logged
 
 
 def test_parts_of_one_run_are_one_run(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

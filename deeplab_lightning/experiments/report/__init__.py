@@ -25,10 +25,12 @@ from deeplab_lightning.experiments.aggregate import run_folders
 from deeplab_lightning.experiments.compare import Comparison, Entry, interval_text, is_clear, rows
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.report import charts
-from deeplab_lightning.image_matrices import miou_of
+from deeplab_lightning.image_matrices import ImageMatrices, miou_of
 
 _PICTURES, _PICTURE_WIDTH, _QUALITY = 12, 480, 80
+_AT_ONCE = 256  # pictures
 _FULL_COLOR = 0.15  # difference in IoU that is drawn in full colour
+_MOST_COLOR = 0.45  # opacity of it; text on more would be hard to read
 _COLUMNS = {
     "experiment": "experiment", "mIoU": "miou", "folds": "fold_mean", "difference": "difference",
     "p (Holm)": "p_holm", "M params": "mega_parameters", "GMACs": "giga_macs", "minutes": "seconds",
@@ -127,9 +129,9 @@ def _classes(comparison: Comparison) -> list[dict[str, Any]]:
             if math.isnan(value):
                 cells.append({"text": "absent", "hue": "--heat", "strength": 0})
             elif entry is base:
-                cells.append({"text": f"{value:.3f}", "hue": "--heat", "strength": round(0.75 * value, 3)})
+                cells.append({"text": f"{value:.3f}", "hue": "--heat", "strength": round(_MOST_COLOR * value, 3)})
             else:
-                strength = 0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * 0.7
+                strength = 0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * _MOST_COLOR
                 hue = "--good" if shift > 0 else "--bad"
                 cells.append({"text": f"{value:.3f}{'*' if star else ''}", "hue": hue, "strength": round(strength, 3)})
         table.append({"name": name, "cells": cells})
@@ -168,7 +170,9 @@ def _balance(folder: Path) -> dict[str, Any] | None:
             for fold in folds:
                 value = values[key, fold]
                 known = not math.isnan(value)
-                cells.append({"text": f"{value:.1%}" if known else "-", "strength": min(value, 1) if known else 0})
+                cells.append(
+                    {"text": f"{value:.1%}" if known else "-", "strength": _MOST_COLOR * min(value, 1) if known else 0}
+                )
         lines.append({"name": name, "cells": cells})
     return {"folds": folds, "rows": lines}
 
@@ -180,14 +184,14 @@ def _gallery(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[st
         return [], [], ["no pictures are shown: `deeplab kfold --predictions` writes what they need."]
     try:
         dataset = _dataset(comparison.entries[0].folder)
-    except (OSError, ValueError) as error:
-        return [], [], [f"no pictures are shown: the data cannot be read ({str(error).splitlines()[0]})."]
+    except (OSError, ValueError, SystemExit) as error:  # the parser exits where a class is there no more
+        reason = "see above" if isinstance(error, SystemExit) else str(error).splitlines()[0]
+        return [], [], [f"no pictures are shown: the data cannot be read ({reason})."]
     place = {name: index for index, name in enumerate(dataset.names)}
-    k = len(comparison.classes)
     images = [entry.images for entry in comparison.entries if entry.images is not None]
     if not images:
         return [], [], ["no pictures are shown: they are not known one by one."]
-    scores = np.array([miou_of(np.asarray(matrices.counts.todense()).reshape(-1, k, k)) for matrices in images])
+    scores = np.array([_picture_scores(matrices) for matrices in images])  # (M, N)
     order = np.argsort(np.nan_to_num(scores.mean(axis=0), nan=np.inf), kind="stable")
     pictures: list[dict[str, Any]] = []
     for row in order.tolist():
@@ -195,10 +199,13 @@ def _gallery(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[st
         paths = {e.label: _prediction(e, name, dataset.paths[place[name]]) for e in predicted} if name in place else {}
         if not paths or not all(path.is_file() for path in paths.values()):
             continue
-        image = dataset.read_image(place[name]).permute(1, 2, 0).numpy()
-        views = {"picture": image, "truth": overlay(image, dataset.read_mask(place[name]).numpy(), dataset.classes)}
-        for label, path in paths.items():
-            views[label] = overlay(image, np.asarray(Image.open(path)), dataset.classes)
+        try:
+            image = dataset.read_image(place[name]).permute(1, 2, 0).numpy()
+            views = {"picture": image, "truth": overlay(image, dataset.read_mask(place[name]).numpy(), dataset.classes)}
+            for label, path in paths.items():
+                views[label] = overlay(image, np.asarray(Image.open(path)), dataset.classes)
+        except (OSError, ValueError):  # a damaged file costs its own picture
+            continue
         texts = [f"{e.label} {scores[i, row]:.3f}" for i, e in enumerate(comparison.entries)]
         pictures.append(
             {
@@ -212,6 +219,13 @@ def _gallery(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[st
     colors = [f"rgb{tuple(color)}" for color in dataset.classes.colors or ()]
     legend = [{"name": name, "color": color} for name, color in zip(dataset.classes.names, colors, strict=True)]
     return pictures, legend, [] if pictures else ["no pictures are shown: the predictions are of other pictures."]
+
+
+def _picture_scores(images: ImageMatrices) -> npt.NDArray[np.float64]:
+    """(N,) mIoU of each picture, some at a time: with many classes their matrices are large."""
+    k, rows = images.num_classes, range(0, len(images.names), _AT_ONCE)
+    dense = (np.asarray(images.counts[start : start + _AT_ONCE].todense()) for start in rows)
+    return np.concatenate([miou_of(part.reshape(-1, k, k)) for part in dense])
 
 
 def _has_predictions(entry: Entry) -> bool:

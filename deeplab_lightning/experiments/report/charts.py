@@ -70,12 +70,14 @@ def scatter(points: Sequence[tuple[str, float, float]], x_axis: str, y_axis: str
     if not points:
         return ""
     xs, ys = [px for _, px, _ in points], [py for _, _, py in points]
-    x, y = _scale(xs, _LEFT, _WIDTH - 130), _scale(ys, height - _BOTTOM, _TOP)
+    x, y = _scale(xs, _LEFT, _WIDTH - 2 * _RIGHT), _scale(ys, height - _BOTTOM, _TOP)
     parts = [_x_axis(x, xs, _TOP, height - _BOTTOM, x_axis), _y_axis(y, ys, y_axis)]
     for index, (label, px, py) in enumerate(points):
         color = f"var(--series-{index % 8})"
         parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="7" style="fill:{color}"/>')
-        parts.append(f'<text x="{x(px) + 11:.1f}" y="{y(py) + 4:.1f}">{escape(_shortened(label))}</text>')
+        shift, anchor = (11, "start") if x(px) < 2 / 3 * _WIDTH else (-11, "end")  # not over the edge
+        place = f'x="{x(px) + shift:.1f}" y="{y(py) + 4:.1f}" text-anchor="{anchor}"'
+        parts.append(f"<text {place}>{escape(_shortened(label))}</text>")
     return _svg(height, parts, f"{y_axis} against {x_axis}")
 
 
