@@ -260,6 +260,7 @@ def test_figures_are_seen_on_a_phone_beside_long_names(experiment: Write, tmp_pa
     page.goto((tmp_path / "report.html").as_uri())
     first = page.locator("#summary tbody td").first.bounding_box()
     assert first["width"] < 390 / 2
+    assert first["height"] < 200  # not a letter a line
     label = page.locator("svg text").first
     assert label.evaluate("text => text.getBoundingClientRect().height") >= 9  # pixels
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
