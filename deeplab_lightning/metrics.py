@@ -12,7 +12,21 @@ from torchmetrics import Metric
 from deeplab_lightning.batch import IGNORE_INDEX
 
 
-class ConfusionMatrix(Metric):
+class _Counts(Metric):
+    """Integers that are summed over batches and processes."""
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, *shape: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # A metric state, not a buffer: weight averaging swaps all buffers around validation.
+        self.add_state("counts", default=torch.zeros(*shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+
+class ConfusionMatrix(_Counts):
     """Counts of (truth, prediction) pairs, summed over batches and processes; ignored pixels count nowhere.
 
     The counts are integers, so they do not depend on batch size, order or number of processes.
@@ -21,17 +35,8 @@ class ConfusionMatrix(Metric):
         num_classes: K.
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-    counts: Tensor
-
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_classes = num_classes
-        # A metric state, not a buffer: weight averaging swaps all buffers around validation.
-        zeros = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.add_state("counts", default=zeros, dist_reduce_fx="sum")
+        super().__init__(num_classes, num_classes, **kwargs)
 
     def update(self, matrices: Tensor) -> None:
         """matrices: (B, K, K) int64 counts of each picture, from `image_matrices`."""
@@ -42,22 +47,16 @@ class ConfusionMatrix(Metric):
         return self.counts
 
 
-class BoundaryCounts(Metric):
+class BoundaryCounts(_Counts):
     """What boundary IoU divides, summed over batches and processes; see `boundary_iou`.
 
     Args:
         num_classes: K.
     """
 
-    is_differentiable = False
-    higher_is_better = None
-    full_state_update = False
-    counts: Tensor
-
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(2, num_classes, **kwargs)
         self.num_classes = num_classes
-        self.add_state("counts", default=torch.zeros(2, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, preds: Tensor, mask: Tensor) -> None:
         """preds: (B, H, W) integer in [0, K); mask: (B, H, W) integer in [0, K) or 255."""
