@@ -82,7 +82,7 @@ def _log(
 
 def _page(folder: Path) -> str:
     """The report page of this one experiment."""
-    from deeplab_lightning.experiments.compare import compare_experiments
+    from deeplab_lightning.experiments.comparison import compare_experiments
     from deeplab_lightning.experiments.report import write_report
 
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, read_cv
-from deeplab_lightning.experiments.compare import compare, compare_experiments, print_comparison
+from deeplab_lightning.experiments.compare import compare, print_comparison
+from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.image_matrices import ImageMatrices
 from tests.conftest import write_image, write_mask

@@ -22,7 +22,8 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments import wandb_cv, wandb_runs
 from deeplab_lightning.experiments.aggregate import aggregate
-from deeplab_lightning.experiments.compare import compare_experiments, source_folders
+from deeplab_lightning.experiments.compare import source_folders
+from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.wandb_runs import LoggedRun, offline_runs, online_runs, write_experiments
 from deeplab_lightning.image_matrices import ImageMatrices
 from tests.callbacks.wandb_server import PROJECT, WandbServer

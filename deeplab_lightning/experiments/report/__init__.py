@@ -22,7 +22,7 @@ from deeplab_lightning.callbacks.pictures import overlay
 from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.experiments.aggregate import run_folders
-from deeplab_lightning.experiments.compare import Comparison, Entry, interval_text, is_clear, rows
+from deeplab_lightning.experiments.comparison import Comparison, Entry, interval_text, is_clear, rows
 from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.report import charts
 from deeplab_lightning.image_matrices import ImageMatrices, miou_of
