@@ -61,6 +61,8 @@ def hub_weights_file(name: str) -> Path:
     """
     config = timm.get_pretrained_cfg(name)
     repository = getattr(config, "hf_hub_id", None)
+    if not repository and getattr(config, "url", None):
+        return torch_hub_file(str(config.url))
     if not repository:
         raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
     return hub_file(repository, name=name)

@@ -58,3 +58,10 @@ def test_files_of_one_name_at_two_addresses_are_two_files(monkeypatch: pytest.Mo
     assert [pretrained.torch_hub_file(url).read_text() for url in urls] == urls
     hashed = "https://hub.invalid/resnet18-f37072fd.pth"
     assert pretrained.torch_hub_file(hashed).name == "resnet18-f37072fd.pth"
+
+
+def test_some_models_have_their_weights_at_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretrained, "torch_hub_file", Path)
+    assert str(pretrained.hub_weights_file("gcvit_xxtiny")).startswith("https:")
+    with pytest.raises(RuntimeError, match="there are no ImageNet weights for"):
+        pretrained.hub_weights_file("regnetx_040_nonsense")
