@@ -285,7 +285,9 @@ def _versions() -> dict[str, str]:
 
 
 def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
-    table = Table(title=title, title_justify="left")
+    console = table_console()
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)  # longer than the table is wide
+    table = Table()
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, value in figures["iou"].items():
@@ -295,6 +297,5 @@ def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
     if "boundary_iou" in figures:
         table.add_row("boundary IoU", "absent" if figures["boundary_iou"] is None else f"{figures['boundary_iou']:.3f}")
     table.add_row("pixel accuracy", f"{figures['pixel_accuracy'] or 0:.3f}")
-    console = table_console()
     console.print(table)
-    console.print(f"Written to {path}", soft_wrap=True)
+    console.print(f"Written to {path}", soft_wrap=True, markup=False)
