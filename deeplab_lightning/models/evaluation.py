@@ -17,8 +17,8 @@ _TOLERANCE = 1e-3  # of the largest output; rounding makes 1e-6, a norm that was
 class EvaluationCopies:
     """Makes copies of one network with the weights that it has at the time.
 
-    Norms are folded into convolutions, activations fused with them and weights packed: the same outputs to
-    rounding. How the layers hang together is found out once, and the result compared with the network.
+    Weights are packed, and norms and activations a part of the convolutions: the same outputs to rounding, and in
+    mixed precision the same bits. How the layers hang together is found out once, and what comes of it compared.
 
     Args:
         net: Called with (B, 3, H, W) float; returns a tensor in evaluation.
@@ -49,9 +49,9 @@ class EvaluationCopies:
             return None
 
     def _made(self, net: _Net) -> _Net:
-        folded = fold_batch_norms(net, self._norms).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        pack_convolutions(folded, self._activations)
-        return folded  # type: ignore[no-any-return]
+        made = copy.deepcopy(net).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pack_convolutions(made, self._norms, self._activations)
+        return made  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _is_faithful(self, net: nn.Module) -> bool:

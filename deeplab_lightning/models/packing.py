@@ -1,89 +1,125 @@
-"""Convolutions for evaluation on a CPU: weights laid out once as oneDNN wants them, activations inside."""
+"""Convolutions for evaluation on a CPU: weights laid out once as oneDNN wants them, what follows them inside."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deeplab_lightning.models.atrous import AtrousConv2d, convolve_by_taps
 from deeplab_lightning.models.followers import CONVOLUTIONS, Pair, followers
 
-_KINDS = {*CONVOLUTIONS} - {Conv2dSame}  # which pads by the size of the map
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
-_Fused = tuple[str, list[float]]
+_EXACT = {"none", "relu", "hardtanh"}  # rounding before or after them is the same
 
 
 def activations_to_fuse(net: nn.Module) -> list[Pair]:
     """Names of the convolutions and of the activations that they can apply themselves; see `followers`."""
-    return followers(net, lambda module: _fused(module) is not None)
+    return followers(net, lambda module: _fused([module]) is not None)
 
 
-def pack_convolutions(net: nn.Module, activations: Sequence[Pair] | None = None) -> None:
-    """Make the convolutions of a network `PackedConv2d`, and the activations after them a part of these, in place.
+def pack_convolutions(net: nn.Module, norms: Sequence[Pair] = (), activations: Sequence[Pair] = ()) -> None:
+    """Make the convolutions of a network `PackedConv2d`, and what follows them a part of these, in place.
 
     Args:
         net: For evaluation on a CPU.
-        activations: `activations_to_fuse(net)`, found now if None.
+        norms: `norms_to_fold` of the network.
+        activations: `activations_to_fuse` of the network with these norms folded.
     """
-    found = activations_to_fuse(net) if activations is None else activations
-    after = {conv: name for conv, name in found if type(net.get_submodule(conv)) in _KINDS}
+    norm_of, activation_of = dict(norms), dict(activations)
     for name, conv in list(net.named_modules()):
-        if (
-            isinstance(conv, nn.Conv2d)
-            and type(conv) in _KINDS
-            and conv.padding_mode == "zeros"
-            and not isinstance(conv.padding, str)
-        ):
-            activation = net.get_submodule(after[name]) if name in after else nn.Identity()
-            net.set_submodule(name, PackedConv2d(conv, activation))
-            if name in after:
-                net.set_submodule(after[name], nn.Identity())
+        if not isinstance(conv, nn.Conv2d) or not _is_packable(conv):
+            continue
+        names = dict.fromkeys(key for key in (norm_of.get(name), activation_of.get(name)) if key)  # timm's are one
+        net.set_submodule(name, PackedConv2d(conv, [net.get_submodule(key) for key in names]))
+        for key in names:
+            net.set_submodule(key, nn.Identity())
+
+
+class _Packed(NamedTuple):
+    """What a convolution computes with in one precision.
+
+    Attributes:
+        weight: For oneDNN, or (O, C, 3, 3) for a convolution by taps.
+        bias: (O,) or None.
+        fused: oneDNN's name and arguments of the activation inside.
+        after: What is applied after it.
+        has_taps: Whether it is computed by taps.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    fused: tuple[str, list[float]]
+    after: Sequence[nn.Module]
+    has_taps: bool
 
 
 class PackedConv2d(nn.Conv2d):
-    """A convolution and its activation in one pass, without gradients.
+    """A convolution and the norm and activation after it, without gradients.
 
-    PyTorch's own convolution casts its weights for mixed precision and lays them out anew in every call. Where
-    oneDNN cannot serve, and where gradients are wanted, it is the convolution and the activation themselves.
+    PyTorch's own convolution casts its weights for mixed precision and lays them out anew in every call. In single
+    precision the norm is folded into the weights too, and the activation applied within. In bfloat16 folding would
+    round other weights, and change one label in a hundred: there all layers do what they do. Where oneDNN cannot
+    serve, and where gradients are wanted, they are the layers themselves.
 
     Args:
         conv: The convolution, of whose weights it takes what they are at the first call.
-        activation: What follows it.
+        after: What follows it, in evaluation mode.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: nn.Module) -> None:
+    def __init__(self, conv: nn.Conv2d, after: Sequence[nn.Module]) -> None:
         geometry: dict[str, Any] = {key: getattr(conv, key) for key in _GEOMETRY}
         super().__init__(conv.in_channels, conv.out_channels, bias=conv.bias is not None, device="meta", **geometry)
-        self.weight, self.bias, self.activation = conv.weight, conv.bias, activation
+        self.weight, self.bias, self.after = conv.weight, conv.bias, nn.ModuleList(after)
         self._plain = (conv,)  # in a tuple: its weights are here already
-        self._packed: dict[torch.dtype, tuple[Tensor, Tensor | None]] = {}
+        self._packed: dict[torch.dtype, _Packed] = {}
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (B, C, H, W) -> (B, O, H', W')."""
-        (conv,), fused = self._plain, _fused(self.activation)
+        (conv,) = self._plain
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        if fused is None or torch.is_grad_enabled() or not can_pack(input.device, dtype):
-            return self.activation(conv(input))  # type: ignore[no-any-return]
-        has_taps = isinstance(conv, AtrousConv2d) and conv.takes_taps(input.device, dtype)
+        if torch.is_grad_enabled() or not can_pack(input.device, dtype):
+            return _applied(self.after, conv(input))
+        padding = list(self.padding)
+        if isinstance(conv, Conv2dSame):
+            input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), [0, 0]
         if dtype not in self._packed:
-            self._packed[dtype] = self._pack(dtype, input.shape, has_taps=has_taps)
-        weight, bias = self._packed[dtype]
-        if has_taps:
-            y = convolve_by_taps(input.to(dtype), weight, self.dilation[0])
-            return self.activation(y if bias is None else y + bias[:, None, None])  # type: ignore[no-any-return]
-        shape = (list(conv.padding), list(self.stride), list(self.dilation), self.groups)
-        return torch.ops.mkldnn._convolution_pointwise(input.to(dtype), weight, bias, *shape, *fused, "")  # type: ignore[no-any-return]
+            self._packed[dtype] = self._pack(dtype, input)
+        packed = self._packed[dtype]
+        if packed.has_taps:
+            y = convolve_by_taps(input.to(dtype), packed.weight, self.dilation[0])
+            y = y if packed.bias is None else y + packed.bias[:, None, None]
+        else:
+            shape = (padding, list(self.stride), list(self.dilation), self.groups)
+            arguments = (packed.weight, packed.bias, *shape, *packed.fused, "")
+            y = torch.ops.mkldnn._convolution_pointwise(input.to(dtype), *arguments)
+        return _applied(packed.after, y)
 
-    def _pack(self, dtype: torch.dtype, size: Sequence[int], *, has_taps: bool) -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.weight.detach().to(dtype), None if self.bias is None else self.bias.detach().to(dtype)
-        if not has_taps:
-            arguments: tuple[Any, ...] = (self.padding, self.stride, self.dilation, self.groups, list(size))
-            weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
-        return weight, bias
+    def _pack(self, dtype: torch.dtype, input: Tensor) -> _Packed:
+        conv, after, fused = self._plain[0], list(self.after), _fused(self.after)
+        if dtype == torch.float32 and after and isinstance(after[0], nn.BatchNorm2d):
+            conv = fuse_conv_bn_eval(conv, after[0])
+            fused = _fused([*_within(after[0]), *after[1:]])
+            # An activation that oneDNN does not have comes after it.
+            after = [] if fused is not None else [*_within(after[0]), *after[1:]]
+        elif fused is not None and (dtype == torch.float32 or fused[0] in _EXACT):
+            after = []
+        else:
+            fused = None
+        weight = conv.weight.detach().to(dtype)
+        bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        has_taps = isinstance(self._plain[0], AtrousConv2d) and self._plain[0].takes_taps(input.device, dtype)
+        if has_taps:
+            return _Packed(weight, bias, ("none", []), list(self.after), has_taps)
+        padding = (0, 0) if isinstance(conv, Conv2dSame) else conv.padding
+        arguments: tuple[Any, ...] = (padding, conv.stride, conv.dilation, conv.groups, list(input.shape))
+        weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
+        return _Packed(weight, bias, fused or ("none", []), after, has_taps)
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -100,11 +136,29 @@ def _packable_dtypes() -> frozenset[torch.dtype]:
     return frozenset({torch.float32, torch.bfloat16} if has_half else {torch.float32})
 
 
-def _fused(activation: nn.Module) -> _Fused | None:
-    """oneDNN's name and arguments of an activation; None where it has none."""
+def _is_packable(conv: nn.Conv2d) -> bool:
+    return type(conv) in CONVOLUTIONS and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def _applied(modules: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
+    for module in modules:
+        x = module(x)
+    return x
+
+
+def _within(norm: nn.Module) -> list[nn.Module]:
+    """What timm's norms apply after they have normalised."""
+    return [child for child in norm.children() if not isinstance(child, nn.Identity)]
+
+
+def _fused(after: Sequence[nn.Module] | nn.ModuleList) -> tuple[str, list[float]] | None:
+    """oneDNN's name and arguments of an activation, of nothing too; None where it has none."""
+    if len(after) != 1:
+        return None if len(after) else ("none", [])
+    [activation] = after
     if isinstance(activation, nn.Hardtanh):  # ReLU6 too
         return "hardtanh", [activation.min_val, activation.max_val]
-    names: dict[type[nn.Module], str] = {
+    names: Mapping[type[nn.Module], str] = {
         nn.Identity: "none", nn.ReLU: "relu", nn.SiLU: "swish", nn.Hardswish: "hardswish"
     }  # fmt: skip
     name = names.get(type(activation))

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,7 +8,12 @@ from torch import Tensor, nn
 from deeplab_lightning.models import atrous, packing
 from deeplab_lightning.models.aspp import ConvNormReLU
 from deeplab_lightning.models.atrous import AtrousConv2d
+from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.evaluation import EvaluationCopies
+from deeplab_lightning.models.folding import norms_to_fold
 from deeplab_lightning.models.packing import PackedConv2d, activations_to_fuse, can_pack, pack_convolutions
+from tests.models.references import randomise
+from tests.models.test_folding import NETS
 
 CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="oneDNN packs no weights on this processor")
@@ -24,7 +30,7 @@ def conv(**arguments: Any) -> nn.Conv2d:
 @pytest.mark.parametrize("arguments", [{}, {"stride": 2, "bias": False}, {"groups": 8, "dilation": 2, "padding": 2}])
 def test_it_is_the_convolution_and_its_activation(activation: nn.Module, arguments: dict[str, Any]) -> None:
     layer = conv(**arguments)
-    packed = PackedConv2d(layer, activation)
+    packed = PackedConv2d(layer, [activation])
     with torch.no_grad():
         for size in ((9, 11), (16, 7), (9, 11)):  # packed for the first size, right for all
             x = 5 * torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
@@ -35,15 +41,29 @@ def test_it_is_the_convolution_and_its_activation(activation: nn.Module, argumen
 @needs_half
 def test_mixed_precision_gives_the_same_bits() -> None:
     layer = conv(padding=1)
-    packed, x = PackedConv2d(layer, nn.ReLU()), torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
+    packed, x = PackedConv2d(layer, [nn.ReLU()]), torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert packed(x).dtype == torch.bfloat16
         assert torch.equal(packed(x), layer(x).relu())
 
 
+@needs_half
+@pytest.mark.parametrize(("member", "arguments"), NETS)
+def test_whole_networks_give_the_same_bits_in_mixed_precision(
+    member: Callable[..., DeepLab], arguments: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    net = randomise(member(3, pretrained=False, **arguments)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    evaluated = EvaluationCopies(net).make(net)
+    assert evaluated is not None
+    images = torch.randn(1, 3, 65, 97).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(evaluated(images), net(images))
+
+
 def test_gradients_and_other_precisions_take_the_plain_way() -> None:
     layer = conv()
-    packed, x = PackedConv2d(layer, nn.ReLU()), torch.randn(1, 8, 5, 5)
+    packed, x = PackedConv2d(layer, [nn.ReLU()]), torch.randn(1, 8, 5, 5)
     assert torch.equal(packed(x), layer(x).relu())
     assert packed(x).requires_grad
     with torch.no_grad():
@@ -65,7 +85,7 @@ def test_large_dilations_are_taken_by_taps_where_that_is_faster(monkeypatch: pyt
     monkeypatch.setattr(packing, "convolve_by_taps", spy)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         x = torch.randn(1, 1024, 7, 7)
-        packed = PackedConv2d(layer, nn.ReLU())(x)
+        packed = PackedConv2d(layer, [nn.ReLU()])(x)
         assert torch.equal(packed, layer(x).relu())
     assert taken == [6]
 
@@ -93,7 +113,7 @@ def test_an_activation_of_a_sum_is_not_the_convolutions() -> None:
     images = torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         expected = net(images)
-        pack_convolutions(net)
+        pack_convolutions(net, norms_to_fold(net), activations_to_fuse(net))
         assert torch.allclose(net(images), expected, atol=1e-6)
     assert isinstance(net.act, nn.Identity)
     assert isinstance(net.after, nn.ReLU)
