@@ -211,7 +211,6 @@ def test_validation_of_camvid(precision: str, real_data: Path, capsys: pytest.Ca
     """From files to mIoU, against the loop that people write around smp and torchmetrics, one reading worker each."""
     table = ClassTable(CAMVID, ignore_ids=[11])
     dataset = MaskFolderDataset(str(real_data / "camvid"), "val", masks="valannot", classes=table)
-    dataset._keep(range(40))
     module = SegmentationModule(DeepLabV3(11, backbone="tf_efficientnet_lite0", pretrained=False), classes=table)
     data = SegmentationDataModule(dataset, val_dataset=dataset, split="official", batch_size=4, num_workers=1)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
