@@ -75,7 +75,7 @@ class TrainTransforms:
         factors = [_uniform(max(0.0, 1 - jitter), 1 + jitter) for jitter in self.jitter]
         window = picture.scratch_pixels(reduction)[..., rows.window, columns.window]
         resized = F.resize(window, [rows.size, columns.size], antialias=True)  # the window itself where sizes agree
-        resized = adjust_colors(planar(resized, is_copied=True), *factors)
+        resized = adjust_colors(resized, *factors)
         labels = resize_mask(mask[..., rows.in_file, columns.in_file], (rows.size, columns.size))
         if is_flipped:
             resized, labels = resized.flip(-1), labels.flip(-1)
@@ -132,18 +132,20 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
     clamped and rounded once at the end, where torchvision does it after each.
 
     Args:
-        image: (3, H, W) uint8 RGB, contiguous.
+        image: (3, H, W) uint8 RGB, in any memory order.
         brightness: Factor; 1 changes nothing, as of the next two.
         contrast: Factor.
         saturation: Factor.
 
     Returns:
-        (3, H, W) uint8.
+        (3, H, W) uint8, contiguous, in memory of its own.
     """
     if brightness == contrast == saturation == 1:
-        return image
+        return planar(image, is_copied=True)
     colors, grey, short = _scratch(image.shape)
-    colors.copy_(image)
+    ordered = short.view(-1).view(torch.uint8)[: image.numel()].view(image.shape)  # until `short` is written
+    np.copyto(ordered.numpy(), image.as_subclass(Tensor).numpy())  # quicker at another memory order than torch
+    colors.copy_(ordered)
     torch.mul(colors[0], _GREY[0], out=grey)
     grey.add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
     offset = brightness * (1 - contrast) * float(grey.mean()) + 0.5  # 0.5: converting cuts the fraction off
