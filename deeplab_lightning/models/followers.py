@@ -9,9 +9,9 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from deeplab_lightning.models.atrous import AtrousConv2d
-from deeplab_lightning.models.depthwise import AtrousDepthwiseConv2d
+from deeplab_lightning.models.depthwise import DepthwiseConv2d, DepthwiseConv2dSame
 
-CONVOLUTIONS = (nn.Conv2d, Conv2dSame, AtrousConv2d, AtrousDepthwiseConv2d)
+CONVOLUTIONS = (nn.Conv2d, Conv2dSame, AtrousConv2d, DepthwiseConv2d, DepthwiseConv2dSame)
 """Those that are their weights and nothing more; other classes may do something of their own with them."""
 Pair = tuple[str, str]
 """Names of a convolution and of the layer after it."""

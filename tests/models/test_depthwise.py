@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from deeplab_lightning import DeepLabV3, DeepLabV3Plus
-from deeplab_lightning.models.depthwise import AtrousDepthwiseConv2d, mend_depthwise
+from deeplab_lightning.models.depthwise import DepthwiseConv2d, DepthwiseConv2dSame, mend_depthwise
 
 
 def leave_nan_behind() -> None:
@@ -30,16 +30,29 @@ def gradients(layer: nn.Conv2d, x: Tensor, outer: Tensor, precision: str) -> tup
 
 
 @pytest.mark.parametrize("precision", ["single", "mixed", "true"])
-@pytest.mark.parametrize(("kernel", "dilation"), [(3, 2), (5, 4)])
-def test_the_gradients_are_those_of_double_precision(kernel: int, dilation: int, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (nn.Conv2d, {"kernel_size": 3, "dilation": 2, "padding": 2}),
+        (nn.Conv2d, {"kernel_size": 5, "dilation": 4, "padding": 8, "bias": False}),
+        (nn.Conv2d, {"kernel_size": 3, "padding": 1, "stride": 2}),
+        (nn.Conv2d, {"kernel_size": 2, "stride": 2}),
+        (Conv2dSame, {"kernel_size": 5, "dilation": 2}),
+        (Conv2dSame, {"kernel_size": 5, "stride": 2, "bias": False}),
+    ],
+)
+def test_the_gradients_are_those_of_double_precision(kind: Any, arguments: dict[str, Any], precision: str) -> None:
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {"padding": dilation * (kernel // 2), "dilation": dilation, "groups": 48}
-    layer = AtrousDepthwiseConv2d(48, 48, kernel, **arguments)
+    net = nn.Sequential(kind(48, 48, groups=48, **arguments))
+    mend_depthwise(net)
+    layer = cast(nn.Conv2d, net[0])
+    assert isinstance(layer, DepthwiseConv2d | DepthwiseConv2dSame)
     # Values that bfloat16 holds exactly, so that what is compared is the arithmetic.
     layer.weight.data = layer.weight.data.bfloat16().float()
-    x, outer = (torch.randn(2, 48, 23, 30).bfloat16().float() for _ in range(2))
-    reference = nn.Conv2d(48, 48, kernel, **arguments).double()
+    reference = kind(48, 48, groups=48, **arguments).double()
     reference.weight.data = layer.weight.data.double()
+    x = torch.randn(2, 48, 23, 30).bfloat16().float()
+    outer = torch.randn(reference(x.double()).shape).bfloat16().float()
     x_reference = x.double().requires_grad_()
     reference(x_reference).backward(outer.double())
     for _ in range(3):
@@ -56,27 +69,30 @@ def test_the_forward_pass_is_the_plain_one() -> None:
     plain = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=8)
     net = nn.Sequential(plain)
     mend_depthwise(net)
-    assert isinstance(net[0], AtrousDepthwiseConv2d)
+    assert isinstance(net[0], DepthwiseConv2d)
     x = torch.randn(1, 8, 11, 13)
     for is_half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             assert torch.allclose(net(x), plain(x), atol=0.02 if is_half else 0)
 
 
-def test_only_dilated_depthwise_convolutions_of_stride_1_change() -> None:
-    same = Conv2dSame(8, 8, 5, stride=1, dilation=2, groups=8, bias=False)
-    kept = [
-        nn.Conv2d(8, 8, 3, padding=1, groups=8),
-        nn.Conv2d(8, 8, 3, padding=2, dilation=2),
+def test_depthwise_convolutions_alone_change_and_give_the_same() -> None:
+    changed = [
+        Conv2dSame(8, 8, 5, stride=1, dilation=2, groups=8, bias=False),
+        nn.Conv2d(8, 8, 3, padding="same", groups=8),
         nn.Conv2d(8, 8, 3, 2, groups=8),
+        Conv2dSame(8, 8, 3, stride=2, groups=8),
     ]
-    net = nn.Sequential(same, *kept)
-    x = torch.randn(1, 8, 17, 19)
-    before, names = net(x), list(net.state_dict())
+    kept = [nn.Conv2d(8, 8, 3, padding=2, dilation=2), nn.Conv2d(8, 8, 2, padding="same", groups=8)]
+    net = nn.Sequential(*changed, *kept)
+    x = torch.randn(1, 8, 37, 39)
+    before, names, state = net(x), list(net.state_dict()), torch.get_rng_state()
     mend_depthwise(net)
-    assert [type(layer) for layer in net] == [AtrousDepthwiseConv2d, nn.Conv2d, nn.Conv2d, nn.Conv2d]
+    kinds = [DepthwiseConv2d, DepthwiseConv2d, DepthwiseConv2d, DepthwiseConv2dSame, nn.Conv2d, nn.Conv2d]
+    assert [type(layer) for layer in net] == kinds
     assert list(net.state_dict()) == names
     assert torch.equal(net(x), before)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +102,7 @@ def test_only_dilated_depthwise_convolutions_of_stride_1_change() -> None:
         lambda: DeepLabV3Plus(2, backbone="mobilenetv3_small_050", aspp_channels=8, separable=True, pretrained=False),
     ],
 )
-def test_networks_have_no_plain_dilated_depthwise_convolution(net: Any) -> None:
-    layers = [m for m in net().modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and m.dilation[0] > 1]
-    assert len(layers) > 2
-    assert all(isinstance(layer, AtrousDepthwiseConv2d) for layer in layers)
+def test_networks_have_no_plain_depthwise_convolution(net: Any) -> None:
+    layers = [m for m in net().modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+    assert len(layers) > 10
+    assert all(isinstance(layer, DepthwiseConv2d | DepthwiseConv2dSame) for layer in layers)
