@@ -43,8 +43,12 @@ def fold_batch_norms(net: _Net, pairs: Sequence[Pair] | None = None) -> _Net:
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
         fused = fuse_conv_bn_eval(conv, norm)  # a copy of the convolution, of its own class
-        # timm's norms apply an activation too.
-        after = [child for child in norm.children() if not isinstance(child, nn.Identity)]
+        after = applied_after(norm)
         folded.set_submodule(conv_name, fused)
         folded.set_submodule(norm_name, nn.Sequential(*after) if len(after) != 1 else after[0])
     return folded
+
+
+def applied_after(norm: nn.BatchNorm2d) -> list[nn.Module]:
+    """What a norm applies when it has normalised: timm's have an activation of their own."""
+    return [child for child in norm.children() if not isinstance(child, nn.Identity)]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deeplab_lightning.models.atrous import AtrousConv2d, convolve_by_taps
+from deeplab_lightning.models.folding import applied_after
 from deeplab_lightning.models.followers import CONVOLUTIONS, Pair, followers
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
@@ -104,9 +105,9 @@ class PackedConv2d(nn.Conv2d):
         conv, after, fused = self._plain[0], list(self.after), _fused(self.after)
         if dtype == torch.float32 and after and isinstance(after[0], nn.BatchNorm2d):
             conv = fuse_conv_bn_eval(conv, after[0])
-            fused = _fused([*_within(after[0]), *after[1:]])
-            # An activation that oneDNN does not have comes after it.
-            after = [] if fused is not None else [*_within(after[0]), *after[1:]]
+            rest = [*applied_after(after[0]), *after[1:]]
+            fused = _fused(rest)
+            after = [] if fused is not None else rest  # an activation that oneDNN does not have
         elif fused is not None and (dtype == torch.float32 or fused[0] in _EXACT):
             after = []
         else:
@@ -144,11 +145,6 @@ def _applied(modules: Sequence[nn.Module] | nn.ModuleList, x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
-
-
-def _within(norm: nn.Module) -> list[nn.Module]:
-    """What timm's norms apply after they have normalised."""
-    return [child for child in norm.children() if not isinstance(child, nn.Identity)]
 
 
 def _fused(after: Sequence[nn.Module] | nn.ModuleList) -> tuple[str, list[float]] | None:
