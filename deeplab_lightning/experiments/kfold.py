@@ -4,6 +4,7 @@ import argparse
 import copy
 import json
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -54,7 +55,9 @@ def kfold(args: list[str]) -> None:
         devices=given.devices.split(",") if given.devices else [],
         has_predictions=given.predictions,
         is_in_process=given.in_process,
-        going_on=f"deeplab kfold --resume --name {folder.name} --output_dir {folder.parent}",
+        going_on=shlex.join(
+            ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
+        ),
     )
 
 
