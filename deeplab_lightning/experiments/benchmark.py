@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.plugins.precision import Precision
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -228,11 +229,7 @@ def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
 def _loss(config: Mapping[str, Any]) -> torch.nn.Module | None:
     """The configured loss."""
     given = config["model"].get("loss")
-    if given is None:
-        return None
-    module_name, _, class_name = str(given["class_path"]).rpartition(".")
-    loss: torch.nn.Module = getattr(importlib.import_module(module_name), class_name)(**given.get("init_args", {}))
-    return loss
+    return None if given is None else instantiate_class((), given)  # type: ignore[no-any-return]
 
 
 def _precision(name: str, device: torch.device) -> Precision:
