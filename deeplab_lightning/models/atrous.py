@@ -110,7 +110,7 @@ _Window = tuple[slice, slice, slice]
 
 def _taps(x: Tensor, dilation: int) -> Iterator[tuple[tuple[int, int], _Window, _Window]]:
     """Index of each tap that reaches the map, the pixels that it reads, and those that it adds to."""
-    rows, columns = ([_shifted(length, (i - 1) * dilation) for i in range(3)] for length in x.shape[-2:])
+    rows, columns = ([shifted(length, length, (i - 1) * dilation) for i in range(3)] for length in x.shape[-2:])
     for i, (rows_read, rows_served) in enumerate(rows):
         for j, (columns_read, columns_served) in enumerate(columns):
             if rows_read.start < rows_read.stop and columns_read.start < columns_read.stop:
@@ -118,9 +118,16 @@ def _taps(x: Tensor, dilation: int) -> Iterator[tuple[tuple[int, int], _Window, 
                 yield (i, j), (everywhere, rows_read, columns_read), (everywhere, rows_served, columns_served)
 
 
-def _shifted(length: int, shift: int) -> tuple[slice, slice]:
-    """Where along an axis a tap reads, and where the pixels are that it serves."""
-    start, stop = max(0, -shift), min(length, length - shift)
+def shifted(length: int, served: int, shift: int) -> tuple[slice, slice]:
+    """Where along an axis a tap reads, and where the pixels are that it serves; empty if it reaches none.
+
+    Args:
+        length: Of the map that is read.
+        served: Length of the map that is written.
+        shift: From a pixel that is written to the one that is read.
+    """
+    start = max(0, -shift)
+    stop = max(start, min(served, length - shift))
     return slice(start + shift, stop + shift), slice(start, stop)
 
 

@@ -1,33 +1,33 @@
-"""Depthwise convolutions whose gradients are right, and quicker, in bfloat16 on a CPU.
+"""Depthwise convolutions that are quick, and train rightly, on a CPU: see `depthwise_kernels`.
 
-There, in channels-last memory, PyTorch 2.14's kernel for the gradient of their weights reads memory that nobody
-wrote if they are dilated: the gradient is wrong, or nan, by what happens to lie there. Every EfficientNet or
-MobileNet at output stride 8 or 16 has such layers, and so do separable ASPPs. At stride 2 it is right, but takes
-five times as long as in float32.
+Every EfficientNet and MobileNet is made of them, dilated ones at output stride 8 or 16, and so are separable ASPPs.
 """
 
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Conv2dSame
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-_Sides = Any  # two ints, which torch types as any number
+from deeplab_lightning.models.depthwise_kernels import (
+    Sides,
+    convolve,
+    gradient_by_input,
+    gradient_by_weight,
+    stock_gradients,
+)
+from deeplab_lightning.models.onednn import has_onednn
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that takes its gradients in float32 where it computes in half precision on a CPU.
-
-    Everywhere else, and in the forward pass, it is `torch.nn.Conv2d` itself.
-    """
+    """A depthwise convolution; `torch.nn.Conv2d` but for how it is computed in single and half precision on a CPU."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = _half_dtype(input)
+        dtype = _own_dtype(input)
         if dtype is None:
             return super()._conv_forward(input, weight, bias)
-        return _convolved(input.to(dtype), weight, bias, self.stride, self.padding, self.dilation)
+        return _convolved(input.to(dtype), weight, bias, self, self.padding)
 
 
 class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
@@ -35,43 +35,44 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) -> (B, C, ceil(H / stride), ceil(W / stride))."""
-        dtype = _half_dtype(x)
+        dtype = _own_dtype(x)
         if dtype is None:
             return super().forward(x)  # type: ignore[no-any-return]
-        padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return _convolved(padded.to(dtype), self.weight, self.bias, self.stride, (0, 0), self.dilation)
+        padded = pad_same(x.to(dtype), self.kernel_size, self.stride, self.dilation)
+        return _convolved(padded, self.weight, self.bias, self, (0, 0))
 
 
-def _half_dtype(input: Tensor) -> torch.dtype | None:
-    """The half precision in which a convolution whose gradients are wanted would be computed on a CPU; None else."""
-    if input.device.type != "cpu" or not torch.is_grad_enabled():
+def _own_dtype(input: Tensor) -> torch.dtype | None:
+    """The precision in which a convolution is computed here; None where it is left to PyTorch."""
+    if input.device.type != "cpu" or torch.compiler.is_compiling():  # exporting, too
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-    return dtype if dtype in (torch.bfloat16, torch.float16) else None
+    is_half = dtype in (torch.bfloat16, torch.float16)  # whose gradients PyTorch has wrong, see `stock_gradients`
+    return dtype if is_half or has_onednn(input.device, dtype) else None
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: _Sides, padding: _Sides, dilation: _Sides
-) -> Tensor:
-    y: Tensor = _DepthwiseConv.apply(x, weight, stride, padding, dilation)  # weights are cast inside
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, padding: Any) -> Tensor:
+    y: Tensor = _DepthwiseConv.apply(x, weight, layer.stride, padding, layer.dilation)  # weights are cast inside
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: _Sides, padding: _Sides, dilation: _Sides) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.geometry = (stride, padding, dilation)
-        return F.conv2d(x, weight.to(x.dtype), None, stride, padding, dilation, len(weight))
+        return convolve(x, weight.to(x.dtype), stride, padding, dilation)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1], False)
-        by_input, by_weight, _ = torch.ops.aten.convolution_backward(
-            gradients[0].float(), x.float(), weight.float(), None, *ctx.geometry, False, (0, 0), len(weight), wanted
-        )
-        by_input = None if by_input is None else by_input.to(x.dtype)
+        arguments = (gradients[0], x, weight.to(x.dtype), *ctx.geometry)
+        by_input = by_weight = None
+        if not has_onednn(x.device, x.dtype):
+            by_input, by_weight = stock_gradients(*arguments, wanted=ctx.needs_input_grad[:2])
+        else:
+            by_input = gradient_by_input(*arguments) if ctx.needs_input_grad[0] else None
+            by_weight = gradient_by_weight(*arguments) if ctx.needs_input_grad[1] else None
         return by_input, None if by_weight is None else by_weight.to(weight.dtype), None, None, None
 
 
@@ -97,7 +98,7 @@ def _is_centred(layer: nn.Conv2d) -> bool:
 
 def _mended(layer: nn.Conv2d) -> nn.Conv2d:
     is_same = isinstance(layer, Conv2dSame) or layer.padding == "same"
-    padding: _Sides = layer.padding
+    padding: Any = layer.padding
     if is_same and _is_centred(layer):
         padding = tuple(d * (side // 2) for d, side in zip(layer.dilation, layer.kernel_size, strict=True))
         is_same = False

@@ -1,8 +1,6 @@
 """Convolutions for evaluation on a CPU: weights laid out once as oneDNN wants them, what follows them inside."""
 
-import platform
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,8 +10,18 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from deeplab_lightning.models.atrous import AtrousConv2d, convolve_by_taps
+from deeplab_lightning.models.depthwise import DepthwiseConv2d
+from deeplab_lightning.models.depthwise_kernels import (
+    Sides,
+    batch_to_space,
+    divided,
+    goes_by_phases,
+    output_size,
+    space_to_batch,
+)
 from deeplab_lightning.models.folding import applied_after
 from deeplab_lightning.models.followers import CONVOLUTIONS, Pair, followers
+from deeplab_lightning.models.onednn import has_onednn
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups")
 _EXACT = {"none", "relu", "hardtanh"}  # rounding before or after them is the same
@@ -79,29 +87,42 @@ class PackedConv2d(nn.Conv2d):
         self.weight, self.bias, self.after = conv.weight, conv.bias, nn.ModuleList(after)
         self._plain = (conv,)  # in a tuple: its weights are here already
         self._packed: dict[torch.dtype, _Packed] = {}
+        stride, padding, dilation = geometry["stride"], geometry["padding"], geometry["dilation"]
+        self._pads_itself = isinstance(conv, Conv2dSame)
+        self._padding: Sides = padding
+        self._phases: Sides | None = None
+        """The dilation, where every d-th pixel is taken at a time."""
+        if isinstance(conv, DepthwiseConv2d) and goes_by_phases(stride, padding, dilation):
+            self._phases, padding, dilation = dilation, divided(padding, dilation), (1, 1)
+        self._given = (stride, (0, 0) if self._pads_itself else padding, dilation)  # to oneDNN
 
     def forward(self, input: Tensor) -> Tensor:
         """input: (B, C, H, W) -> (B, O, H', W')."""
         (conv,) = self._plain
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
-        if torch.is_grad_enabled() or not can_pack(input.device, dtype):
+        if torch.is_grad_enabled() or not has_onednn(input.device, dtype):
             return _applied(self.after, conv(input))
-        padding = list(self.padding)
-        if isinstance(conv, Conv2dSame):
-            input, padding = pad_same(input, self.kernel_size, self.stride, self.dilation), [0, 0]
+        x = input.to(dtype)
+        if self._pads_itself:
+            x = pad_same(x, self.kernel_size, self.stride, self.dilation)
+        if self._phases is not None:
+            x = space_to_batch(x, self._phases)
         if dtype not in self._packed:
-            self._packed[dtype] = self._pack(dtype, input)
+            self._packed[dtype] = self._pack(dtype, x)
         packed = self._packed[dtype]
         if packed.has_taps:
-            y = convolve_by_taps(input.to(dtype), packed.weight, self.dilation[0])
+            y = convolve_by_taps(x, packed.weight, self.dilation[0])
             y = y if packed.bias is None else y + packed.bias[:, None, None]
         else:
-            shape = (padding, list(self.stride), list(self.dilation), self.groups)
+            stride, padding, dilation = self._given
+            shape = (padding, stride, dilation, self.groups)
             arguments = (packed.weight, packed.bias, *shape, *packed.fused, "")
-            y = torch.ops.mkldnn._convolution_pointwise(input.to(dtype), *arguments)
+            y = torch.ops.mkldnn._convolution_pointwise(x, *arguments)
+        if self._phases is not None:
+            y = batch_to_space(y, self._phases, output_size(input, self.weight, self._padding, self._phases))
         return _applied(packed.after, y)
 
-    def _pack(self, dtype: torch.dtype, input: Tensor) -> _Packed:
+    def _pack(self, dtype: torch.dtype, x: Tensor) -> _Packed:
         conv, after, fused = self._plain[0], list(self.after), _fused(self.after)
         if dtype == torch.float32 and after and isinstance(after[0], nn.BatchNorm2d):
             conv = fuse_conv_bn_eval(conv, after[0])
@@ -114,27 +135,13 @@ class PackedConv2d(nn.Conv2d):
             fused = None
         weight = conv.weight.detach().to(dtype)
         bias = None if conv.bias is None else conv.bias.detach().to(dtype)
-        has_taps = isinstance(self._plain[0], AtrousConv2d) and self._plain[0].takes_taps(input.device, dtype)
+        has_taps = isinstance(self._plain[0], AtrousConv2d) and self._plain[0].takes_taps(x.device, dtype)
         if has_taps:
             return _Packed(weight, bias, ("none", []), list(self.after), has_taps)
-        padding = (0, 0) if isinstance(conv, Conv2dSame) else conv.padding
-        arguments: tuple[Any, ...] = (padding, conv.stride, conv.dilation, conv.groups, list(input.shape))
+        stride, padding, dilation = self._given
+        arguments: tuple[Any, ...] = (padding, stride, dilation, conv.groups, list(x.shape))
         weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *arguments)
         return _Packed(weight, bias, fused or ("none", []), after, has_taps)
-
-
-def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN has such convolutions with a packed weight. On processors other than x86 nothing was measured."""
-    return device.type == "cpu" and dtype in _packable_dtypes()
-
-
-@cache
-def _packable_dtypes() -> frozenset[torch.dtype]:
-    is_there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-    if not is_there or platform.machine().lower() not in {"x86_64", "amd64"}:
-        return frozenset()
-    has_half = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset({torch.float32, torch.bfloat16} if has_half else {torch.float32})
 
 
 def _is_packable(conv: nn.Conv2d) -> bool:

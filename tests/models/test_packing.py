@@ -9,15 +9,17 @@ from deeplab_lightning.models import atrous, packing
 from deeplab_lightning.models.aspp import ConvNormReLU
 from deeplab_lightning.models.atrous import AtrousConv2d
 from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.depthwise import DepthwiseConv2d
 from deeplab_lightning.models.evaluation import EvaluationCopies
 from deeplab_lightning.models.folding import norms_to_fold
-from deeplab_lightning.models.packing import PackedConv2d, activations_to_fuse, can_pack, pack_convolutions
+from deeplab_lightning.models.onednn import has_onednn
+from deeplab_lightning.models.packing import PackedConv2d, activations_to_fuse, pack_convolutions
 from tests.models.references import randomise
 from tests.models.test_folding import NETS
 
 CPU = torch.device("cpu")
-needs_onednn = pytest.mark.skipif(not can_pack(CPU, torch.float32), reason="oneDNN packs no weights on this processor")
-needs_half = pytest.mark.skipif(not can_pack(CPU, torch.bfloat16), reason="no bfloat16 in oneDNN on this processor")
+needs_onednn = pytest.mark.skipif(not has_onednn(CPU, torch.float32), reason="no packed weights on this processor")
+needs_half = pytest.mark.skipif(not has_onednn(CPU, torch.bfloat16), reason="no bfloat16 in oneDNN on this processor")
 
 
 def conv(**arguments: Any) -> nn.Conv2d:
@@ -88,6 +90,20 @@ def test_large_dilations_are_taken_by_taps_where_that_is_faster(monkeypatch: pyt
         packed = PackedConv2d(layer, [nn.ReLU()])(x)
         assert torch.equal(packed, layer(x).relu())
     assert taken == [6]
+
+
+@needs_half
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_depthwise_convolutions_of_large_dilation_are_taken_apart(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(8, 8, 3, padding=9, dilation=9, groups=8, bias=False)
+    packed, plain = PackedConv2d(layer, [nn.ReLU()]), nn.Conv2d(8, 8, 3, padding=9, dilation=9, groups=8, bias=False)
+    plain.weight = layer.weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for size in ((20, 23), (31, 10), (5, 5)):
+            x = torch.randn(2, 8, *size).contiguous(memory_format=torch.channels_last)
+            assert torch.equal(packed(x), layer(x).relu())
+            assert torch.allclose(packed(x).float(), plain(x).relu().float(), atol=1e-6, rtol=1e-2)
 
 
 class Residual(nn.Module):
