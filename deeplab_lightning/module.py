@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from deeplab_lightning.bands import default_rows, resize, resized_labels
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
@@ -20,6 +19,7 @@ from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.evaluation import EvaluationCopies
 from deeplab_lightning.models.hub import RESTORED_ARGUMENTS
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
+from deeplab_lightning.resizing import resize, resized_labels
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
@@ -237,25 +237,19 @@ class SegmentationModule(L.LightningModule):
             return self(images)  # type: ignore[no-any-return]
         return self._net_in_use().scores(self.normalize(images) if images.dtype == torch.uint8 else images)
 
-    def _output(self, images: Tensor, size: tuple[int, int]) -> Tensor | TrainingLogits:
-        """Logits at the full size, or scores before the resize where the loss goes through them in bands."""
+    def _output(self, images: Tensor) -> Tensor | TrainingLogits:
+        """Logits at the full size, or scores before the resize where the loss goes through them a tile at a time."""
         if not isinstance(self.loss, CrossEntropyLoss):
             return self(images)  # type: ignore[no-any-return]
-        if self.loss.band_rows is not None:
-            return self.scores(images)
-        if self.training or images.device.type != "cpu":  # all rows at once, which training must keep anyway
-            return self(images)  # type: ignore[no-any-return]
-        output = self.scores(images)
-        if isinstance(output, Tensor) and default_rows(output, size) >= size[0]:
-            # In this layout the arg-max, which needs them too, runs along memory.
-            return resize(output.float().contiguous(memory_format=torch.channels_last), size)
-        return output
+        # On a GPU they save memory; whether they save time was not measured.
+        has_tiles = self.loss.band_rows is not None or images.device.type == "cpu"
+        return self.scores(images) if has_tiles else self(images)  # type: ignore[no-any-return]
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of one batch, further outputs included, and its logits (B, K, H, W), or its scores before the resize."""
         assert batch.mask is not None
         mask = batch.mask.long()
-        output = self._output(batch.image, (mask.shape[-2], mask.shape[-1]))
+        output = self._output(batch.image)
         if not isinstance(self.loss, CrossEntropyLoss) and not (mask != self.classes.ignore_index).any():
             logits = output if isinstance(output, Tensor) else output.logits
             return logits.sum() * 0.0, logits  # other losses fail, or give nan, where nothing counts

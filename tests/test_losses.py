@@ -2,8 +2,8 @@ import pytest
 import segmentation_models_pytorch as smp
 import torch
 
-from deeplab_lightning.bands import resize
 from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.resizing import resize
 
 
 @pytest.mark.parametrize("band_rows", [None, 3])

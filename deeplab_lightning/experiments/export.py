@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 import deeplab_lightning
-from deeplab_lightning.bands import resize
 from deeplab_lightning.models.tracing import traceable
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.resizing import resize
 
 Runner = Callable[[Tensor], Tensor]
 """(B, 3, H, W) -> scores (B, K, H, W) or labels (B, H, W)."""

@@ -15,7 +15,6 @@ import yaml
 from rich.table import Table
 from torch import Tensor
 
-from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.batch import Sample
 from deeplab_lightning.console import table_console
 from deeplab_lightning.crf import DenseCRF
@@ -24,6 +23,7 @@ from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.experiments.training import load_checkpoint
 from deeplab_lightning.metrics import boundary_counts, image_matrices, summarize
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.resizing import resize, resized_labels
 
 COARSE = {"w1": (3.0, 6.0), "sigma_alpha": (30.0, 65.0, 100.0), "sigma_beta": (3.0, 6.0)}
 """The ends, and of sigma_alpha the middle, of the ranges that DeepLab v2 searches (section 4.1)."""

@@ -6,13 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from deeplab_lightning.bands import resize
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.depthwise import mend_depthwise
 from deeplab_lightning.models.dilation import DilationRule
 from deeplab_lightning.models.hub import HubFolder
 from deeplab_lightning.models.weights import start_from
+from deeplab_lightning.resizing import resize
 
 LOW_LEVEL_CHANNELS = 48  # DeepLab v3+, table 1
 

@@ -23,13 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from deeplab_lightning import DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationDataModule, SegmentationModule
-from deeplab_lightning.bands import resize, resized_labels
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
 from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
 from deeplab_lightning.models.evaluation import EvaluationCopies
+from deeplab_lightning.resizing import resize, resized_labels
 from tests.benchmarks.measure import alternating, machine, write
 
 NUM_CLASSES, REPEATS = 21, 3
