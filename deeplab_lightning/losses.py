@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplab_lightning.batch import IGNORE_INDEX
-from deeplab_lightning.resizing import resized_tile, tiles
+from deeplab_lightning.resizing import tiles
 
 
 class CrossEntropyLoss(nn.Module):
@@ -107,10 +107,10 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         loss, total = scores.new_zeros(()), pixel_weights.sum()
         gradient = torch.zeros_like(scores, memory_format=torch.contiguous_format) if needs_gradient else None
         with torch.autocast(scores.device.type, enabled=False):
-            for images, rows, columns in tiles(scores, (mask.shape[-2], mask.shape[-1]), band_rows):
+            for images, rows, columns, logits in tiles(scores, (mask.shape[-2], mask.shape[-1]), band_rows):
                 here = (images, rows.large, columns.large)
                 values = _cross_entropy_in_place(
-                    resized_tile(scores, images, rows, columns),  # (b, K, r, c)
+                    logits,
                     target[here][:, None],
                     own=(1 - smoothing) * pixel_weights[here][:, None],
                     spread=smoothing / len(per_class) * counted[here][:, None],

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 256  # 2 MB of floats, which caches hold
+_VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 128  # 2 MB of floats, which caches hold
 
 
 class Span(NamedTuple):
@@ -52,8 +52,7 @@ def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     num_classes = scores.shape[1]
     labels = torch.empty(len(scores), *size, dtype=torch.uint8)
     places_from_last = torch.arange(num_classes, 0, -1, dtype=torch.uint8)[:, None, None]
-    for images, rows, columns in tiles(scores, size):
-        logits = resized_tile(scores, images, rows, columns)  # (b, K, r, c)
+    for images, rows, columns, logits in tiles(scores, size):  # (b, K, r, c)
         # Unlike the arg-max, a maximum across memory is vectorized; of equals it is the first class, as there.
         is_highest = (logits == logits.amax(dim=1, keepdim=True)).view(torch.uint8)
         last = (is_highest * places_from_last).amax(dim=1)  # 0 where a score is nan
@@ -61,13 +60,25 @@ def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     return labels
 
 
-def resized_tile(scores: Tensor, images: slice, rows: Span, columns: Span) -> Tensor:
-    """`resize(scores, size)[images, :, rows.large, columns.large]`, exact to rounding, in contiguous memory."""
-    return rows.weights.t() @ scores[images, :, rows.small, columns.small] @ columns.weights
+class Tile(NamedTuple):
+    """Some pixels of resized scores.
+
+    Attributes:
+        images: Of the batch.
+        rows: Rows of the pixels.
+        columns: Columns of the pixels.
+        logits: `resize(scores, size)[images, :, rows.large, columns.large]`, exact to rounding; to be written to.
+    """
+
+    images: slice
+    rows: Span
+    columns: Span
+    logits: Tensor
 
 
-def tiles(scores: Tensor, size: tuple[int, int], band_rows: int | None = None) -> Iterator[tuple[slice, Span, Span]]:
-    """The images, rows and columns of `scores` resized to `size` that are looked at together.
+@torch.no_grad()
+def tiles(scores: Tensor, size: tuple[int, int], band_rows: int | None = None) -> Iterator[Tile]:
+    """Scores resized to `size`, part by part; each part takes the memory of the one before.
 
     On a CPU a tile of one picture that its caches hold; elsewhere, where it takes large work to be busy, bands of
     all pictures.
@@ -83,9 +94,15 @@ def tiles(scores: Tensor, size: tuple[int, int], band_rows: int | None = None) -
         rows = band_rows or max(1, _VALUES_PER_THREAD * torch.get_num_threads() // (num_classes * columns))
     else:
         images, rows, columns = count, band_rows or height, width
+    rows = min(rows, height)
+    memory = scores.new_empty(images * num_classes * rows * columns)
     down, across = _spans(scores, 2, height, rows), _spans(scores, 3, width, columns)
-    for some, *spans in product(_slices(count, images), down, across):
-        yield some, *spans
+    for some, row_span, column_span in product(_slices(count, images), down, across):
+        narrow = row_span.weights.t() @ scores[some, :, row_span.small, column_span.small]  # (b, K, r, w)
+        shape = (*narrow.shape[:3], column_span.weights.shape[1])
+        logits = memory[: math.prod(shape)].view(shape)
+        torch.matmul(narrow, column_span.weights, out=logits)
+        yield Tile(some, row_span, column_span, logits)
 
 
 def _spans(scores: Tensor, axis: int, size: int, step: int) -> list[Span]:

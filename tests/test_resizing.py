@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from deeplab_lightning import resizing
-from deeplab_lightning.resizing import resize, resized_labels, resized_tile, tiles
+from deeplab_lightning.resizing import resize, resized_labels, tiles
 
 SIZES = [((5, 7), (40, 56)), ((9, 4), (33, 31)), ((6, 6), (6, 6)), ((1, 3), (8, 10)), ((20, 20), (11, 50))]
 
@@ -21,9 +21,9 @@ def test_tiles_make_up_the_resized_scores(
     monkeypatch.setattr(resizing, "_TILE_COLUMNS", 7)
     scores = torch.randn(2, 3, *small).contiguous(memory_format=layout)
     whole = torch.full((2, 3, *large), float("nan"))
-    for images, rows, columns in tiles(scores, large, band_rows):
+    for images, rows, columns, logits in tiles(scores, large, band_rows):
         assert whole[images, :, rows.large, columns.large].isnan().all()  # written once
-        whole[images, :, rows.large, columns.large] = resized_tile(scores, images, rows, columns)
+        whole[images, :, rows.large, columns.large] = logits
     # Positions of up to 20 rows have rounding errors of 1e-6 in float32, times the neighbours' difference.
     torch.testing.assert_close(whole, resize(scores, large), rtol=0, atol=1e-5)
 

@@ -5,7 +5,10 @@ compared by its fastest. Beside the ratio stands the share of the machine's own 
 the stock convolutions reach it, as on CPUs without a matrix unit, no formulation can be much faster.
 """
 
+import multiprocessing
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,8 @@ from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
 from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
+from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.depthwise import DepthwiseConv2d
 from deeplab_lightning.models.evaluation import EvaluationCopies
 from deeplab_lightning.resizing import resize, resized_labels
 from tests.benchmarks.measure import alternating, machine, write
@@ -70,7 +75,7 @@ def training(name: str, net: nn.Module, images: Tensor, loss: Callable[[Any, Ten
         given = placed(net, images, layout)
         net.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
-            value = loss(net(given), mask)
+            value = loss(net.scores(given) if isinstance(net, DeepLab) else net(given), mask)  # as the module does
         value.backward()
 
     return {
@@ -196,41 +201,98 @@ def test_taps_are_chosen_where_they_are_faster(dilation: int, capsys: pytest.Cap
     assert seconds["taps" if is_chosen else "stock"] < 1.1 * min(seconds.values())
 
 
-@pytest.mark.parametrize("layout", list(LAYOUTS))
-def test_labels_in_bands(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
-    scores = torch.randn(4, NUM_CLASSES, 32, 32).contiguous(memory_format=LAYOUTS[layout])
-    calls: dict[str, Call] = {
-        "plain": lambda: resize(scores, (512, 512)).argmax(dim=1),
-        "ours": lambda: resized_labels(scores, (512, 512)),
-    }
-    report(f"labels_{layout}", calls, capsys, wanted=1, repeats=7)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("channels", "side", "kernel", "stride", "dilation"),
+    [(96, 160, 3, 2, 1), (672, 20, 5, 1, 1), (1152, 20, 3, 1, 2), (672, 20, 5, 1, 4), (256, 48, 3, 1, 12)],
+)
+def test_depthwise_convolutions(
+    dtype: torch.dtype,
+    channels: int,
+    side: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Values and gradients of layers of EfficientNets and of a separable ASPP, to PyTorch's own in both layouts."""
+    geometry: dict[str, Any] = {"stride": stride, "padding": dilation * (kernel // 2), "dilation": dilation}
+    plain, ours = (
+        member(channels, channels, kernel, groups=channels, bias=False, **geometry).to(dtype)
+        for member in (nn.Conv2d, DepthwiseConv2d)
+    )
+    x = torch.randn(4, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+    def call(layer: nn.Conv2d, layout: str = "channels_last") -> None:
+        given = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+        y = layer(given)
+        y.backward(y.detach())
+
+    calls: dict[str, Call] = {"ours": lambda: call(ours)}
+    calls |= {layout: lambda layout=layout: call(plain, layout) for layout in LAYOUTS}  # type: ignore[misc]
+    work = f"{channels}x{side}x{side}_kernel_{kernel}_stride_{stride}_dilation_{dilation}"
+    report(f"depthwise_{str(dtype).removeprefix('torch.')}_{work}", calls, capsys, wanted=1, repeats=9)
+
+
+@pytest.mark.parametrize(("num_classes", "side"), [(11, 23), (21, 32), (150, 64)])
+def test_labels(num_classes: int, side: int, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = torch.randn(2, num_classes, side, side)
+    calls: dict[str, Call] = {"ours": lambda: resized_labels(scores, (512, 512))}
+    for layout, order in LAYOUTS.items():
+        given = scores.contiguous(memory_format=order)
+        calls[layout] = lambda given=given: resize(given, (512, 512)).argmax(dim=1)  # type: ignore[misc]
+    report(f"labels_{num_classes}_classes", calls, capsys, wanted=1, repeats=7)
+
+
+@pytest.mark.parametrize(("num_classes", "side"), [(11, 23), (21, 32), (150, 64)])
+def test_loss(num_classes: int, side: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """With its gradient by the scores before they are resized."""
+    mask, loss = torch.randint(0, num_classes, (2, 512, 512)), CrossEntropyLoss()
+    scores = torch.randn(2, num_classes, side, side).requires_grad_()
+    calls: dict[str, Call] = {"ours": lambda: loss(scores, mask).backward()}
+    for layout, order in LAYOUTS.items():
+        given = scores.detach().contiguous(memory_format=order).requires_grad_()
+        calls[layout] = lambda given=given: F.cross_entropy(resize(given, (512, 512)), mask).backward()  # type: ignore[misc]
+    report(f"loss_{num_classes}_classes", calls, capsys, wanted=1, repeats=7)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_validation_of_camvid(precision: str, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From files to mIoU, against the loop that people write around smp and torchmetrics, one reading worker each."""
-    table = ClassTable(CAMVID, ignore_ids=[11])
-    dataset = MaskFolderDataset(str(real_data / "camvid"), "val", masks="valannot", classes=table)
-    module = SegmentationModule(DeepLabV3(11, backbone="tf_efficientnet_lite0", pretrained=False), classes=table)
+    """From files to mIoU, against the loop that people write around smp and torchmetrics, one reading worker each.
+
+    Each in a process of its own, as the trainer sets how this one keeps its memory.
+    """
+    dataset = camvid(real_data)
+    net = DeepLabV3(11, backbone="tf_efficientnet_lite0", pretrained=False)
+    module = SegmentationModule(net, classes=dataset.classes)
     data = SegmentationDataModule(dataset, val_dataset=dataset, split="official", batch_size=4, num_workers=1)
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
     trainer = Trainer(accelerator="cpu", precision=precision, **quiet)  # type: ignore[arg-type]
-    net = smp.DeepLabV3("tu-tf_efficientnet_lite0", encoder_weights=None, classes=11, encoder_output_stride=16).eval()
-    loader = DataLoader(_Pictures(dataset), batch_size=4, num_workers=1)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as other:
+        calls: dict[str, Call] = {
+            "ours": lambda: trainer.validate(module, data, verbose=False),
+            "smp and torchmetrics": lambda: other.submit(validate_as_usual, real_data, precision != "32-true").result(),
+        }
+        report(f"validation_camvid_{precision}", calls, capsys, wanted=3)
 
-    def theirs() -> None:
-        confusion = MulticlassConfusionMatrix(11, ignore_index=255)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision != "32-true"):
-            for images, masks in loader:
-                logits = net(F.pad(images, (0, 0, 4, 4)))[..., 4:-4, :]  # it takes multiples of 16 only
-                confusion.update(logits.float().argmax(dim=1), masks)
-        confusion.compute()
 
-    calls: dict[str, Call] = {
-        "ours": lambda: trainer.validate(module, data, verbose=False),
-        "smp and torchmetrics": theirs,
-    }
-    report(f"validation_camvid_{precision}", calls, capsys, wanted=3)
+def camvid(real_data: Path) -> MaskFolderDataset:
+    table = ClassTable(CAMVID, ignore_ids=[11])
+    return MaskFolderDataset(str(real_data / "camvid"), "val", masks="valannot", classes=table)
+
+
+@cache
+def usual_net() -> nn.Module:
+    return smp.DeepLabV3("tu-tf_efficientnet_lite0", encoder_weights=None, classes=11, encoder_output_stride=16).eval()
+
+
+def validate_as_usual(real_data: Path, is_half: bool) -> None:
+    net, confusion = usual_net(), MulticlassConfusionMatrix(11, ignore_index=255)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+        for images, masks in DataLoader(_Pictures(camvid(real_data)), batch_size=4, num_workers=1):
+            logits = net(F.pad(images, (0, 0, 4, 4)))[..., 4:-4, :]  # it takes multiples of 16 only
+            confusion.update(logits.float().argmax(dim=1), masks)
+    confusion.compute()
 
 
 class _Pictures(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
