@@ -83,7 +83,7 @@ def gradient_by_input(
         return by_input
     if is_strided:  # zeros where the stride passed
         size = output_size(x, weight, padding, dilation)
-        spread = outer.new_zeros(*outer.shape[:2], *size).contiguous(memory_format=torch.channels_last)
+        spread = torch.empty(*outer.shape[:2], *size, dtype=outer.dtype, memory_format=torch.channels_last).zero_()
         spread[:, :, :: stride[0], :: stride[1]] = outer
         outer = spread
     return convolve(outer, weight.flip(2, 3), (1, 1), mirrored, dilation)
