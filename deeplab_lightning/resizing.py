@@ -98,10 +98,11 @@ def tiles(scores: Tensor, size: tuple[int, int], band_rows: int | None = None) -
     memory = scores.new_empty(images * num_classes * rows * columns)
     down, across = _spans(scores, 2, height, rows), _spans(scores, 3, width, columns)
     for some, row_span, column_span in product(_slices(count, images), down, across):
-        narrow = row_span.weights.t() @ scores[some, :, row_span.small, column_span.small]  # (b, K, r, w)
-        shape = (*narrow.shape[:3], column_span.weights.shape[1])
-        logits = memory[: math.prod(shape)].view(shape)
-        torch.matmul(narrow, column_span.weights, out=logits)
+        with torch.autocast(scores.device.type, enabled=False):
+            narrow = row_span.weights.t() @ scores[some, :, row_span.small, column_span.small]  # (b, K, r, w)
+            shape = (*narrow.shape[:3], column_span.weights.shape[1])
+            logits = memory[: math.prod(shape)].view(shape)
+            torch.matmul(narrow, column_span.weights, out=logits)
         yield Tile(some, row_span, column_span, logits)
 
 

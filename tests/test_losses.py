@@ -119,6 +119,16 @@ def test_bands_count_ignored_pixels_nowhere_and_need_no_gradient() -> None:
         assert not loss(scores, torch.zeros(1, 8, 8, dtype=torch.long)).requires_grad
 
 
+def test_mixed_precision_leaves_the_loss_in_full() -> None:
+    scores, mask = torch.randn(1, 3, 4, 4).requires_grad_(), torch.randint(0, 3, (1, 32, 32))
+    expected = CrossEntropyLoss()(scores, mask)
+    (gradient,) = torch.autograd.grad(expected, scores)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = CrossEntropyLoss()(scores, mask)
+    assert torch.equal(loss, expected)
+    assert torch.equal(torch.autograd.grad(loss, scores)[0], gradient)
+
+
 def test_bands_keep_the_dtype_of_the_scores() -> None:
     scores = torch.randn(1, 3, 4, 4).bfloat16().requires_grad_()
     CrossEntropyLoss(band_rows=2)(scores, torch.zeros(1, 8, 8, dtype=torch.long)).backward()
