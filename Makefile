@@ -38,7 +38,8 @@ test: install  ## run all tests
 bench: install  ## measure what the project promises; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_folds.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_loader.py
-	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_memory.py tests/benchmarks/test_models.py
+	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_memory.py
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_models.py
 	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 
 check: install  ## format, lint, types and tests: what has to pass before a commit

@@ -14,7 +14,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.losses import CrossEntropyLoss
-from deeplab_lightning.memory import keep_freed_memory
 from deeplab_lightning.metrics import BoundaryCounts, ConfusionMatrix, image_matrices, iou_by_name, summarize
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.evaluation import EvaluationCopies
@@ -102,11 +101,6 @@ class SegmentationModule(L.LightningModule):
         self._evaluated: tuple[DeepLab] | None = None  # in a tuple: its weights are no part of the module's
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
-
-    def setup(self, stage: str) -> None:
-        """Keep the memory of tensors for the next ones, where the trainer works on a CPU."""
-        if self.trainer.strategy.root_device.type == "cpu":
-            keep_freed_memory()
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         """images: (B, 3, H, W), uint8 or normalised float -> logits (B, K, H, W) float; in training with further

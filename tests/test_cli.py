@@ -352,6 +352,20 @@ def test_help_lists_every_command_without_importing_torch() -> None:
     assert all(f"  {command} " in output for command in COMMANDS)
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="a system without huge pages"
+)
+def test_tensors_of_the_program_lie_in_huge_pages() -> None:
+    code = "import resource, sys; sys.argv[1:] = ['--version']; import deeplab_lightning.__main__ as m; m.run()\n"
+    code += "import torch; faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+    code += "before = faults(); torch.zeros(1 << 24); print(faults() - before)"  # 64 MB
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(output.split()[-1]) < 8192  # of 16384 pages
+
+
 def test_an_unknown_command_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["trian"])

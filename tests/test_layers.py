@@ -3,7 +3,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 LEVELS = (  # imports only point down; the first match counts
-    (0, ("resizing", "batch", "console", "memory", "data.classes", "data.problems", "data.cache", "image_matrices")),
+    (0, ("resizing", "batch", "console", "data.classes", "data.problems", "data.cache", "image_matrices")),
     (2, ("data.datamodule", "models.deeplab", "optimizers")),
     (1, ("data", "models", "losses", "metrics")),
     (3, ("module", "callbacks")),

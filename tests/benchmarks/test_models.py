@@ -6,8 +6,10 @@ the stock convolutions reach it, as on CPUs without a matrix unit, no formulatio
 """
 
 import multiprocessing
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,6 @@ from deeplab_lightning import DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationD
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.losses import CrossEntropyLoss
-from deeplab_lightning.memory import keep_freed_memory
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
 from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
 from deeplab_lightning.models.deeplab import DeepLab
@@ -39,6 +40,7 @@ from deeplab_lightning.resizing import resize, resized_labels
 from tests.benchmarks.measure import alternating, machine, write
 
 NUM_CLASSES, REPEATS = 21, 3
+HUGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DTYPES = {"fp32": False, "bf16": True}
 Call = Callable[[], object]
@@ -156,8 +158,7 @@ def test_training_step_resnet50(output_stride: int, wanted: float, capsys: pytes
 
 
 def test_training_step_v3plus_lite0(capsys: pytest.CaptureFixture[str]) -> None:
-    """Against smp in a process of its own, as the trainer sets how this one keeps its memory."""
-    keep_freed_memory()
+    """Against smp in a process of its own, see `other_process`."""
     net = DeepLabV3Plus(NUM_CLASSES, backbone="tf_efficientnet_lite0", separable=True, pretrained=False)
     calls = training("ours", net, torch.randn(4, 3, 320, 320), CrossEntropyLoss())
     with other_process() as other:
@@ -175,8 +176,14 @@ def shipped() -> Call:
     return training("smp", net, torch.randn(4, 3, 320, 320), F.cross_entropy)["smp fp32 contiguous"]
 
 
-def other_process() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+@contextmanager
+def other_process() -> Iterator[ProcessPoolExecutor]:
+    """One with the memory pages that torch takes of itself, where this one has those that `deeplab` sets."""
+    ours = os.environ.pop(HUGE_PAGES, None)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        yield process
+    if ours is not None:
+        os.environ[HUGE_PAGES] = ours
 
 
 def test_v2_vgg16(capsys: pytest.CaptureFixture[str]) -> None:
@@ -274,10 +281,7 @@ def test_loss(num_classes: int, side: int, capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_validation_of_camvid(precision: str, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """From files to mIoU, against the loop that people write around smp and torchmetrics, one reading worker each.
-
-    Each in a process of its own, as the trainer sets how this one keeps its memory.
-    """
+    """From files to mIoU, against the loop that people write around smp and torchmetrics, one reading worker each."""
     dataset = camvid(real_data)
     net = DeepLabV3(11, backbone="tf_efficientnet_lite0", pretrained=False)
     module = SegmentationModule(net, classes=dataset.classes)

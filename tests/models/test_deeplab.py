@@ -9,6 +9,7 @@ from torch import nn
 from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationModule
 from deeplab_lightning.batch import Batch
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
+from deeplab_lightning.resizing import resize
 from tests.models.references import randomise, written_out_v3plus
 
 MEMBERS: list[tuple[Callable[..., DeepLab], dict[str, Any]]] = [
@@ -150,12 +151,12 @@ def test_the_auxiliary_head_has_a_loss_in_training_and_no_part_in_inference() ->
     batch = Batch(torch.zeros(2, 3, 65, 47, dtype=torch.uint8), mask, ["a", "b"], [(65, 47)] * 2)
     for dropout in (m for m in net.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
-    loss, logits = module._shared_step(batch)
+    loss, scores = module._shared_step(batch)
     output = module(batch.image)
     [(_, auxiliary)] = output.auxiliary
     expected = F.cross_entropy(output.logits, mask) + 0.4 * F.cross_entropy(auxiliary, mask)
     assert torch.allclose(loss, expected, atol=1e-5)
-    assert torch.equal(logits, output.logits)
+    assert torch.equal(resize(scores, (65, 47)), output.logits)
     loss.backward()
     assert net.auxiliary is not None
     assert all(p.grad is not None and p.grad.any() for p in net.auxiliary.parameters())
