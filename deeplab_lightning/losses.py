@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from deeplab_lightning.batch import IGNORE_INDEX
-from deeplab_lightning.resizing import tiles
+from deeplab_lightning.resizing import resize, tiles
 
 
 class CrossEntropyLoss(nn.Module):
@@ -23,7 +24,7 @@ class CrossEntropyLoss(nn.Module):
         label_smoothing: Share of the target spread over all classes, a fraction in [0, 1).
         band_rows: Rows of the full size that are resized and compared at a time on a GPU, such as 32. The same
             loss and gradients to rounding, in a fraction of the memory where there are many classes; with null
-            all rows at once. On a CPU, tiles are as large as its caches; only this number of rows, if given.
+            all rows at once. On a CPU, tiles fit its caches; if given, they have this many rows.
 
     Raises:
         ValueError: For negative weights, smoothing outside [0, 1) or bands of no row.
@@ -60,13 +61,17 @@ class CrossEntropyLoss(nn.Module):
             are of classes with weight 0.
 
         Raises:
-            ValueError: If the number of class weights is not K.
+            ValueError: If the number of class weights is not K, or that of logits and masks differs.
         """
+        if len(logits) != len(mask):
+            raise ValueError(f"got logits of {len(logits)} pictures and masks of {len(mask)}.")
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise ValueError(f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes.")
         if not self._counts_anything(mask):
             return logits.sum() * 0.0
-        if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
+        if not logits.isfinite().all():  # sums over a tile would spread what is not
+            logits = resize(_single(logits), (mask.shape[-2], mask.shape[-1]))
+        elif self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
             arguments = (self.class_weights, self.label_smoothing, self.band_rows)
             loss: Tensor = _ResizedCrossEntropy.apply(logits, mask, *arguments)
             return loss
@@ -125,6 +130,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         return loss / total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         # In float32 until the end: a loss scale of half precision must neither overflow nor come too late.
         gradient = None if ctx.gradient is None else (ctx.gradient * outputs[0].float()).to(ctx.dtype)

@@ -239,11 +239,13 @@ class SegmentationModule(L.LightningModule):
 
     def _output(self, images: Tensor) -> Tensor | TrainingLogits:
         """Logits at the full size, or scores before the resize where the loss goes through them a tile at a time."""
-        if not isinstance(self.loss, CrossEntropyLoss):
+        # A subclass may count on logits at the full size, or have a way of its own to them.
+        if not isinstance(self.loss, CrossEntropyLoss) or type(self.loss).forward is not CrossEntropyLoss.forward:
             return self(images)  # type: ignore[no-any-return]
-        # On a GPU they save memory; whether they save time was not measured.
+        # On a GPU tiles save memory; whether they save time was not measured.
         has_tiles = self.loss.band_rows is not None or images.device.type == "cpu"
-        return self.scores(images) if has_tiles else self(images)  # type: ignore[no-any-return]
+        is_plain = type(self).forward is SegmentationModule.forward
+        return self.scores(images) if has_tiles and is_plain else self(images)  # type: ignore[no-any-return]
 
     def _shared_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of one batch, further outputs included, and its logits (B, K, H, W), or its scores before the resize."""

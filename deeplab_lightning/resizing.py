@@ -47,6 +47,8 @@ def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     scores = scores.float()  # bfloat16 would round neighbouring scores to ties
     if scores.device.type != "cpu":
         return resize(scores, size).argmax(dim=1).to(torch.uint8)
+    if not scores.isfinite().all():  # sums over a tile would spread what is not
+        scores = resize(scores, size)
     if scores.shape[-2:] == size:  # in channels-last memory the arg-max runs along memory
         return scores.contiguous(memory_format=torch.channels_last).argmax(dim=1).to(torch.uint8)
     num_classes = scores.shape[1]
@@ -55,8 +57,8 @@ def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     for images, rows, columns, logits in tiles(scores, size):  # (b, K, r, c)
         # Unlike the arg-max, a maximum across memory is vectorized; of equals it is the first class, as there.
         is_highest = (logits == logits.amax(dim=1, keepdim=True)).view(torch.uint8)
-        last = (is_highest * places_from_last).amax(dim=1)  # 0 where a score is nan
-        labels[images, rows.large, columns.large] = (num_classes - last).clamp_(max=num_classes - 1)
+        place_from_last = (is_highest * places_from_last).amax(dim=1)
+        labels[images, rows.large, columns.large] = num_classes - place_from_last
     return labels
 
 
@@ -67,7 +69,8 @@ class Tile(NamedTuple):
         images: Of the batch.
         rows: Rows of the pixels.
         columns: Columns of the pixels.
-        logits: `resize(scores, size)[images, :, rows.large, columns.large]`, exact to rounding; to be written to.
+        logits: `resize(scores, size)[images, :, rows.large, columns.large]`, exact to rounding for finite scores;
+            to be written to.
     """
 
     images: slice

@@ -111,6 +111,19 @@ def test_bands_give_the_same_loss_and_gradient(
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_scores_that_are_not_finite_stay_where_they_are() -> None:
+    scores, mask = torch.randn(1, 3, 6, 6), torch.randint(0, 2, (1, 24, 24))
+    scores[..., 0, 0], mask[:, :8, :8] = torch.nan, 255
+    plain = CrossEntropyLoss()(resize(scores, (24, 24)), mask)
+    assert plain.isfinite()
+    assert torch.allclose(CrossEntropyLoss()(scores, mask), plain)
+
+
+def test_pictures_and_masks_of_different_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="logits of 1 pictures and masks of 2"):
+        CrossEntropyLoss()(torch.zeros(1, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long))
+
+
 def test_bands_count_ignored_pixels_nowhere_and_need_no_gradient() -> None:
     scores, mask = torch.randn(1, 3, 4, 4, requires_grad=True), torch.full((1, 8, 8), 255)
     loss = CrossEntropyLoss(band_rows=2)

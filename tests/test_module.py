@@ -11,8 +11,10 @@ from deeplab_lightning.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.transforms import TrainTransforms
+from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics import boundary_iou
 from deeplab_lightning.optimizers import PolyLR
+from deeplab_lightning.resizing import resize
 from tests.conftest import CLASSES
 
 TABLE = ClassTable(CLASSES, ignore_ids=[11])
@@ -194,6 +196,30 @@ def test_network_and_class_table_must_agree() -> None:
 def test_a_loss_that_ignores_another_value_is_refused() -> None:
     with pytest.raises(ValueError, match="the loss ignores -100, but void is 255"):
         SegmentationModule(tiny_net(), torch.nn.CrossEntropyLoss())
+
+
+class HardestPixels(CrossEntropyLoss):
+    """The mean of the worse half of the pixels."""
+
+    def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        pixels = torch.nn.functional.cross_entropy(logits, mask, reduction="none").flatten()
+        return pixels.topk(len(pixels) // 2)[0].mean()
+
+
+class Doubled(SegmentationModule):
+    def forward(self, images: torch.Tensor) -> Any:
+        return 2 * super().forward(images)  # type: ignore[operator]
+
+
+def test_losses_and_modules_with_a_forward_of_their_own_have_logits_at_the_full_size() -> None:
+    torch.manual_seed(0)
+    net, mask = tiny_net(), torch.randint(0, 3, (2, 32, 32))
+    batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), mask, ["a", "b"], [(32, 32)] * 2)
+    _, logits = SegmentationModule(net, HardestPixels())._shared_step(batch)
+    assert logits.shape == (2, 3, 32, 32)
+    _, scores = SegmentationModule(net).eval()._shared_step(batch)
+    _, doubled = Doubled(net).eval()._shared_step(batch)
+    assert torch.allclose(doubled, 2 * resize(scores, (32, 32)), atol=1e-5)
 
 
 def test_postprocess_serves_test_and_prediction_but_not_validation(mask_folder: Path) -> None:

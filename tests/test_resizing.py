@@ -54,3 +54,10 @@ def test_labels_of_half_precision_are_those_of_the_same_numbers_in_full() -> Non
     for is_mixed in (False, True):  # which would round the sums of the resizing
         with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
             assert torch.equal(resized_labels(scores, (64, 64)).long(), expected)
+
+
+def test_a_class_of_score_minus_infinity_is_never_taken() -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(1, 3, 8, 8)
+    scores[:, 1] = -torch.inf
+    assert torch.equal(resized_labels(scores, (64, 64)).long(), resize(scores, (64, 64)).argmax(dim=1))

@@ -44,11 +44,17 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
 
 def _own_dtype(input: Tensor) -> torch.dtype | None:
     """The precision in which a convolution is computed here; None where it is left to PyTorch."""
-    if input.device.type != "cpu" or torch.compiler.is_compiling():  # exporting, too
+    is_traced = _is_exporting() or torch.jit.is_tracing()  # to be run elsewhere
+    if input.device.type != "cpu" or input.ndim != 4 or is_traced:
         return None
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     is_half = dtype in (torch.bfloat16, torch.float16)  # whose gradients PyTorch has wrong, see `stock_gradients`
     return dtype if is_half or has_onednn(input.device, dtype) else None
+
+
+def _is_exporting() -> bool:
+    # Before PyTorch 2.7 compiling and exporting could not be told apart.
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
 
 
 def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, padding: Any) -> Tensor:
@@ -58,10 +64,13 @@ def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d,
 
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.geometry = (stride, padding, dilation)
+    def forward(x: Tensor, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides) -> Tensor:
         return convolve(x, weight.to(x.dtype), stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
@@ -98,7 +107,7 @@ def _is_centred(layer: nn.Conv2d) -> bool:
 
 def _mended(layer: nn.Conv2d) -> nn.Conv2d:
     is_same = isinstance(layer, Conv2dSame) or layer.padding == "same"
-    padding: Any = layer.padding
+    padding: Any = (0, 0) if layer.padding == "valid" else layer.padding
     if is_same and _is_centred(layer):
         padding = tuple(d * (side // 2) for d, side in zip(layer.dilation, layer.kernel_size, strict=True))
         is_same = False

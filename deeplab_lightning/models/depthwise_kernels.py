@@ -10,7 +10,7 @@ be had from the fast ones:
 - The gradient by a kernel of 5x5 or 7x7 is that by its 3x3 parts, each on a shifted map.
 - Where the dilation nears the map's size, few pixels meet a tap: a product and a sum for each.
 
-All maps are (B, C, H, W) in channels-last memory, all weights (C, 1, kernel height, kernel width), of one dtype.
+Maps are (B, C, H, W), fastest in channels-last memory, weights (C, 1, kernel height, kernel width), of one dtype.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from deeplab_lightning.models.atrous import shifted
 
 Sides = tuple[int, int]
 """Along rows and columns."""
-_SIDE = 3  # of the largest kernel whose gradient oneDNN computes quickly
+_LARGEST_FAST_KERNEL = 3  # of which oneDNN computes the gradient quickly
 _MOST_PADDING = 6  # pixels; above it oneDNN takes its slow path
 
 
@@ -95,17 +95,17 @@ def gradient_by_weight(
     """The gradient of a depthwise convolution by its weights; arguments as of `gradient_by_input`.
 
     Returns:
-        (C, 1, k, k').
+        (C, 1, k, k'), in float32 where PyTorch's own is taken.
     """
+    if x.shape[3] == 1 and stride[1] > 1 and x.dtype != torch.float32:  # see `stock_gradients`
+        return _stock_gradient_by_weight(outer, x, weight, stride, padding, dilation)
     if dilation != (1, 1):
         if any(2 * d >= side for d, side in zip(dilation, x.shape[2:], strict=True)) and stride == (1, 1):
             return _by_taps(outer, x, weight, padding, dilation)
         if not _is_divisible(stride, padding, dilation):
-            _, by_weight = stock_gradients(outer, x, weight, stride, padding, dilation, wanted=(False, True))
-            assert by_weight is not None
-            return by_weight
+            return _stock_gradient_by_weight(outer, x, weight, stride, padding, dilation)
         outer, x, padding = space_to_batch(outer, dilation), space_to_batch(x, dilation), divided(padding, dilation)
-    if max(weight.shape[2:]) <= _SIDE:
+    if max(weight.shape[2:]) <= _LARGEST_FAST_KERNEL:
         return _by_small_weight(outer, x, weight, stride, padding)
     return _by_parts(outer, x, weight, stride, padding)
 
@@ -120,23 +120,36 @@ def stock_gradients(
     *,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own gradients by input and weights, in float32 for inputs in half precision.
+    """PyTorch's own gradients by input and weights, computed in float32 for inputs in half precision.
 
-    In bfloat16, channels-last memory and with dilation, PyTorch 2.14's gradient by the weights reads memory that
-    nobody wrote: it is wrong, or nan, by what happens to lie there.
+    In bfloat16 and channels-last memory, PyTorch 2.14's gradient by the weights reads memory that nobody wrote if
+    there is dilation, or a stride along maps of one pixel: it is wrong, or nan, by what happens to lie there. With
+    dilation and stride together it was seen to be wrong in float32 too, in this memory order.
+
+    Returns:
+        The gradient by the input in the input's dtype, that by the weights in float32 or finer.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
-    tensors = (outer.to(dtype), x.to(dtype), weight.to(dtype))
+    tensors = [outer.to(dtype), x.to(dtype), weight.to(dtype)]
+    if dilation != (1, 1) and stride != (1, 1):
+        tensors = [tensor.contiguous() for tensor in tensors]
     by_input, by_weight, _ = torch.ops.aten.convolution_backward(
         *tensors, None, stride, padding, dilation, False, (0, 0), len(weight), (*wanted, False)
     )
-    cast = [None if gradient is None else gradient.to(x.dtype) for gradient in (by_input, by_weight)]
-    return cast[0], cast[1]
+    return None if by_input is None else by_input.to(x.dtype), by_weight
 
 
 def divided(padding: Sides, dilation: Sides) -> Sides:
     """The padding of a convolution that takes every d-th pixel at a time."""
     return padding[0] // dilation[0], padding[1] // dilation[1]
+
+
+def _stock_gradient_by_weight(
+    outer: Tensor, x: Tensor, weight: Tensor, stride: Sides, padding: Sides, dilation: Sides
+) -> Tensor:
+    _, by_weight = stock_gradients(outer, x, weight, stride, padding, dilation, wanted=(False, True))
+    assert by_weight is not None
+    return by_weight
 
 
 def space_to_batch(x: Tensor, dilation: Sides) -> Tensor:
@@ -195,9 +208,10 @@ def _by_parts(outer: Tensor, x: Tensor, weight: Tensor, stride: Sides, padding: 
 
 
 def _parts(length: int) -> list[slice]:
-    """[0, length) in slices of `_SIDE`, of which the last two may overlap."""
-    starts = {*range(0, length - _SIDE + 1, _SIDE), max(0, length - _SIDE)}
-    return [slice(start, min(start + _SIDE, length)) for start in sorted(starts)]
+    """[0, length) in slices of at most 3, of which the last two may overlap."""
+    part = _LARGEST_FAST_KERNEL
+    starts = {*range(0, length - part + 1, part), max(0, length - part)}
+    return [slice(start, min(start + part, length)) for start in sorted(starts)]
 
 
 def _by_taps(outer: Tensor, x: Tensor, weight: Tensor, padding: Sides, dilation: Sides) -> Tensor:

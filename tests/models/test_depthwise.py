@@ -29,6 +29,39 @@ def gradients(layer: nn.Conv2d, x: Tensor, outer: Tensor, precision: str) -> tup
     return layer.weight.grad.double(), x.grad.double()
 
 
+def test_gradients_of_maps_of_one_pixel_are_right_in_half_precision() -> None:
+    """PyTorch's kernel reads memory that nobody wrote here, too."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False))
+    mend_depthwise(net)
+    layer = cast(nn.Conv2d, net[0])
+    for _ in range(3):
+        layer.weight.grad = None
+        weights, _ = gradients(layer, torch.randn(2, 16, 3, 1), torch.randn(2, 16, 2, 1), "mixed")
+        assert weights.abs().max() < 100
+
+
+def test_compiled_layers_have_the_same_gradients() -> None:
+    torch.manual_seed(0)
+    layer = DepthwiseConv2d(16, 16, 3, padding=2, dilation=2, groups=16, bias=False)
+    x, outer = torch.randn(2, 16, 12, 12), torch.randn(2, 16, 12, 12)
+    expected, _ = gradients(layer, x, outer, "mixed")
+    layer.weight.grad = None
+    layer.compile(backend="eager")
+    compiled, _ = gradients(layer, x, outer, "mixed")
+    assert torch.allclose(compiled, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+
+
+def test_traced_layers_are_the_plain_ones() -> None:
+    layer = DepthwiseConv2d(4, 4, 3, padding=9, dilation=9, groups=4)
+    x = torch.randn(1, 4, 20, 20)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, x)
+        assert "PythonOp" not in str(traced.graph)
+        assert torch.allclose(traced(x), layer(x), atol=1e-6)
+        assert torch.allclose(layer(x[0]), layer(x)[0], atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["single", "mixed", "true"])
 @pytest.mark.parametrize(
     ("kind", "arguments"),
@@ -45,6 +78,7 @@ def gradients(layer: nn.Conv2d, x: Tensor, outer: Tensor, precision: str) -> tup
         (nn.Conv2d, {"kernel_size": (1, 5), "padding": (0, 2)}),
         (nn.Conv2d, {"kernel_size": 3, "padding": 1, "stride": 2}),
         (nn.Conv2d, {"kernel_size": 2, "stride": 2}),
+        (nn.Conv2d, {"kernel_size": 3, "dilation": 2, "padding": "valid"}),
         (Conv2dSame, {"kernel_size": 5, "dilation": 2}),
         (Conv2dSame, {"kernel_size": 5, "stride": 2, "bias": False}),
     ],
