@@ -34,8 +34,8 @@ def resize(scores: Tensor, size: tuple[int, int]) -> Tensor:
 def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     """The class with the highest score in each pixel of the resized scores, or of scores that have the size already.
 
-    The same as `resize(scores, size).argmax(dim=1)` but for ties to rounding; on a CPU 2 to 8 times as fast, in
-    the memory of a tile.
+    The same as `resize(scores, size).argmax(dim=1)` but for ties to rounding; on a CPU in the memory of a tile,
+    and up to 8 times as fast.
 
     Args:
         scores: (B, K, h, w) float, K at most 255.
