@@ -69,12 +69,12 @@ class CrossEntropyLoss(nn.Module):
             raise ValueError(f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes.")
         if not self._counts_anything(mask):
             return logits.sum() * 0.0
-        if not logits.isfinite().all():  # sums over a tile would spread what is not
-            logits = resize(_single(logits), (mask.shape[-2], mask.shape[-1]))
-        elif self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
-            arguments = (self.class_weights, self.label_smoothing, self.band_rows)
-            loss: Tensor = _ResizedCrossEntropy.apply(logits, mask, *arguments)
-            return loss
+        if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
+            if logits.isfinite().all():
+                arguments = (self.class_weights, self.label_smoothing, self.band_rows)
+                loss: Tensor = _ResizedCrossEntropy.apply(logits, mask, *arguments)
+                return loss
+            logits = resize(_single(logits), (mask.shape[-2], mask.shape[-1]))  # tiles would spread what is not finite
         logits = _single(logits)  # as autocast computes it
         return F.cross_entropy(
             logits,

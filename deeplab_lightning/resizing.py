@@ -47,7 +47,7 @@ def resized_labels(scores: Tensor, size: tuple[int, int]) -> Tensor:
     scores = scores.float()  # bfloat16 would round neighbouring scores to ties
     if scores.device.type != "cpu":
         return resize(scores, size).argmax(dim=1).to(torch.uint8)
-    if not scores.isfinite().all():  # sums over a tile would spread what is not
+    if scores.shape[-2:] != size and not scores.isfinite().all():  # sums over a tile would spread what is not
         scores = resize(scores, size)
     if scores.shape[-2:] == size:  # in channels-last memory the arg-max runs along memory
         return scores.contiguous(memory_format=torch.channels_last).argmax(dim=1).to(torch.uint8)

@@ -77,7 +77,8 @@ def gradient_by_input(
     """
     mirrored = _pair(d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
     is_strided = stride != (1, 1)
-    if min(mirrored) < 0 or (is_strided and x.dtype == torch.float32):  # where oneDNN's own is the faster one
+    # A convolution cannot leave out pixels of its input; in float32 oneDNN's own is the faster one at larger strides.
+    if min(mirrored) < 0 or (is_strided and x.dtype == torch.float32):
         by_input, _ = stock_gradients(outer, x, weight, stride, padding, dilation, wanted=(True, False))
         assert by_input is not None
         return by_input
