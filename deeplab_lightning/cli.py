@@ -23,7 +23,7 @@ COMMANDS = {
     "data check": "read every image and mask once and report what is wrong",
 }
 
-_RUNNERS = {  # module and function below `experiments`; the other commands are Lightning's
+_RUNNERS = {  # module below `commands`, and function; the other commands are Lightning's
     "tune-crf": "tune_crf.tune_crf",
     "kfold": "kfold.kfold",
     "grid": "grid.grid",
@@ -32,8 +32,8 @@ _RUNNERS = {  # module and function below `experiments`; the other commands are 
     "split": "split.split",
     "benchmark": "benchmark.benchmark",
     "export": "export.export",
-    "data synthetic": "data_commands.synthetic",
-    "data check": "data_commands.check",
+    "data synthetic": "data.synthetic",
+    "data check": "data.check",
 }
 
 
@@ -66,9 +66,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def _runner(command: str) -> Callable[[list[str]], None]:
     if command in _RUNNERS:
         module, _, name = _RUNNERS[command].rpartition(".")
-        runner: Callable[[list[str]], None] = getattr(import_module(f"deeplab_lightning.experiments.{module}"), name)
+        runner: Callable[[list[str]], None] = getattr(import_module(f"deeplab_lightning.commands.{module}"), name)
         return runner
-    from deeplab_lightning.experiments.training import run_training_command
+    from deeplab_lightning.commands.training import run_training_command
 
     return lambda rest: run_training_command(command, rest)
 

@@ -1,12 +1,24 @@
 """Parameter groups and the poly schedule."""
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+"""Parameter groups -> optimiser."""
+SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
+"""(optimiser, optimiser steps of the whole training) -> schedule."""
+
+
+def default_optimizer(params: Iterable[Any]) -> Optimizer:
+    """Build DeepLab's SGD with momentum."""
+    return SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
 
 def parameter_groups(
@@ -67,7 +79,7 @@ class PolyLR(LambdaLR):
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
         if not 0 <= warmup_steps < total_steps:
-            raise ValueError(
+            raise UserError(
                 f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."
             )
 

@@ -44,19 +44,24 @@ def write_mask(path: Path, mask: "np.ndarray[Any, Any]", *, has_palette: bool = 
     picture.save(path)
 
 
-@pytest.fixture
-def mask_folder(tmp_path: Path) -> Path:
+def draw_noise_data(folder: Path) -> None:
     """Ten pictures of 48x64 with masks of the values 0, 1, 2 and 11 (void)."""
     rng = np.random.default_rng(0)
     for index in range(10):
-        write_image(tmp_path / "images" / f"{index:02d}.png", seed=index)
+        write_image(folder / "images" / f"{index:02d}.png", seed=index)
         mask = np.zeros((48, 64), dtype=np.uint8)
         mask[24:] = 1
         mask[:, :4] = 11
         if index % 3 == 0:
             top, left = rng.integers(0, 30), rng.integers(4, 50)
             mask[top : top + 12, left : left + 12] = 2
-        write_mask(tmp_path / "masks" / f"{index:02d}.png", mask)
+        write_mask(folder / "masks" / f"{index:02d}.png", mask)
+
+
+@pytest.fixture
+def mask_folder(tmp_path: Path) -> Path:
+    """The data of `draw_noise_data` in a temporary folder."""
+    draw_noise_data(tmp_path)
     return tmp_path
 
 

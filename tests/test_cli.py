@@ -17,7 +17,7 @@ from PIL import Image
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.cli import COMMANDS, main
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES, write_image, write_mask
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"

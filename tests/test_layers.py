@@ -1,40 +1,104 @@
+"""The floors of the house: a module imports from lower floors, and from its own room only what stands before it."""
+
 import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
-LEVELS = (  # imports only point down; the first match counts
-    (0, ("resizing", "batch", "console", "data.classes", "data.problems", "data.cache", "image_matrices")),
-    (2, ("data.datamodule", "models.deeplab", "optimizers")),
-    (1, ("data", "models", "losses", "metrics")),
-    (3, ("module", "callbacks")),
-    (4, ("experiments", "cli")),
-    (5, ("__main__",)),
+
+FLOORS = (
+    ("errors", "files", "connection", "tables", "resizing", "data.classes"),
+    (
+        *("data", "data.problems", "data.cache", "data.images", "data.batch", "data.folds", "data.folds.balance"),
+        *("data.folds.table", "data.datasets.base", "data.datasets.coco", "data.datasets.mask_folder"),
+        *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
+        *("data.groups", "data.image_cache", "data.scan", "data.transforms"),
+        *("models", "models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
+        *("models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
+        *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
+        *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.per_image"),
+        *("crf.permutohedral", "crf"),
+    ),
+    (
+        "data.datamodule",
+        "data.config",
+        "labels",
+        "losses",
+        "optimizers",
+        "drawing",
+        "runs",
+        "tracking",
+        "tracking.mode",
+    ),
+    ("module",),
+    (
+        *("callbacks.checkpoint_io", "callbacks.epoch_seed", "callbacks.panels", "callbacks.prediction_writer"),
+        *("callbacks.progress", "callbacks.run_record", "callbacks.save_config", "callbacks", "tracking.summary"),
+        *("export.tracing", "export.formats", "export"),
+    ),
+    (
+        *("experiments", "experiments.jobs", "experiments.job_table", "experiments.experiment"),
+        *("experiments.significance", "experiments.aggregate", "experiments.comparison"),
+        *("experiments.report.charts", "experiments.report"),
+    ),
+    ("tracking.runs", "tracking.report", "tracking.experiment"),
+    (
+        *("commands", "commands.options", "commands.training", "commands.data", "commands.split", "commands.compare"),
+        *("commands.kfold", "commands.grid", "commands.benchmark", "commands.export", "commands.tune_crf"),
+        *("commands.wandb_report",),
+    ),
+    ("cli", "__main__", ""),
 )
+ORDER = [name for floor in FLOORS for name in floor]
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+LIGHTNING_FREE = {"data", "models", "kernels", "metrics", "crf", "losses", "labels", "resizing", "runs"}
+WANDB_ROOMS = {"tracking", "commands"}  # the command of W&B reports, and no other
+ARGPARSE_ROOMS = {"commands", "cli", "data"}
+
+
+def test_every_module_is_listed_once() -> None:
+    assert sorted(_name(file) for file in PACKAGE.rglob("*.py")) == sorted(ORDER)
 
 
 def test_imports_only_point_down() -> None:
     for file in PACKAGE.rglob("*.py"):
         own = _name(file)
-        for imported in _imports(file):
-            if imported.startswith("deeplab_lightning."):
-                target = imported.removeprefix("deeplab_lightning.")
-                assert _level(target) <= _level(own), f"{own} imports {target}"
-                assert {own.split(".")[0], target.split(".")[0]} != {"data", "models"}, f"{own} imports {target}"
-            if imported.split(".")[0] == "lightning" and own.split(".")[0] in {"data", "models"}:
-                assert own == "data.datamodule", f"{own} knows Lightning"
-            if imported.split(".")[0] == "wandb":
-                assert own.split(".")[0] in {"callbacks", "experiments"}, f"{own} knows W&B"
+        for target in _own_imports(file):
+            where = f"{own or 'the package'} imports {target or 'the package'}"
+            if own == "":
+                continue  # the public names come from everywhere, on first use
+            is_inside = own.partition(".")[0] == target.partition(".")[0] or FLOOR_OF[target] == FLOOR_OF[own]
+            assert FLOOR_OF[target] <= FLOOR_OF[own], where
+            assert not is_inside or ORDER.index(target) < ORDER.index(own), f"{where}, which stands after it"
+            assert {own.partition(".")[0], target.partition(".")[0]} != {"data", "models"}, where
+
+
+def test_rooms_know_only_the_libraries_of_their_kind() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        own, libraries = _name(file), {name.partition(".")[0] for name in _imports(file)}
+        room = own.partition(".")[0]
+        if room in LIGHTNING_FREE and own not in {"data.datamodule"}:
+            assert "lightning" not in libraries, f"{own} knows Lightning"
+        if room not in WANDB_ROOMS:
+            assert "wandb" not in libraries, f"{own} knows W&B"
+        if room not in ARGPARSE_ROOMS:
+            assert "argparse" not in libraries, f"{own} parses arguments"
+        if own.startswith("data.folds"):
+            assert "torch" not in libraries, f"{own} knows torch"
 
 
 def _name(file: Path) -> str:
-    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").removesuffix(".")
 
 
-def _level(name: str) -> int:
-    return next(
-        (level for level, names in LEVELS for n in names if f"{name}.".startswith(f"{n}.")),
-        6 if name == "__init__" else 0,
-    )
+def _own_imports(file: Path) -> set[str]:
+    """The listed modules that a file imports, by their longest name."""
+    found = set()
+    for name in _imports(file):
+        if name.partition(".")[0] == "deeplab_lightning":
+            parts = name.split(".")[1:]
+            candidates = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+            found.add(next((c for c in candidates if c in FLOOR_OF), ""))
+    return found - {""}
 
 
 def _imports(file: Path) -> list[str]:

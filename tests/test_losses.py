@@ -120,7 +120,7 @@ def test_scores_that_are_not_finite_stay_where_they_are() -> None:
 
 
 def test_pictures_and_masks_of_different_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="logits of 1 pictures and masks of 2"):
+    with pytest.raises(ValueError, match="logits of 1 images and masks of 2"):
         CrossEntropyLoss()(torch.zeros(1, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long))
 
 

@@ -7,12 +7,12 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from deeplab_lightning import DeepLabV3, SegmentationDataModule, SegmentationModule
-from deeplab_lightning.batch import Batch
+from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.transforms import TrainTransforms
 from deeplab_lightning.losses import CrossEntropyLoss
-from deeplab_lightning.metrics import boundary_iou
+from deeplab_lightning.metrics.boundary import boundary_iou
 from deeplab_lightning.optimizers import PolyLR
 from deeplab_lightning.resizing import resize
 from tests.conftest import CLASSES
@@ -58,45 +58,6 @@ def test_predictions_have_the_size_of_the_file() -> None:
     batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(65, 97)])
     [(name, mask)] = module.predict_step([batch], 0)
     assert (name, mask.shape, mask.dtype) == ("a.jpg", (65, 97), torch.uint8)
-
-
-def test_evaluation_folds_the_norms_of_the_present_weights(mask_folder: Path, tmp_path: Path) -> None:
-    """In each validation, and only there; checkpoints hold the network's own weights."""
-    seen = []
-
-    class Look(L.Callback):
-        def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-            assert isinstance(pl_module, SegmentationModule)
-            images = torch.rand(1, 3, 48, 48)
-            with torch.no_grad():
-                folded, own = pl_module(images), pl_module.net(images)
-            assert torch.allclose(folded, own, atol=1e-4)
-            assert not torch.equal(folded, own)
-            seen.append(own)
-
-    module = SegmentationModule(tiny_net())
-    names = list(module.state_dict())
-    fit = trainer(tmp_path, max_epochs=2, callbacks=[Look()], num_sanity_val_steps=0, enable_checkpointing=False)
-    fit.fit(module, tiny_data(mask_folder))
-    assert not torch.equal(seen[0], seen[-1])
-    assert list(module.state_dict()) == names
-    images = torch.rand(1, 3, 48, 48)
-    assert torch.equal(module.eval()(images), module.net(images))
-
-
-def test_an_interrupted_evaluation_leaves_no_old_answers(mask_folder: Path, tmp_path: Path) -> None:
-    class Interrupt(L.Callback):
-        def on_validation_batch_end(self, *_: Any) -> None:
-            raise ValueError("enough")
-
-    module = SegmentationModule(tiny_net())
-    with pytest.raises(ValueError, match="enough"):
-        trainer(tmp_path, callbacks=[Interrupt()]).validate(module, tiny_data(mask_folder), verbose=False)
-    images = torch.rand(1, 3, 48, 48)
-    with torch.no_grad():
-        for parameter in module.net.parameters():
-            parameter.mul_(1.1)
-        assert torch.equal(module.eval()(images), module.net(images))
 
 
 def test_one_class_is_evaluated(mask_folder: Path, tmp_path: Path) -> None:
@@ -215,10 +176,10 @@ def test_losses_and_modules_with_a_forward_of_their_own_have_logits_at_the_full_
     torch.manual_seed(0)
     net, mask = tiny_net(), torch.randint(0, 3, (2, 32, 32))
     batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), mask, ["a", "b"], [(32, 32)] * 2)
-    _, logits = SegmentationModule(net, HardestPixels())._shared_step(batch)
+    _, logits = SegmentationModule(net, HardestPixels()).compute_loss(batch)
     assert logits.shape == (2, 3, 32, 32)
-    _, scores = SegmentationModule(net).eval()._shared_step(batch)
-    _, doubled = Doubled(net).eval()._shared_step(batch)
+    _, scores = SegmentationModule(net).eval().compute_loss(batch)
+    _, doubled = Doubled(net).eval().compute_loss(batch)
     assert torch.allclose(doubled, 2 * resize(scores, (32, 32)), atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from deeplab_lightning.data.cache import write_atomically
+from deeplab_lightning.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

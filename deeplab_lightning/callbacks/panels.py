@@ -9,12 +9,14 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from deeplab_lightning.batch import Sample
-from deeplab_lightning.callbacks.pictures import panel
-from deeplab_lightning.callbacks.run_record import run_folder
+from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.drawing import panel
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.labels import find_labels
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import RunFolder
 
 
 class PredictionPanels(L.Callback):
@@ -30,7 +32,7 @@ class PredictionPanels(L.Callback):
 
     def __init__(self, num_images: int = 4, every_n_epochs: int = 5) -> None:
         if num_images < 1 or every_n_epochs < 1:
-            raise ValueError(f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}.")
+            raise UserError(f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}.")
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._silent_loggers: set[str] = set()
 
@@ -46,7 +48,7 @@ class PredictionPanels(L.Callback):
         samples = self._samples(datamodule)
         rows = [(sample, predict_one(pl_module, sample)) for sample in samples]
         picture = panel([_pixels(sample, prediction) for sample, prediction in rows], pl_module.classes)
-        path = run_folder(trainer) / "panels" / f"epoch_{epoch:03d}.png"
+        path = RunFolder(trainer.default_root_dir).panels / f"epoch_{epoch:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.save(path)
         for logger in trainer.loggers:
@@ -95,9 +97,11 @@ def predict_one(module: SegmentationModule, sample: Sample) -> torch.Tensor:
     """(H, W) uint8 train ids of one picture, by the module as it stands."""
     was_training = module.training
     module.eval()
-    logits = module(sample.image.as_subclass(torch.Tensor)[None].to(module.device))
+    images = sample.image.as_subclass(torch.Tensor)[None].to(module.device)
+    size = (images.shape[-2], images.shape[-1])
+    labels = find_labels(module.door.logits(module, images), images, size, door=module.door)
     module.train(was_training)
-    return logits[0].argmax(dim=0).to(torch.uint8).cpu()  # type: ignore[no-any-return]
+    return labels[0].cpu()
 
 
 def _pixels(sample: Sample, prediction: torch.Tensor) -> tuple[Any, Any, Any]:

@@ -8,12 +8,12 @@ from typing import Any
 import lightning as L
 from PIL import Image
 
-from deeplab_lightning.callbacks.pictures import overlay, palette_image
-from deeplab_lightning.callbacks.run_record import run_folder, unused_path
-from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_atomically
 from deeplab_lightning.data.images import read_image
+from deeplab_lightning.drawing import overlay, palette_image
+from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.tables import table_console
 
 _JPEG_QUALITY = 92
 
@@ -32,7 +32,9 @@ class PredictionWriter(L.Callback):
         self.output_dir = output_dir
 
     def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        chosen = Path(self.output_dir) if self.output_dir else unused_path(run_folder(trainer) / "predictions")
+        chosen = (
+            Path(self.output_dir) if self.output_dir else unused_path(RunFolder(trainer.default_root_dir).predictions)
+        )
         self.folder = trainer.strategy.broadcast(chosen)
         loader: Any = trainer.predict_dataloaders
         dataset = loader.dataset.dataset

@@ -1,10 +1,14 @@
-"""Progress where the output is a file: one line per epoch instead of a moving bar."""
+"""What a training prints where the output is a file: a line about the network, and one per epoch."""
 
 import time
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+
+from deeplab_lightning.models.cost import COST_SIZE, network_cost
+from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.tables import shown
 
 
 class EpochLines(ProgressBar):
@@ -28,11 +32,13 @@ class EpochLines(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         figures = self.get_metrics(trainer, pl_module)
-        shown = [
-            f"{name} {_short(figures[name])}" for name in ("train/loss", "val/loss", "val/miou") if name in figures
+        parts = [
+            f"{name} {shown(float(figures[name]), missing='nan')}"
+            for name in ("train/loss", "val/loss", "val/miou")
+            if name in figures
         ]
         self._print(
-            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(shown)}  "
+            f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(parts)}  "
             f"{time.monotonic() - self._start:.1f} s"
         )
 
@@ -45,5 +51,17 @@ class EpochLines(ProgressBar):
             print(line, flush=True)
 
 
-def _short(value: Any) -> str:
-    return f"{float(value):.3f}"
+class NetworkLine(L.Callback):
+    """Prints parameters and multiply-adds, where Lightning's table counts none without an example picture."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
+            return
+        net, cost = pl_module.net, network_cost(pl_module.net)
+        frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad) / 1e6
+        note = f", {frozen:.1f} M of them frozen" if frozen else ""
+        print(
+            f"{type(net).__name__}: {cost['mega_parameters']:.1f} M parameters{note}; {cost['giga_macs']:.1f} G "
+            f"multiply-adds for a picture of {COST_SIZE}x{COST_SIZE}.",
+            flush=True,
+        )

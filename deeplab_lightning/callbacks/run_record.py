@@ -1,35 +1,29 @@
 """The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv`,
 `image_matrices.npz` and, last, `result.json`."""
 
-import copy
-import csv
-import io
-import json
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 import deeplab_lightning
-from deeplab_lightning.callbacks.pictures import draw_confusion_matrix
-from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_text
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.image_matrices import ImageMatrices
+from deeplab_lightning.drawing import draw_confusion_matrix
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.models.cost import network_cost
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.tables import or_null, shown, table_console
 
-COST_SIZE = 512  # pixels
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
@@ -64,12 +58,9 @@ class RunRecord(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
-            write_text(run_folder(trainer) / "folds.csv", datamodule.folds_csv())
-            if datamodule.split == "folds":
-                write_text(run_folder(trainer) / "balance.csv", datamodule.balance().to_csv(datamodule.foreground))
-
+            RunFolder(trainer.default_root_dir).write_splits(datamodule.folds_csv(), datamodule.balance_csv())
         # Where the last epoch is done already and only the result is missing, these are all rows.
-        self.rows = _read_rows(run_folder(trainer) / "metrics.csv") if trainer.ckpt_path else []
+        self.rows = RunFolder(trainer.default_root_dir).read_metrics() if trainer.ckpt_path else []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, and not before, a resumed training knows its epoch.
@@ -93,7 +84,7 @@ class RunRecord(L.Callback):
             if self._validation and best_row([self._validation.figures, figures], trainer) is self._validation.figures:
                 return  # on all processes: they have the same figures
             if isinstance(pl_module, SegmentationModule):
-                images = _gather(list(pl_module.image_matrices))
+                images = _gather(list(pl_module.per_image))
                 self._validation = _Validation(figures, pl_module.last_matrix, images)
             else:
                 self._validation = _Validation(figures, None, [])
@@ -114,17 +105,17 @@ class RunRecord(L.Callback):
         self.rows.append(row)
         if not trainer.is_global_zero or _is_rehearsal(trainer):
             return
-        folder = run_folder(trainer)
-        write_text(folder / "metrics.csv", _rows_csv(self.rows))
+        folder = RunFolder(trainer.default_root_dir)
+        folder.write_metrics(self.rows)
         if validation and validation.matrix is not None and best_row(self.rows, trainer) is row:
             assert isinstance(pl_module, SegmentationModule)
-            write_text(folder / "confusion_matrix.csv", _matrix_csv(validation.matrix, pl_module.classes.names))
-            ImageMatrices.of(validation.images).write(folder / "image_matrices.npz")
+            folder.write_confusion(validation.matrix, pl_module.classes.names)
+            PerImageConfusion.of(validation.images).write(folder.images)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
             return
-        folder = run_folder(trainer)
+        folder = RunFolder(trainer.default_root_dir)
         best = best_row(self.rows, trainer)
         checkpoints = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
         result = {
@@ -137,17 +128,9 @@ class RunRecord(L.Callback):
             "val": None if best is None else _figures(best, "val", pl_module),
             "versions": _versions(),
         }
-        if (folder / "confusion_matrix.csv").is_file():
-            matrix = np.loadtxt(
-                folder / "confusion_matrix.csv",
-                delimiter=",",
-                skiprows=1,
-                usecols=range(1, pl_module.net.num_classes + 1),
-                dtype=np.int64,
-                ndmin=2,
-            )
-            draw_confusion_matrix(matrix, pl_module.classes.names, folder / "confusion_matrix.png")
-        write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        if folder.confusion.is_file():
+            draw_confusion_matrix(folder.read_confusion(), pl_module.classes.names, folder.confusion_figure)
+        folder.write_result(result)
         if best is not None:
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
@@ -162,9 +145,7 @@ class RunRecord(L.Callback):
             stage: figures,
             "versions": _versions(),
         }
-        name = "result_validate.json" if stage == "val" else "result_test.json"
-        path = unused_path(run_folder(trainer) / name)
-        write_text(path, json.dumps(result, indent=2) + "\n")
+        path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
 
 
@@ -175,21 +156,6 @@ def _gather(images: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, images)
     return [image for part in parts for image in part]
-
-
-def run_folder(trainer: L.Trainer) -> Path:
-    """The folder of the run."""
-    return Path(trainer.default_root_dir)
-
-
-def unused_path(path: Path) -> Path:
-    """The path itself, or with -2, -3, ... if something is there: before a file's suffix, after a folder's name."""
-    stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
-    candidate, number = path, 1
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{stem}-{number}{suffix}")
-    return candidate
 
 
 def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:
@@ -212,33 +178,6 @@ def _is_rehearsal(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def _read_rows(path: Path) -> list[dict[str, float]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [{key: float(value) for key, value in row.items() if value != ""} for row in csv.DictReader(file)]
-
-
-def _rows_csv(rows: list[dict[str, float]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        # All digits: a resumed training must compare what an uninterrupted one compares.
-        writer.writerow({k: int(v) if k in {"epoch", "step"} else repr(v) for k, v in row.items()})
-    return text.getvalue()
-
-
-def _matrix_csv(matrix: Tensor, names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["truth \\ prediction", *names])
-    for name, counts in zip(names, matrix.tolist(), strict=True):
-        writer.writerow([name, *counts])
-    return text.getvalue()
-
-
 def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
     datamodule = getattr(trainer, "datamodule", None)
     if not isinstance(datamodule, SegmentationDataModule) or datamodule.dataset is None:
@@ -253,26 +192,12 @@ def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModule) -> dict[str, Any]:
-    figures: dict[str, Any] = {name: _or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
+    figures: dict[str, Any] = {name: or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
     names = module.classes.names
     if f"{stage}/boundary_iou" in metrics:
-        figures["boundary_iou"] = _or_null(metrics[f"{stage}/boundary_iou"])
-    figures["iou"] = {name: _or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
+        figures["boundary_iou"] = or_null(metrics[f"{stage}/boundary_iou"])
+    figures["iou"] = {name: or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
     return figures
-
-
-def network_cost(net: torch.nn.Module) -> dict[str, float]:
-    """Millions of parameters, and 10^9 multiply-adds of one picture of 512x512, counted without computing them."""
-    shadow = copy.deepcopy(net).to("meta").eval()
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        shadow(torch.empty(1, 3, COST_SIZE, COST_SIZE, device="meta"))
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    return {"mega_parameters": round(parameters / 1e6, 3), "giga_macs": round(counter.get_total_flops() / 2e9, 3)}
-
-
-def _or_null(value: float) -> float | None:
-    return round(value, 6) if math.isfinite(value) else None
 
 
 def _versions() -> dict[str, str]:
@@ -284,18 +209,18 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _print_table(title: str, figures: Mapping[str, Any], path: Path) -> None:
+def _print_table(title: str, figures: Mapping[str, Any], path: object) -> None:
     console = table_console()
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)  # longer than the table is wide
     table = Table()
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, value in figures["iou"].items():
-        table.add_row(name, "absent" if value is None else f"{value:.3f}")
+        table.add_row(escape(name), shown(value))
     table.add_section()
-    table.add_row("mIoU", "absent" if figures["miou"] is None else f"{figures['miou']:.3f}")
+    table.add_row("mIoU", shown(figures["miou"]))
     if "boundary_iou" in figures:
-        table.add_row("boundary IoU", "absent" if figures["boundary_iou"] is None else f"{figures['boundary_iou']:.3f}")
-    table.add_row("pixel accuracy", f"{figures['pixel_accuracy'] or 0:.3f}")
+        table.add_row("boundary IoU", shown(figures["boundary_iou"]))
+    table.add_row("pixel accuracy", shown(figures["pixel_accuracy"]))
     console.print(table)
     console.print(f"Written to {path}", soft_wrap=True, markup=False)

@@ -6,8 +6,7 @@ import lightning as L
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from deeplab_lightning.callbacks.run_record import run_folder, unused_path
-from deeplab_lightning.data.cache import write_text
+from deeplab_lightning.runs import RunFolder
 
 
 class SaveConfig(L.Callback):
@@ -29,8 +28,7 @@ class SaveConfig(L.Callback):
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:
-        name = "config.yaml" if stage == "fit" else f"config_{stage}.yaml"
-        write_text(unused_path(run_folder(trainer) / name), self.config)
+        RunFolder(trainer.default_root_dir).write_config(self.config, stage)
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
             logger.log_hyperparams(content)

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import IO
 
 import numpy as np
 import numpy.typing as npt
+
+from deeplab_lightning.files import write_atomically
 
 Row = npt.NDArray[np.int64]
 
@@ -24,25 +25,6 @@ def cache_folder() -> Path:
 def content_key(*parts: object) -> str:
     """A short name for what something depends on."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
-
-
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_atomically` for text."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def try_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:

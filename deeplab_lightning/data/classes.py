@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deeplab_lightning.errors import UserError
+
 IGNORE_INDEX = 255
 """Train id of pixels that count nowhere: not in the loss, not in a metric. The same in all data sets;
 what differs between them is which raw ids map to it."""
@@ -51,13 +53,13 @@ class ClassTable:
     def __post_init__(self) -> None:
         names = tuple(str(name) for name in self.names)
         if not 1 <= len(names) <= MAX_CLASSES:
-            raise ValueError(f"a class table needs 1 to {MAX_CLASSES} names, got {len(names)}.")
+            raise UserError(f"a class table needs 1 to {MAX_CLASSES} names, got {len(names)}.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"class names must differ; these stand more than once: {', '.join(twice)}.")
+            raise UserError(f"class names must differ; these stand more than once: {', '.join(twice)}.")
         colors = voc_palette(len(names)) if self.colors is None else self.colors
         if len(colors) != len(names) or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in colors):
-            raise ValueError(
+            raise UserError(
                 f"colors must hold one (R, G, B) in 0-255 for each of the {len(names)} classes, got {colors}."
             )
         raw_ids = self.raw_ids
@@ -65,10 +67,10 @@ class ClassTable:
             raw_ids = {i: i for i in range(len(names)) if i not in self.ignore_ids}
         wrong = {raw: train for raw, train in raw_ids.items() if not 0 <= train < len(names)}
         if wrong:
-            raise ValueError(f"raw_ids must map to train ids in [0, {len(names)}), got {wrong}.")
+            raise UserError(f"raw_ids must map to train ids in [0, {len(names)}), got {wrong}.")
         both = sorted(set(raw_ids) & set(self.ignore_ids))
         if both:
-            raise ValueError(f"raw ids {both} are both a class and ignored; take them out of one of the two.")
+            raise UserError(f"raw ids {both} are both a class and ignored; take them out of one of the two.")
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "colors", tuple(tuple(int(v) for v in c) for c in colors))
         object.__setattr__(self, "raw_ids", dict(sorted(raw_ids.items())))

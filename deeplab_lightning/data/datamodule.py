@@ -1,7 +1,5 @@
 """Data set and folds -> loaders."""
 
-import csv
-import io
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -19,19 +17,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
-from deeplab_lightning.batch import Batch, Sample, collate, collate_by_size
-from deeplab_lightning.data.balance import Balance, fold_balance
+from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
-from deeplab_lightning.data.fold_table import FoldTable
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
+from deeplab_lightning.data.folds.balance import Balance, fold_balance
+from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
 from deeplab_lightning.data.images import planar
-from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.data.statistics import scan
+from deeplab_lightning.data.scan import scan
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
+from deeplab_lightning.errors import DataError, UserError
+from deeplab_lightning.tables import csv_text
 
 Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
@@ -102,11 +101,11 @@ class SegmentationDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
-            raise ValueError(f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}.")
+            raise UserError(f"fold must be null or in [0, n_folds) with n_folds >= 2, got {fold} of {n_folds}.")
         if split == "official" and dataset is not None and val_dataset is None:
-            raise ValueError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
+            raise UserError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
         if dataset is None and classes is None:
-            raise ValueError("data.dataset is required; only predict with a checkpoint works without one.")
+            raise UserError("data.dataset is required; only predict with a checkpoint works without one.")
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
@@ -184,22 +183,22 @@ class SegmentationDataModule(L.LightningDataModule):
             table = FoldTable.read(Path(self.fold_file), names, self.n_folds, dropped=dropped)
             return table if labels is None else table.with_groups(dict(zip(names, labels, strict=True)))
         folds = stratified_folds(
-            *self.measured(), self.n_folds, groups=labels, seed=self.split_seed, method=self.fold_method
+            *self.balance_features(), self.n_folds, groups=labels, seed=self.split_seed, method=self.fold_method
         )
         return FoldTable(
             dict(zip(names, folds.tolist(), strict=True)), dict(zip(names, labels or [""] * len(names), strict=True))
         )
 
     @property
-    def foreground(self) -> Sequence[str]:
+    def foreground_names(self) -> Sequence[str]:
         """Names of the classes that folds balance: all but `background`."""
         names = self.classes.names
         return names[1:] if names[0] == "background" else names
 
-    def measured(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def balance_features(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """What folds balance: (N, K) objects, and (N, K) shares of the picture, of the foreground classes."""
         assert self.dataset is not None
-        first = self.num_classes - len(self.foreground)
+        first = self.num_classes - len(self.foreground_names)
         if self.exact_areas:
             statistics = scan(self.dataset, is_quiet=True)
             return statistics.objects[:, first:], statistics.areas[:, first:]
@@ -208,18 +207,19 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def balance(self) -> Balance:
         """How even the folds are."""
-        return fold_balance(*self.measured(), list(self.folds.values()), self.n_folds)
+        return fold_balance(*self.balance_features(), list(self.folds.values()), self.n_folds)
+
+    def balance_csv(self) -> str | None:
+        """The evenness of the folds as CSV, a row per fold and class; None for an official split."""
+        return self.balance().to_csv(self.foreground_names) if self.split == "folds" else None
 
     def folds_csv(self) -> str:
         """The split as CSV with the columns image, group, fold: what a later run reads back."""
         if self.split == "folds":
             return self.fold_table.to_csv()
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["image", "group", "fold"])
-        for part, dataset in (("train", self.dataset), ("val", self.val_dataset)):
-            writer.writerows([image, "", part] for image in (dataset.names if dataset else ()))
-        return text.getvalue()
+        parts = (("train", self.dataset), ("val", self.val_dataset))
+        rows = [[image, "", part] for part, dataset in parts for image in (dataset.names if dataset else ())]
+        return csv_text([["image", "group", "fold"], *rows])
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled crops; the last batch is dropped if it is not full and not the only one."""

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 
 from deeplab_lightning.data.cache import cache_folder, cached_rows, content_key
 from deeplab_lightning.data.datasets.base import SegmentationDataset
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
 
 _HASH_BITS, _MOST_BITS = 64, 12
 _COMPARED = 512  # hashes against all others at once
@@ -55,9 +55,9 @@ class PatternGroups(Grouping):
         try:
             self.pattern = re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"pattern must be a regular expression, got {pattern!r}: {error}.") from error
+            raise UserError(f"pattern must be a regular expression, got {pattern!r}: {error}.") from error
         if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1 or null, got {chunk_size}.")
+            raise UserError(f"chunk_size must be at least 1 or null, got {chunk_size}.")
         self.chunk_size = chunk_size
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
@@ -95,7 +95,7 @@ class TableGroups(Grouping):
     def labels(self, dataset: SegmentationDataset) -> list[str]:
         """The label in each image's row."""
         if not self.file.is_file():
-            raise FileNotFoundError(f"no such table of groups: {self.file.absolute()}")
+            raise MissingFileError(f"no such table of groups: {self.file.absolute()}")
         with self.file.open(newline="") as file:
             reader = csv.DictReader(file)
             columns = reader.fieldnames or []
@@ -128,7 +128,7 @@ class DuplicateGroups(Grouping):
 
     def __init__(self, max_distance: int = 6) -> None:
         if not 0 <= max_distance <= _MOST_BITS:
-            raise ValueError(f"max_distance must be in [0, {_MOST_BITS}], got {max_distance}.")
+            raise UserError(f"max_distance must be in [0, {_MOST_BITS}], got {max_distance}.")
         self.max_distance = max_distance
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:

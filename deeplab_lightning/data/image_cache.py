@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deeplab_lightning.data.cache import cache_folder, content_key, write_atomically
+from deeplab_lightning.data.cache import cache_folder, content_key
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.images import Picture, image_size
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.files import write_atomically
 
 CacheMode = Literal["none", "ram", "disk"]
 Pixels = npt.NDArray[np.uint8]  # (H, W, 3)

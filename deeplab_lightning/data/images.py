@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from deeplab_lightning.errors import MissingFileError, UserError
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _MOST_KEPT = 1 << 26  # bytes that a thread keeps to decode into, 22 megapixels
 _EXIF_ORIENTATION = 0x0112
@@ -80,7 +82,7 @@ class FilePicture(Picture):
         try:
             self._bytes = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise FileNotFoundError(f"{path}: no such image") from error
+            raise MissingFileError(f"{path}: no such image") from error
         size = _plain_jpeg_size(self._bytes)
         self._is_plain_jpeg = size is not None
         self.size = self._opened_size() if size is None else size
@@ -112,7 +114,7 @@ class FilePicture(Picture):
         except (OSError, SyntaxError) as error:
             raise self._decoding_error(error) from error
         if self._file.mode.startswith("I") or self._file.mode == "F":
-            raise ValueError(f"{self._path}: has more than 8 bits a channel; convert it to 8 bits")
+            raise UserError(f"{self._path}: has more than 8 bits a channel; convert it to 8 bits")
         width, height = self._file.size
         return (width, height) if orientation in _TRANSPOSED else (height, width)
 
@@ -165,9 +167,9 @@ def image_size(path: Path) -> tuple[int, int]:
             width, height = file.size
             orientation = _orientation(file)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path}: no such image") from error
+        raise MissingFileError(f"{path}: no such image") from error
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be decoded ({_first_line(error)})") from error
     return (width, height) if orientation in _TRANSPOSED else (height, width)
 
 
@@ -179,20 +181,20 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
         ValueError: If it cannot be decoded or is a colour picture.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such mask")
+        raise MissingFileError(f"{path}: no such mask")
     try:
         with Image.open(path) as file:
             file.load()
             mode, array = file.mode, np.asarray(file)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: cannot be decoded ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be decoded ({_first_line(error)})") from error
     if mode == "1":
         return array.astype(np.uint8)
     if mode in {"P", "L"}:
         return array
     if mode.startswith("I"):
         return array.astype(np.uint16)
-    raise ValueError(f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel")
+    raise UserError(f"{path}: is a colour picture ({mode}); masks are index or palette PNG files of one channel")
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

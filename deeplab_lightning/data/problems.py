@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from deeplab_lightning.errors import DataError
+
 OnError = Literal["raise", "skip"]
 _SHOWN = 10
 
@@ -26,10 +28,6 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.found}. {self.todo}"
-
-
-class DataError(ValueError):
-    """The data cannot be used as they are. Shown without a traceback on the command line."""
 
 
 def data_error(problems: Sequence[Problem]) -> DataError:

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.images import Picture, PixelPicture, planar
+from deeplab_lightning.errors import UserError
 
 IMAGENET_MEAN_COLOR = (124, 116, 104)
 _GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue in brightness (ITU-R BT.601)
@@ -52,9 +53,9 @@ class TrainTransforms:
     ) -> None:
         size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
         if min(size) < 1 or not 0 < scale_range[0] <= scale_range[1]:
-            raise ValueError(f"crop_size and scale_range must be positive and ordered, got {size}, {scale_range}.")
+            raise UserError(f"crop_size and scale_range must be positive and ordered, got {size}, {scale_range}.")
         if min(brightness, contrast, saturation) < 0:
-            raise ValueError(
+            raise UserError(
                 f"brightness, contrast and saturation must not be negative, got {brightness}, {contrast}, {saturation}."
             )
         self.crop_size, self.scale_range, self.flip_probability = size, scale_range, flip_probability
@@ -103,7 +104,7 @@ class EvalTransforms:
 
     def __init__(self, max_size: int | None = None) -> None:
         if max_size is not None and max_size < 1:
-            raise ValueError(f"max_size must be a positive number of pixels, got {max_size}.")
+            raise UserError(f"max_size must be a positive number of pixels, got {max_size}.")
         self.max_size = max_size
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -1,1 +1,1 @@
-"""What the commands do."""
+"""K-fold experiments: their jobs, their pooled results and their comparison."""

@@ -1,10 +1,7 @@
 """Folds -> one result: pooled confusion matrix, mean and spread, from files alone."""
 
-import csv
-import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +12,12 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab_lightning.console import table_console
-from deeplab_lightning.data.cache import write_text
-from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
+from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.files import write_text
+from deeplab_lightning.metrics.iou import class_iou, mean_iou, nan_mean, pixel_accuracy
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
 _MOST_FOLDS = 5  # side by side in a terminal of 80 columns
 Floats = npt.NDArray[np.float64]
@@ -44,7 +44,7 @@ class CrossValidation:
     folds: list[int]
     n_folds: int
     matrices: Ints
-    images: ImageMatrices | None
+    images: PerImageConfusion | None
     fold_of: dict[str, int]
 
     @property
@@ -55,22 +55,22 @@ class CrossValidation:
     @property
     def miou(self) -> Floats:
         """(F,) of each fold alone."""
-        return miou_of(self.matrices)
+        return mean_iou(self.matrices)
 
     @property
     def iou(self) -> Floats:
         """(F, K) likewise; nan where a fold lacks a class."""
-        return iou_of(self.matrices)
+        return class_iou(self.matrices)
 
     @property
     def pooled_iou(self) -> Floats:
         """(K,) from the confusion matrix summed over the folds."""
-        return iou_of(self.matrix)
+        return class_iou(self.matrix)
 
     @property
     def pooled_miou(self) -> float:
         """Mean over the classes of the pooled IoU: a class that one fold lacks is no problem."""
-        return float(miou_of(self.matrix))
+        return float(mean_iou(self.matrix))
 
     def to_dict(self) -> dict[str, Any]:
         """What `cv.json` holds; nothing of it depends on time or machine."""
@@ -84,36 +84,28 @@ class CrossValidation:
             "folds": self.folds,
             "num_images": len(self.fold_of),
             "out_of_fold": {
-                "miou": _or_null(self.pooled_miou),
-                "pixel_accuracy": _or_null(float(np.trace(matrix) / max(int(matrix.sum()), 1))),
-                "iou": {c: _or_null(v) for c, v in zip(self.classes, self.pooled_iou, strict=True)},
+                "miou": or_null(self.pooled_miou),
+                "pixel_accuracy": or_null(float(pixel_accuracy(matrix))),
+                "iou": {c: or_null(v) for c, v in zip(self.classes, self.pooled_iou, strict=True)},
             },
             "mean": {
-                "miou": _or_null(float(self.miou.mean())),
-                "iou": {c: _or_null(v) for c, v in zip(self.classes, class_means, strict=True)},
+                "miou": or_null(float(self.miou.mean())),
+                "iou": {c: or_null(v) for c, v in zip(self.classes, class_means, strict=True)},
             },
             "std": {
-                "miou": _or_null(spread),
-                "iou": {c: _or_null(v) for c, v in zip(self.classes, class_spreads, strict=True)},
+                "miou": or_null(spread),
+                "iou": {c: or_null(v) for c, v in zip(self.classes, class_spreads, strict=True)},
             },
             "per_fold": [
                 {
                     "fold": fold,
-                    "miou": _or_null(self.miou[row]),
-                    "iou": {c: _or_null(v) for c, v in zip(self.classes, self.iou[row], strict=True)},
+                    "miou": or_null(self.miou[row]),
+                    "iou": {c: or_null(v) for c, v in zip(self.classes, self.iou[row], strict=True)},
                 }
                 for row, fold in enumerate(self.folds)
             ],
             "confusion_matrix": matrix.tolist(),
         }
-
-
-def run_folders(folder: Path) -> list[Path]:
-    """The folders of an experiment's folds in order (not of a fold that was trained again), or a single run itself."""
-    if (folder / "result.json").is_file():
-        return [folder]
-    folds = {path: re.fullmatch(r"fold_(\d+)", path.name) for path in folder.glob("fold_*")}
-    return sorted((path for path, match in folds.items() if match), key=lambda path: int(path.name[5:]))
 
 
 def read_cv(folder: Path) -> CrossValidation:
@@ -122,45 +114,27 @@ def read_cv(folder: Path) -> CrossValidation:
     Raises:
         FileNotFoundError: If there is no finished fold, or one has no confusion matrix.
     """
-    runs = [run / "result.json" for run in run_folders(folder)]
-    runs = [path for path in runs if path.is_file() and json.loads(path.read_text())["val"] is not None]
+    runs = [(run, result) for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
+    runs = [(run, result) for run, result in runs if result["val"] is not None]
     if not runs:
-        raise FileNotFoundError(
-            f"no finished run or fold in {folder.absolute()}: there is no result.json with figures."
-        )
-    results = [json.loads(path.read_text()) for path in runs]
+        raise MissingFileError(f"no finished run or fold in {folder.absolute()}: there is no result.json with figures.")
+    results = [result for _, result in runs]
     folds = [result["fold"] or 0 for result in results]
-    parts = [_read_images(path.parent) for path in runs]
+    parts = [run.read_images() for run, _ in runs]
     known = [part for part in parts if part is not None]
     is_known = len(known) == len(parts)
+    matrices = [
+        run.read_confusion() if part is None else part.total() for (run, _), part in zip(runs, parts, strict=True)
+    ]
     return CrossValidation(
         name=folder.name,
         classes=list(results[0]["val"]["iou"]),
         folds=folds,
         n_folds=results[0]["n_folds"] or 1,
-        matrices=np.stack(
-            [
-                _read_matrix(path.parent / "confusion_matrix.csv") if part is None else part.total()
-                for path, part in zip(runs, parts, strict=True)
-            ]
-        ),
-        images=ImageMatrices.joined(known) if is_known else None,
+        matrices=np.stack(matrices),
+        images=PerImageConfusion.joined(known) if is_known else None,
         fold_of={n: fold for fold, part in zip(folds, known, strict=True) for n in part.names} if is_known else {},
     )
-
-
-def _read_images(run: Path) -> ImageMatrices | None:
-    """The matrices of a run's pictures; None where only their sum is there, as where W&B kept no more."""
-    path = run / "image_matrices.npz"
-    if not path.is_file() and (run / "confusion_matrix.csv").is_file():
-        return None
-    return ImageMatrices.read(path)
-
-
-def _read_matrix(path: Path) -> Ints:
-    """(K, K) counts, as `RunRecord` wrote them."""
-    with path.open(newline="") as file:
-        return np.array([row[1:] for row in list(csv.reader(file))[1:]], dtype=np.int64)
 
 
 def aggregate(folder: Path) -> CrossValidation:
@@ -171,11 +145,12 @@ def aggregate(folder: Path) -> CrossValidation:
     """
     result = read_cv(folder)
     if result.images is None:
-        raise FileNotFoundError(f"no image_matrices.npz in a fold of {folder.absolute()}. Train the fold again.")
-    result.images.write(folder / "oof.npz")
-    write_text(folder / "cv.csv", _csv(result))
-    _draw(result, folder / "cv.png")
-    write_text(folder / "cv.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        raise MissingFileError(f"no image_matrices.npz in a fold of {folder.absolute()}. Train the fold again.")
+    files = ExperimentFolder(folder)
+    result.images.write(files.images)
+    write_text(files.table, _table_csv(result))
+    _draw(result, files.figure)
+    write_text(files.result, json.dumps(result.to_dict(), indent=1) + "\n")
     return result
 
 
@@ -193,36 +168,33 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
             table.add_column(column, justify="right", no_wrap=True)
         for index, name in enumerate(result.classes):
             values = [result.pooled_iou[index], *result.iou[list(chosen), index], means[index], spreads[index]]
-            table.add_row(escape(name), *(_short(value) for value in values))
+            table.add_row(escape(name), *(shown(value) for value in values))
         table.add_section()
         values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), spread]
-        table.add_row("mIoU", *(_short(value) for value in values))
+        table.add_row("mIoU", *(shown(value) for value in values))
         console.print(table)
     console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True, markup=False)
 
 
 def _over_folds(iou: Floats, figure: str) -> Floats:
     """(F, K) -> (K,) mean or standard deviation over the folds that have the class; nan without any, or two."""
-    present = ~np.isnan(iou)
-    number = present.sum(axis=0)
-    mean = np.divide(np.where(present, iou, 0).sum(axis=0), number, out=np.full(iou.shape[1], np.nan), where=number > 0)
+    mean = nan_mean(iou.T)
     if figure == "mean":
         return mean
-    squares = np.where(present, (iou - mean) ** 2, 0).sum(axis=0)
+    number = (~np.isnan(iou)).sum(axis=0)
+    squares = np.nansum((iou - mean) ** 2, axis=0)
     return np.sqrt(np.divide(squares, number - 1, out=np.full(iou.shape[1], np.nan), where=number > 1))
 
 
-def _csv(result: CrossValidation) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "pooled", *(f"fold_{fold}" for fold in result.folds)])
-    rows: Sequence[tuple[str, Sequence[float]]] = [
+def _table_csv(result: CrossValidation) -> str:
+    rows: list[tuple[str, Sequence[float]]] = [
         *((name, [result.pooled_iou[i], *result.iou[:, i]]) for i, name in enumerate(result.classes)),
         ("mIoU", [result.pooled_miou, *result.miou]),
     ]
-    for name, values in rows:
-        writer.writerow([name, *("" if math.isnan(value) else f"{value:.6f}" for value in values)])
-    return text.getvalue()
+    header = ["class", "pooled", *(f"fold_{fold}" for fold in result.folds)]
+    return csv_text(
+        [header, *([name, *("" if math.isnan(v) else f"{v:.6f}" for v in values)] for name, values in rows)]
+    )
 
 
 def _draw(result: CrossValidation, path: Path) -> None:
@@ -240,11 +212,3 @@ def _draw(result: CrossValidation, path: Path) -> None:
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set(ylim=(0, 1), ylabel="IoU", title=f"{result.name}: pooled over {len(result.folds)} folds; points: folds")
     figure.savefig(path, dpi=120)
-
-
-def _short(value: float) -> str:
-    return "absent" if math.isnan(value) else f"{value:.3f}"
-
-
-def _or_null(value: float) -> float | None:
-    return round(float(value), 6) if math.isfinite(value) else None

@@ -1,7 +1,5 @@
 """Experiments side by side: intervals of their scores and of their differences, on the same pictures."""
 
-import csv
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
-from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv, run_folders
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv
 from deeplab_lightning.experiments.significance import (
     FEW_UNITS,
     Difference,
@@ -24,7 +22,9 @@ from deeplab_lightning.experiments.significance import (
     jackknife,
     leave_out_iou,
 )
-from deeplab_lightning.image_matrices import ImageMatrices, iou_of, miou_of
+from deeplab_lightning.metrics.iou import class_iou, mean_iou, nan_mean
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class Entry:
     folder: Path
     label: str
     matrix: Ints
-    images: ImageMatrices | None
+    images: PerImageConfusion | None
     interval: tuple[float, float]
     difference: float
     over_folds: Difference | None
@@ -66,12 +66,12 @@ class Entry:
     @property
     def miou(self) -> float:
         """Pooled over the shared pictures."""
-        return float(miou_of(self.matrix))
+        return float(mean_iou(self.matrix))
 
     @property
     def iou(self) -> Floats:
         """(K,) pooled over the shared pictures."""
-        return iou_of(self.matrix)
+        return class_iou(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
             matrix=matrix,
             images=images,
             interval=(math.nan, math.nan),
-            difference=math.nan if is_base else float(miou_of(matrix) - miou_of(matrices[0])),
+            difference=math.nan if is_base else float(mean_iou(matrix) - mean_iou(matrices[0])),
             over_folds=None if is_base else over_folds[index],
             over_images=None,
             per_class=None if is_base or over_folds[index] is None else _classes_over_folds(base, result),
             adjusted_p=math.nan,
             cost=_cost(folder),
         )
-        entries.append(entry if resampled is None else _over_images(entry, resampled, index, iou_of(matrices[0])))
+        entries.append(entry if resampled is None else _over_images(entry, resampled, index, class_iou(matrices[0])))
     adjusted = holm([_p_value(entry) for entry in entries])
     entries = [replace(entry, adjusted_p=float(p)) for entry, p in zip(entries, adjusted, strict=True)]
     return Comparison(entries, classes, len(known[0].names) if known else None, notes)
@@ -174,7 +174,7 @@ class _Resampled:
         return jackknife(b - a, observed) if self.is_jackknife else bootstrap_difference(a, b, observed)
 
 
-def _resample(known: Sequence[ImageMatrices], groups: Sequence[str] | None, num_resamples: int) -> _Resampled:
+def _resample(known: Sequence[PerImageConfusion], groups: Sequence[str] | None, num_resamples: int) -> _Resampled:
     units = known[0].names if groups is None else groups
     count = len(set(units))
     if count >= FEW_UNITS:
@@ -188,7 +188,7 @@ def _resample(known: Sequence[ImageMatrices], groups: Sequence[str] | None, num_
 
 def _shared_images(
     folders: Sequence[Path], results: Sequence[CrossValidation]
-) -> tuple[Sequence[ImageMatrices | None], list[str]]:
+) -> tuple[Sequence[PerImageConfusion | None], list[str]]:
     """The matrices of the pictures that all experiments held out, and what there is to note.
 
     None for all where one of them does not know its pictures: the others' cannot be paired with it.
@@ -213,7 +213,7 @@ def _shared_images(
 def _over_images(entry: Entry, resampled: _Resampled, index: int, base_iou: Floats) -> Entry:
     """With what the other choices of pictures tell of the experiment `index`."""
     base, own = resampled.iou[[0, index]]  # (R, K) each
-    base_means, means = _nanmean(base), _nanmean(own)
+    base_means, means = nan_mean(base), nan_mean(own)
     entry = replace(entry, interval=resampled.interval(means, entry.miou))
     if index == 0:
         return entry
@@ -226,7 +226,7 @@ def _over_images(entry: Entry, resampled: _Resampled, index: int, base_iou: Floa
     )
 
 
-def _truth(images: ImageMatrices) -> npt.NDArray[np.int64]:
+def _truth(images: PerImageConfusion) -> npt.NDArray[np.int64]:
     """(N, K) pixels of each class in each picture's truth."""
     k = images.num_classes
     gather = csr_matrix(np.kron(np.eye(k, dtype=np.int64), np.ones((k, 1), dtype=np.int64)))
@@ -273,18 +273,8 @@ def _p_value(entry: Entry) -> float:
     return math.nan if entry.over_images is None else entry.over_images.p
 
 
-def _nanmean(iou: Floats) -> Floats:
-    """(R, K) -> (R,) over the classes that are there."""
-    present = ~np.isnan(iou)
-    return np.where(present, iou, 0).sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
-
-
 def _groups(folder: Path, names: Sequence[str]) -> list[str] | None:
-    path = folder / "folds.csv"
-    if not path.is_file():
-        return None
-    with path.open(newline="") as file:
-        labels = {row["image"]: row["group"] for row in csv.DictReader(file)}
+    labels = ExperimentFolder(folder).read_groups()
     chosen = [labels.get(name, "") for name in names]
     return chosen if all(chosen) else None
 
@@ -301,8 +291,7 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
 
 def _cost(folder: Path) -> dict[str, float | None]:
     """Of one fold's network, and the training time of all folds."""
-    paths = [run / "result.json" for run in run_folders(folder)]
-    results: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.is_file()]
+    results = [result for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
     cost = results[0].get("cost", {})
     known = [result["seconds"] for result in results if result["seconds"] is not None]
     seconds = sum(known) if len(known) == len(results) else None

@@ -1,10 +1,8 @@
 """A live table of jobs in a terminal, lines of text elsewhere."""
 
-import csv
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
@@ -15,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.experiments.jobs import Job, JobState
+from deeplab_lightning.runs import RunFolder
 
 _REDRAW_SECONDS = 0.5
 _OTHER_LINES = 6  # of a terminal: the table's frame, its head, the line below it
@@ -108,36 +107,35 @@ class JobTable:
         name = state.job.name
         if not self._epochs.get(name):
             self._epochs[name] = _max_epochs(state.job)
-        epochs, progress = self._epochs[name], self._read(name, state.job.folder / "metrics.csv")
+        epochs, progress = self._epochs[name], self._read(name, RunFolder(state.job.folder))
         known = f"{progress.done}/{epochs}" if epochs else str(progress.done or "")
         is_running = epochs and progress.done and state.state == "running"
         left = _clock(progress.seconds * (epochs - progress.done)) if epochs and is_running else ""
         return known, "" if progress.best is None else f"{progress.best:.3f}", left
 
-    def _read(self, name: str, path: Path) -> Progress:
+    def _read(self, name: str, run: RunFolder) -> Progress:
         try:
-            changed = path.stat().st_mtime_ns
+            changed = run.metrics.stat().st_mtime_ns
             if name not in self._progress or self._progress[name][0] != changed:
-                self._progress[name] = (changed, _progress(path))
+                self._progress[name] = (changed, _progress(run))
         except OSError:
             return Progress()
         return self._progress[name][1]
 
 
-def _progress(path: Path) -> Progress:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def _progress(run: RunFolder) -> Progress:
+    rows = run.read_metrics()
     if not rows:
         return Progress()
-    scores = [float(row["val/miou"]) for row in rows if row.get("val/miou")]
-    seconds = sum(float(row["seconds"]) for row in rows) / len(rows)
+    scores = [row["val/miou"] for row in rows if "val/miou" in row]
+    seconds = sum(row["seconds"] for row in rows) / len(rows)
     return Progress(int(rows[-1]["epoch"]) + 1, max(scores, default=None), seconds)
 
 
 def _max_epochs(job: Job) -> int | None:
     """Of the job's configuration; None where it has no end in epochs."""
     try:
-        content = yaml.safe_load((job.folder / "job.yaml").read_text())
+        content = yaml.safe_load(RunFolder(job.folder).job.read_text())
     except OSError:
         return None
     epochs = int(content["trainer"].get("max_epochs") or -1)

@@ -15,13 +15,14 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Protocol
 
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder
 
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20.0  # a training ends by itself after SIGTERM; then it is killed
 # What another launcher, another training or W&B in this process left for its own children.
 _FOREIGN = ("LOCAL_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
-            "MASTER_PORT", "PL_GLOBAL_SEED", "DEEPLAB_RUN_FOLDER", "WANDB_SERVICE")  # fmt: skip
+            "MASTER_PORT", "PL_GLOBAL_SEED", RUN_FOLDER_VARIABLE, "WANDB_SERVICE")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class LocalLauncher:
         """Start a process with an environment of its own.
 
         Raises:
-            DataError: If another process still writes into the job's folder.
+            UserError: If another process still writes into the job's folder.
         """
         job.folder.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
@@ -119,11 +120,11 @@ class LocalLauncher:
         if self.jobs > 1:  # each would take all cores otherwise
             share = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(share))
-        with (job.folder / ".lock").open("w") as lock, (job.folder / "log.txt").open("ab") as log:
+        with RunFolder(job.folder).lock.open("w") as lock, RunFolder(job.folder).log.open("ab") as log:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise DataError(
+                raise UserError(
                     f"{job.folder}: another process is still at work here. Wait for it, or stop it."
                 ) from error
             return LocalProcess([sys.executable, "-m", "deeplab_lightning", *command], environment, log, lock)
@@ -204,7 +205,7 @@ def _start(state: JobState, launcher: Launcher) -> bool:
     """Start a job's next command; False if it cannot be started, which fails this job and no other."""
     try:
         state._process = launcher.start(state.job, state._commands.popleft(), state._slot)
-    except (DataError, OSError) as error:
+    except (UserError, OSError) as error:
         state.state, state.error = "failed", str(error)
         return False
     state.state = "running"

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from deeplab_lightning.image_matrices import ImageMatrices, iou_of
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.metrics.iou import class_iou
+from deeplab_lightning.metrics.per_image import PerImageConfusion
 
 FEW_UNITS = 20
 """Fewer pictures or groups than these are left out one by one instead of drawn again: a percentile interval of so few
@@ -60,7 +62,7 @@ def corrected_resampled_t(differences: Sequence[float], *, test_share: float, le
 
 
 def bootstrap_iou(
-    sets: Sequence[ImageMatrices],
+    sets: Sequence[PerImageConfusion],
     *,
     groups: Sequence[str] | None = None,
     num_resamples: int = 2000,
@@ -82,7 +84,7 @@ def bootstrap_iou(
     """
     names = sets[0].names
     if any(other.names != names for other in sets):
-        raise ValueError("the sets hold other pictures; keep the common ones with ImageMatrices.keep.")
+        raise UserError("the sets hold other pictures; keep the common ones with PerImageConfusion.keep.")
     counts = [matrices.counts.astype(np.float64) for matrices in sets]
     k = sets[0].num_classes
     labels = np.arange(len(names)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -94,11 +96,11 @@ def bootstrap_iou(
         size = min(chunk, num_resamples - start)
         draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
         weights = draws[:, labels.reshape(-1)].astype(np.float64)  # (size, N) times that a picture was drawn
-        parts.append(np.stack([iou_of((weights @ values).reshape(size, k, k)) for values in counts]))
+        parts.append(np.stack([class_iou((weights @ values).reshape(size, k, k)) for values in counts]))
     return np.concatenate(parts, axis=1)
 
 
-def leave_out_iou(sets: Sequence[ImageMatrices], groups: Sequence[str]) -> npt.NDArray[np.float64]:
+def leave_out_iou(sets: Sequence[PerImageConfusion], groups: Sequence[str]) -> npt.NDArray[np.float64]:
     """Pool each set's matrices of all pictures but those of one group, for each group in turn.
 
     Args:
@@ -111,7 +113,7 @@ def leave_out_iou(sets: Sequence[ImageMatrices], groups: Sequence[str]) -> npt.N
     labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     weights = (np.arange(labels.max() + 1)[:, None] != labels).astype(np.float64)  # (G, N)
     k = sets[0].num_classes
-    return np.stack([iou_of((weights @ values.counts.astype(np.float64)).reshape(-1, k, k)) for values in sets])
+    return np.stack([class_iou((weights @ values.counts.astype(np.float64)).reshape(-1, k, k)) for values in sets])
 
 
 def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float = 0.95) -> Difference:

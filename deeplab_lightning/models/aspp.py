@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab_lightning.models.atrous import AtrousConv2d
-
 DEFAULT_ATROUS_RATES = {  # output stride -> rates (Chen et al. 2017, DeepLab v3, section 3.3)
     8: (12, 24, 36),
     16: (6, 12, 18),
@@ -19,14 +17,9 @@ class ConvNormReLU(nn.Sequential):
     """Convolution without bias, BatchNorm, ReLU; padding keeps the size."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1) -> None:
-        conv: nn.Conv2d
-        if kernel_size == 3 and dilation > 1:
-            conv = AtrousConv2d(in_channels, out_channels, dilation=dilation, bias=False)
-        else:
-            padding = dilation * (kernel_size // 2)
-            conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False)
+        padding = dilation * (kernel_size // 2)
         super().__init__(
-            conv,
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation, bias=False),
             nn.BatchNorm2d(out_channels),
             nn.ReLU(inplace=True),
         )
@@ -136,13 +129,13 @@ class ASPPSum(nn.Module):
         self.has_linear_head = share_head and hidden_channels is not None
         scores: list[nn.Module]
         if hidden_channels is None:
-            scores = [AtrousConv2d(in_channels, num_classes, dilation=rate, bias=True) for rate in atrous_rates]
+            scores = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
             self.branches = nn.ModuleList(scores)
             self.heads = nn.ModuleList([nn.Identity()])
         else:
             self.branches = nn.ModuleList(
                 nn.Sequential(
-                    AtrousConv2d(in_channels, hidden_channels, dilation=rate, bias=True),
+                    nn.Conv2d(in_channels, hidden_channels, 3, padding=rate, dilation=rate),
                     nn.ReLU(inplace=True),
                     nn.Dropout2d(dropout),
                 )

@@ -9,6 +9,7 @@ import timm
 import torchvision
 from torch import Tensor, nn
 
+from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.models.dilation import DilationRule, dilate, map_channels, map_strides
 from deeplab_lightning.models.pretrained import (
     hub_file,
@@ -63,7 +64,7 @@ class Backbone(nn.Module):
             ValueError: If there is none.
         """
         if LOW_LEVEL_STRIDE not in self.strides:
-            raise ValueError(f"the backbone has no map at stride 4, only at {self.strides}; take another one.")
+            raise UserError(f"the backbone has no map at stride 4, only at {self.strides}; take another one.")
         return len(self.strides) - 1 - self.strides[::-1].index(LOW_LEVEL_STRIDE)
 
     def _dilate(self, net: nn.Module, name: str, output_stride: int, dilation: DilationRule) -> None:
@@ -141,7 +142,7 @@ class VGGBackbone(Backbone):
         keys.sort(key=lambda key: (int(key.split(".")[1]), order[key.split(".")[2]]))
         own = [key for key in self.state_dict() if not key.endswith("num_batches_tracked")]
         if len(own) != len(keys):
-            raise ValueError(f"the weights of {name} hold {len(keys)} tensors, {len(own)} are needed.")
+            raise UserError(f"the weights of {name} hold {len(keys)} tensors, {len(own)} are needed.")
         self.load_state_dict({mine: source[key] for mine, key in zip(own, keys, strict=True)}, strict=False)
 
 
@@ -199,7 +200,7 @@ class CaffeResNetBackbone(TimmBackbone):
         self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
     ) -> None:
         if pretrained:
-            raise RuntimeError(
+            raise UnavailableError(
                 f"there are no ImageNet weights for {name}. Set pretrained: false, and weights to a file."
             )
         super().__init__(name.removeprefix("caffe_"), output_stride=output_stride, pretrained=False, dilation=dilation)
@@ -227,7 +228,7 @@ class SmpBackbone(Backbone):
         if pretrained:
             settings = smp.encoders.encoders[name]["pretrained_settings"].get("imagenet")
             if settings is None:
-                raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
+                raise UnavailableError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
             file = hub_file(settings["repo_id"], name=name, revision=settings["revision"])
             self.net.load_state_dict(load_state_dict_file(file))
         self.channels = [channels for channels in self.net.out_channels[1:] if channels > 0]
@@ -294,10 +295,10 @@ def build_backbone(
         RuntimeError: If the weights are not on this machine and the hub cannot be reached.
     """
     if output_stride not in OUTPUT_STRIDES:
-        raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
+        raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
     if name.removesuffix("_bn") in VGG_STAGES:
         if dilation != "torchvision":
-            raise ValueError(f"{name} is dilated in one way only: leave dilation at torchvision, got {dilation}.")
+            raise UserError(f"{name} is dilated in one way only: leave dilation at torchvision, got {dilation}.")
         return VGGBackbone(name, output_stride=output_stride, pretrained=pretrained)
     timm_name = re.sub(r"^efficientnet-(b[0-7])$", r"tf_efficientnet_\1", name.removeprefix("tu-"))
     kind: type[Any]
@@ -312,13 +313,13 @@ def build_backbone(
     else:
         known = [*VGG_STAGES, *CAFFE_RESNETS, *timm.list_models()]
         similar = difflib.get_close_matches(name, known, n=5, cutoff=0.4)
-        raise ValueError(f"no backbone is called {name!r}. Similar: {', '.join(similar) or 'none'}.")
+        raise UserError(f"no backbone is called {name!r}. Similar: {', '.join(similar) or 'none'}.")
     backbone: Backbone = kind(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
     return backbone
 
 
-def _not_dilatable(name: str, output_stride: int, reason: str) -> ValueError:
-    return ValueError(
+def _not_dilatable(name: str, output_stride: int, reason: str) -> UserError:
+    return UserError(
         f"backbone {name} cannot be dilated to output stride {output_stride}: {reason.strip() or 'unknown reason'}. "
         "Take a convolutional one, such as resnet50, tf_efficientnet_b3, mobilenetv3_large_100, convnext_tiny or "
         "regnety_032."

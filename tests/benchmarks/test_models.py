@@ -20,6 +20,7 @@ import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F
 import torchvision
+from deeplab_lightning.models.evaluation import EvaluationCopies
 from lightning import Trainer
 from PIL import Image
 from torch import Tensor, nn
@@ -30,13 +31,13 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from deeplab_lightning import DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationDataModule, SegmentationModule
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
+from deeplab_lightning.kernels.depthwise import DepthwiseConv2d
+from deeplab_lightning.kernels.taps import convolve_by_taps, is_faster_by_taps
+from deeplab_lightning.kernels.tiles import tiled_labels
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
-from deeplab_lightning.models.atrous import convolve_by_taps, is_faster_by_taps
 from deeplab_lightning.models.deeplab import DeepLab
-from deeplab_lightning.models.depthwise import DepthwiseConv2d
-from deeplab_lightning.models.evaluation import EvaluationCopies
-from deeplab_lightning.resizing import resize, resized_labels
+from deeplab_lightning.resizing import resize
 from tests.benchmarks.measure import alternating, machine, write
 
 NUM_CLASSES, REPEATS = 21, 3
@@ -262,7 +263,7 @@ def test_depthwise_convolutions(
 def test_labels(num_classes: int, side: int, capsys: pytest.CaptureFixture[str]) -> None:
     """With pages of 4 KB 2 to 3 times as fast; with huge pages, which help the others more, about as fast."""
     scores = torch.randn(2, num_classes, side, side)
-    calls: dict[str, Call] = {"ours": lambda: resized_labels(scores, (512, 512))}
+    calls: dict[str, Call] = {"ours": lambda: tiled_labels(scores, (512, 512))}
     for layout, order in LAYOUTS.items():
         given = scores.contiguous(memory_format=order)
         calls[layout] = lambda given=given: resize(given, (512, 512)).argmax(dim=1)  # type: ignore[misc]

@@ -10,7 +10,7 @@ import torch
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.callbacks import RunRecord
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
-from deeplab_lightning.image_matrices import ImageMatrices
+from deeplab_lightning.metrics.per_image import PerImageConfusion
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
 
@@ -26,7 +26,7 @@ class Scripted(SegmentationModule):
         matrix = torch.tensor([[100 - wrong, wrong, 0], [0, 100, 0], [0, 0, 100]])
         self.confusion["val"].reset()  # type: ignore[operator]
         self.confusion["val"].update(matrix[None])  # type: ignore[operator]
-        self.image_matrices = [("a.png", matrix)]
+        self.per_image = [("a.png", matrix)]
         super().on_validation_epoch_end()
 
 
@@ -47,5 +47,5 @@ def test_the_record_is_of_the_best_of_several_validations_an_epoch(
     expected = [[95, 5, 0], [0, 100, 0], [0, 0, 100]]
     counts = np.loadtxt(tmp_path / "confusion_matrix.csv", delimiter=",", skiprows=1, usecols=(1, 2, 3))
     assert counts.tolist() == expected
-    assert ImageMatrices.read(tmp_path / "image_matrices.npz").total().tolist() == expected
+    assert PerImageConfusion.read(tmp_path / "image_matrices.npz").total().tolist() == expected
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3  # a row per epoch

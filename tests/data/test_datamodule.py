@@ -8,8 +8,8 @@ from deeplab_lightning import SegmentationDataModule
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.groups import PatternGroups
-from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.transforms import TrainTransforms
+from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES, write_image, write_mask
 
 

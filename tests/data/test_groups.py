@@ -11,8 +11,8 @@ from deeplab_lightning import stratified_folds
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.groups import DuplicateGroups, PatternGroups, TableGroups, _near
-from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.data.statistics import scan
+from deeplab_lightning.data.scan import scan
+from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES
 
 CAMVID = tuple(f"class {index}" for index in range(11))

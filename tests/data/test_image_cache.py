@@ -15,8 +15,8 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
 from deeplab_lightning.data.images import FilePicture
-from deeplab_lightning.data.problems import DataError
 from deeplab_lightning.data.transforms import TrainTransforms
+from deeplab_lightning.errors import DataError
 from tests.data.test_datamodule import dataset
 
 

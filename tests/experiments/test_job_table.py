@@ -9,6 +9,7 @@ from rich.console import Console
 from deeplab_lightning.experiments import job_table
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Job, JobState
+from deeplab_lightning.runs import RunFolder
 
 STATES = ["finished", "failed", "running", "waiting"]
 
@@ -63,9 +64,9 @@ def test_files_are_read_again_only_when_they_change(tmp_path: Path, monkeypatch:
     [job, *_], table, read = states(tmp_path, 1), JobTable(console), []
     original = job_table._progress
 
-    def counted(path: Path) -> job_table.Progress:
-        read.append(path)
-        return original(path)
+    def counted(run: RunFolder) -> job_table.Progress:
+        read.append(run)
+        return original(run)
 
     monkeypatch.setattr(job_table, "_progress", counted)  # type: ignore[attr-defined]
     for _ in range(3):

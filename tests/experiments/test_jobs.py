@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
 
 
@@ -134,7 +134,7 @@ def test_two_processes_never_write_into_one_folder(tmp_path: Path) -> None:
     (tmp_path / "job").mkdir()
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is still at work here"):
+        with pytest.raises(UserError, match="another process is still at work here"):
             LocalLauncher().start(job(tmp_path, ["--version"]), ["--version"], 0)
         assert run(job(tmp_path, ["--version"]), job(tmp_path, ["--version"], name="other")) == ["failed", "finished"]
     assert run(job(tmp_path, ["--version"])) == ["finished"]

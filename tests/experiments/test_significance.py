@@ -12,10 +12,10 @@ from deeplab_lightning.experiments.significance import (
     jackknife,
     leave_out_iou,
 )
-from deeplab_lightning.image_matrices import ImageMatrices
+from deeplab_lightning.metrics.per_image import PerImageConfusion
 
 
-def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) -> ImageMatrices:
+def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) -> PerImageConfusion:
     """Pictures of 1000 pixels, each right with the chance `skill` plus the picture's own luck."""
     difficulty = np.random.default_rng(99).normal(0, 0.08, num_images)  # of the picture, for all models
     rng = np.random.default_rng(seed)
@@ -26,7 +26,7 @@ def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) 
         wrong = (1 - right) / (num_classes - 1)
         rows = [rng.multinomial(n, np.where(np.arange(num_classes) == c, right, wrong)) for c, n in enumerate(truth)]
         matrices.append((f"{index:03d}.png", np.array(rows)))
-    return ImageMatrices.of(matrices)
+    return PerImageConfusion.of(matrices)
 
 
 def test_without_overlap_the_corrected_t_is_students() -> None:
@@ -71,7 +71,7 @@ def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> N
         difficulty = rng.normal(0.7, 0.1, 60)
         shares = np.clip(difficulty + rng.normal(0, 0.05, (2, 60)), 0.05, 0.95)
         right = np.rint(500 * shares).astype(int)
-        sets = [ImageMatrices(names, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
+        sets = [PerImageConfusion(names, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
         iou = bootstrap_iou(sets, num_resamples=200, seed=seed).mean(axis=-1)
         totals = [s.total() for s in sets]
         observed = _miou(totals[1]) - _miou(totals[0])
@@ -90,7 +90,9 @@ def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups
         luck = np.repeat(rng.normal(0, 0.05, (2, num_groups)), 6, axis=1)
         shares = np.clip(0.7 + luck + rng.normal(0, 0.02, luck.shape), 0.05, 0.95)
         right = np.rint(500 * shares).astype(int)
-        sets = [ImageMatrices(groups, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
+        sets = [
+            PerImageConfusion(groups, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right
+        ]
         iou = leave_out_iou(sets, groups).mean(axis=-1)
         difference = jackknife(iou[1] - iou[0], _miou(sets[1].total()) - _miou(sets[0].total()))
         assert (difference.p < 0.05) == (difference.low > 0 or difference.high < 0)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, SegmentationModule
-from deeplab_lightning.batch import Batch
+from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.resizing import resize
 from tests.models.references import randomise, written_out_v3plus
@@ -106,7 +106,10 @@ def test_multi_grid_gives_the_rates_of_the_paper(output_stride: int, dilations: 
     layers = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
     assert [(m.dilation[0], m.padding[0]) for m in layers] == [(rate, rate) for rate in dilations]
     with torch.no_grad():
-        assert net.scores(torch.zeros(1, 3, 65, 97)).shape[-2:] == (-(-65 // output_stride), -(-97 // output_stride))  # type: ignore[union-attr]
+        assert net.coarse_logits(torch.zeros(1, 3, 65, 97)).shape[-2:] == (
+            -(-65 // output_stride),
+            -(-97 // output_stride),
+        )  # type: ignore[union-attr]
 
 
 def test_multi_grid_needs_a_stage_of_as_many_blocks() -> None:
@@ -151,7 +154,7 @@ def test_the_auxiliary_head_has_a_loss_in_training_and_no_part_in_inference() ->
     batch = Batch(torch.zeros(2, 3, 65, 47, dtype=torch.uint8), mask, ["a", "b"], [(65, 47)] * 2)
     for dropout in (m for m in net.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
-    loss, scores = module._shared_step(batch)
+    loss, scores = module.compute_loss(batch)
     output = module(batch.image)
     [(_, auxiliary)] = output.auxiliary
     expected = F.cross_entropy(output.logits, mask) + 0.4 * F.cross_entropy(auxiliary, mask)

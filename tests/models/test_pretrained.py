@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deeplab_lightning import connection
 from deeplab_lightning.models import pretrained
 from deeplab_lightning.models.backbone import build_backbone
 
@@ -20,7 +21,7 @@ def test_without_network_the_error_comes_at_once_and_says_what_to_do(monkeypatch
 
 def test_the_local_cache_is_asked_before_the_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_, **__: str(tmp_path / "weights"))
-    monkeypatch.setattr(pretrained, "can_connect", lambda *_, **__: pytest.fail("asked the network"))
+    monkeypatch.setattr(connection, "can_connect", lambda *_, **__: pytest.fail("asked the network"))
     assert pretrained.hub_weights_file("resnet50") == tmp_path / "weights"
 
 
@@ -34,25 +35,25 @@ def test_names_and_servers_that_do_not_answer_cost_no_more_than_the_time(
 
     monkeypatch.setattr(socket, "getaddrinfo" if step == "getaddrinfo" else "create_connection", silence)
     start = time.monotonic()
-    assert not pretrained.can_connect("example.invalid", 443, seconds=0.1)
+    assert not connection.can_connect("example.invalid", 443, seconds=0.1)
     assert time.monotonic() - start < 0.9
 
 
 def test_a_mirror_and_a_proxy_are_asked_instead(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(pretrained, "can_connect", lambda host, port, **_: asked.append((host, port)))
+    monkeypatch.setattr(connection, "can_connect", lambda host, port, **_: asked.append((host, port)))
     for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
-    pretrained.can_reach("http://mirror.local:8080/hub", seconds=1)
-    pretrained.can_reach("https://hub.invalid", seconds=1)
+    connection.can_reach("http://mirror.local:8080/hub", seconds=1)
+    connection.can_reach("https://hub.invalid", seconds=1)
     monkeypatch.setenv("https_proxy", "http://proxy.local:3128")
-    pretrained.can_reach("https://hub.invalid", seconds=1)
+    connection.can_reach("https://hub.invalid", seconds=1)
     assert asked == [("mirror.local", 8080), ("hub.invalid", 443), ("proxy.local", 3128)]
 
 
 def test_files_of_one_name_at_two_addresses_are_two_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr(pretrained, "can_connect", lambda *_, **__: True)
+    monkeypatch.setattr(connection, "can_connect", lambda *_, **__: True)
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, path, **_: Path(path).write_text(url))
     urls = [f"https://hub.invalid/{owner}/model.safetensors" for owner in ("alice", "bob", "alice")]
     assert [pretrained.torch_hub_file(url).read_text() for url in urls] == urls

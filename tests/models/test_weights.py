@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large, deeplabv3_resnet50
 
-from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, load_weights
-from deeplab_lightning.models import pretrained
+from deeplab_lightning import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus, connection, load_weights
 from deeplab_lightning.models.deeplab import TrainingLogits
 from tests.models.references import CaffeDeepLabV2, multi_scale, randomise, spread
 
@@ -357,6 +356,6 @@ def test_urls_come_from_torch_hubs_cache_or_fail_at_once(tmp_path: Path, monkeyp
     (tmp_path / "checkpoints").mkdir()
     torch.save(tiny().state_dict(), tmp_path / "checkpoints" / "w.pth")
     assert load_weights(tiny(), "https://127.0.0.1:1/a/w.pth").missing == []
-    monkeypatch.setattr(pretrained, "can_connect", lambda *_, **__: False)
+    monkeypatch.setattr(connection, "can_connect", lambda *_, **__: False)
     with pytest.raises(RuntimeError, match=r"other.pth is not in .* and 127.0.0.1 cannot be reached"):
         load_weights(tiny(), "https://127.0.0.1:1/a/other.pth")

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from deeplab_lightning.batch import Sample
+from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
 from deeplab_lightning.data.images import FilePicture, Picture, planar
-from deeplab_lightning.data.problems import DataError, OnError, Problem, data_error
+from deeplab_lightning.data.problems import OnError, Problem, data_error
+from deeplab_lightning.errors import DataError
 
 MIN_OBJECT_PIXELS = 50  # smaller regions are rests of overlaps and of annotation noise
 
@@ -35,7 +36,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     A subclass fills `classes`, `names` and `paths` (parallel, sorted by name) and reads one mask.
     What is wrong is found when it is built, or, where every file must be read for it, by
-    `deeplab_lightning.data.statistics.scan` before training.
+    `deeplab_lightning.data.scan.scan` before training.
 
     Attributes:
         classes: The class table.

@@ -16,7 +16,8 @@ from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable, voc_palette
 from deeplab_lightning.data.datasets.base import SegmentationDataset, size_problem, to_tensor
 from deeplab_lightning.data.images import image_size, read_mask
-from deeplab_lightning.data.problems import DataError, OnError, Problem
+from deeplab_lightning.data.problems import OnError, Problem
+from deeplab_lightning.errors import DataError, MissingFileError
 
 BACKGROUND = "background"
 _RASTER_VERSION = 1  # part of the cache key: raise it when the same annotations give another mask
@@ -75,7 +76,7 @@ class CocoDataset(SegmentationDataset):
         self.json_path = Path(annotations)
         self.image_folder = Path(images) if images is not None else self.json_path.parent
         if not self.image_folder.is_dir():
-            raise FileNotFoundError(f"no such image folder: {self.image_folder.absolute()}")
+            raise MissingFileError(f"no such image folder: {self.image_folder.absolute()}")
         self.background, self.overlap, self.crowd = background, overlap, crowd
         self._mask_keys: dict[str, str] = {}
         content = _read_json(self.json_path)
@@ -300,7 +301,7 @@ class CocoDataset(SegmentationDataset):
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise FileNotFoundError(f"no such annotation file: {path.absolute()}")
+        raise MissingFileError(f"no such annotation file: {path.absolute()}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -6,9 +6,10 @@ from pathlib import Path
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
-from deeplab_lightning.batch import Sample
+from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size, read_image
 from deeplab_lightning.data.problems import Problem, data_error
+from deeplab_lightning.errors import MissingFileError
 
 
 class ImageFolderDataset(Dataset[Sample]):
@@ -64,7 +65,7 @@ def _pictures(source: Path) -> dict[str, Path]:
         files = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         return {path.relative_to(source).as_posix(): path for path in files}
     if not source.is_file():
-        raise FileNotFoundError(f"no such picture, folder or list: {source.absolute()}")
+        raise MissingFileError(f"no such picture, folder or list: {source.absolute()}")
     if source.suffix == ".txt":
         lines = [line.strip() for line in source.read_text().splitlines() if line.strip()]
         return {line.lstrip("/"): source.parent / line for line in lines}

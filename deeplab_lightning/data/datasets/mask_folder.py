@@ -14,7 +14,8 @@ from deeplab_lightning.data.datasets.base import (
     to_tensor,
 )
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size, read_mask
-from deeplab_lightning.data.problems import DataError, OnError, Problem
+from deeplab_lightning.data.problems import OnError, Problem
+from deeplab_lightning.errors import DataError, MissingFileError
 
 
 class MaskFolderDataset(SegmentationDataset):
@@ -59,7 +60,7 @@ class MaskFolderDataset(SegmentationDataset):
         self.root, self.images, self.masks = Path(root), Path(root) / images, Path(root) / masks
         for folder in (self.images, self.masks):
             if not folder.is_dir():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"no such folder: {folder.absolute()}. Set data.dataset.init_args.root, images and masks."
                 )
         self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
@@ -117,7 +118,7 @@ class MaskFolderDataset(SegmentationDataset):
 
     def _listed(self, list_file: Path) -> Iterator[tuple[str, Path, Path]]:
         if not list_file.is_file():
-            raise FileNotFoundError(f"no such list file: {list_file.absolute()}")
+            raise MissingFileError(f"no such list file: {list_file.absolute()}")
         for number, line in enumerate(list_file.read_text().splitlines(), start=1):
             columns = line.split()
             if len(columns) == 1:

@@ -11,7 +11,8 @@ from PIL import Image
 
 from deeplab_lightning.data.datasets.coco import CocoDataset
 from deeplab_lightning.data.datasets.litter_scene import LITTER_CLASSES, render_scene
-from deeplab_lightning.data.problems import DataError, OnError
+from deeplab_lightning.data.problems import OnError
+from deeplab_lightning.errors import DataError, UserError
 
 ANNOTATION_FILE = "annotations.json"
 _JPEG_QUALITY = 88
@@ -66,7 +67,7 @@ def write_synthetic(root: str | Path, *, num_images: int = 200, size: int = 256,
         DataError: If the folder holds something else.
     """
     if num_images < 1 or size < 32:
-        raise ValueError(f"num_images must be at least 1 and size at least 32, got {num_images} and {size}.")
+        raise UserError(f"num_images must be at least 1 and size at least 32, got {num_images} and {size}.")
     root = Path(root)
     recipe = {
         "generator": "deeplab_lightning synthetic litter 1",

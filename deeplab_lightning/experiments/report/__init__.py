@@ -1,11 +1,9 @@
 """The report page: one self-contained file that asks nothing of any server."""
 
 import base64
-import csv
 import io
 import json
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from deeplab_lightning.callbacks.pictures import overlay
-from deeplab_lightning.data.cache import write_text
+from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datasets import SegmentationDataset
-from deeplab_lightning.experiments.aggregate import run_folders
+from deeplab_lightning.drawing import overlay
 from deeplab_lightning.experiments.comparison import Comparison, Entry, interval_text, is_clear, rows
-from deeplab_lightning.experiments.data_config import build_datamodule
 from deeplab_lightning.experiments.report import charts
-from deeplab_lightning.image_matrices import ImageMatrices, miou_of
+from deeplab_lightning.files import write_text
+from deeplab_lightning.metrics.iou import mean_iou
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
 
 _PICTURES, _PICTURE_WIDTH, _QUALITY = 12, 480, 80
 _AT_ONCE = 256  # pictures
@@ -141,23 +139,18 @@ def _classes(comparison: Comparison) -> list[dict[str, Any]]:
 def _curve(entry: Entry) -> list[tuple[float, float]]:
     """Mean validation mIoU over the folds, per epoch that all of them have."""
     by_epoch: dict[int, list[float]] = defaultdict(list)
-    paths = [run / "metrics.csv" for run in run_folders(entry.folder)]
-    for path in paths:
-        if path.is_file():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if row.get("val/miou"):
-                        by_epoch[int(row["epoch"]) + 1].append(float(row["val/miou"]))
+    for run in ExperimentFolder(entry.folder).runs():
+        for row in run.read_metrics():
+            if "val/miou" in row:
+                by_epoch[int(row["epoch"]) + 1].append(row["val/miou"])
     most = max(map(len, by_epoch.values()), default=0)
     return [(epoch, sum(v) / len(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == most]
 
 
 def _balance(folder: Path) -> dict[str, Any] | None:
-    path = folder / "balance.csv"
-    if not path.is_file():
+    table = ExperimentFolder(folder).read_balance()
+    if not table:
         return None
-    with path.open(newline="") as file:
-        table = list(csv.DictReader(file))
     folds = sorted({int(row["fold"]) for row in table})
     by_class: dict[str, dict[tuple[str, int], float]] = defaultdict(dict)
     for row in table:
@@ -221,28 +214,24 @@ def _gallery(comparison: Comparison) -> tuple[list[dict[str, Any]], list[dict[st
     return pictures, legend, [] if pictures else ["no pictures are shown: the predictions are of other pictures."]
 
 
-def _picture_scores(images: ImageMatrices) -> npt.NDArray[np.float64]:
+def _picture_scores(images: PerImageConfusion) -> npt.NDArray[np.float64]:
     """(N,) mIoU of each picture, some at a time: with many classes their matrices are large."""
     k, rows = images.num_classes, range(0, len(images.names), _AT_ONCE)
     dense = (np.asarray(images.counts[start : start + _AT_ONCE].todense()) for start in rows)
-    return np.concatenate([miou_of(part.reshape(-1, k, k)) for part in dense])
+    return np.concatenate([mean_iou(part.reshape(-1, k, k)) for part in dense])
 
 
 def _has_predictions(entry: Entry) -> bool:
-    return any(entry.folder.glob("fold_*/val_predictions/masks"))
+    return any((run.val_predictions / "masks").is_dir() for run in ExperimentFolder(entry.folder).runs())
 
 
 def _prediction(entry: Entry, name: str, picture: Path) -> Path:
-    masks = entry.folder / f"fold_{entry.cv.fold_of[name]}" / "val_predictions" / "masks"
+    masks = ExperimentFolder(entry.folder).fold(entry.cv.fold_of[name]).val_predictions / "masks"
     return masks / Path(str(picture.absolute()).lstrip("/")).with_suffix(".png")
 
 
 def _dataset(folder: Path) -> SegmentationDataset:
-    content = yaml.safe_load((folder / "config.yaml").read_text())
-    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
-        path = Path(scratch) / "config.yaml"
-        path.write_text(yaml.safe_dump({"data": content["data"]}))
-        dataset = build_datamodule(["-c", str(path)], "deeplab compare").dataset
+    dataset = datamodule_from_config(ExperimentFolder(folder).read_config()["data"], on_error="skip").dataset
     assert dataset is not None
     return dataset
 

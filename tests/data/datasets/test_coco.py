@@ -7,7 +7,7 @@ from pycocotools import mask as rle_tools
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.datasets import CocoDataset
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError
 from tests.conftest import write_image
 
 Coco = Callable[..., Path]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from deeplab_lightning.data.datasets import ImageFolderDataset
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError
 from tests.conftest import write_image
 
 

@@ -7,8 +7,8 @@ import torch
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
-from deeplab_lightning.data.problems import DataError
-from deeplab_lightning.data.statistics import scan
+from deeplab_lightning.data.scan import scan
+from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES, write_image, write_mask
 
 TABLE = ClassTable(CLASSES, ignore_ids=[11])

@@ -5,7 +5,7 @@ import pytest
 
 from deeplab_lightning.data.datasets import SyntheticLitterDataset
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
-from deeplab_lightning.data.problems import DataError
+from deeplab_lightning.errors import DataError
 
 
 def digest(folder: Path) -> str:

@@ -1,0 +1,214 @@
+"""`deeplab compare`: is B better than A, by how much, at what cost."""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.experiments.comparison import Comparison, compare_experiments, interval_text, is_clear, rows
+from deeplab_lightning.experiments.significance import Difference
+from deeplab_lightning.files import write_text
+from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.tables import csv_text, table_console
+
+_WANDB = "wandb:"
+_TABLE_WIDTH = 100  # characters that tables keep to, as far as one experiment's name lets them
+_MOST_COLUMNS = 8  # experiments side by side in the table of classes
+
+
+def compare(args: list[str]) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        prog="deeplab compare",
+        description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
+    )
+    parser.add_argument("--csv", type=Path, help="write the table there")
+    parser.add_argument("--html", type=Path, help="write a page with curves, classes and pictures there")
+    given = parser.parse_args(args)
+    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
+        folders, notes = source_folders(given.sources, Path(scratch))
+        compare_folders(folders, csv_path=given.csv, html_path=given.html, notes=notes)
+
+
+def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], list[str]]:
+    """A folder for each experiment that was named, those of W&B laid out below `scratch`, and notes on them.
+
+    Args:
+        sources: Folders of experiments or runs, folders with offline W&B runs, or `wandb:entity/project/group`.
+        scratch: A temporary folder.
+
+    Raises:
+        FileNotFoundError: If a folder is not there.
+        DataError: If W&B's runs cannot be read, or lack figures.
+    """
+    folders: list[Path] = []
+    notes: list[str] = []
+    for source in sources:
+        folder = Path(source)
+        if not source.startswith(_WANDB) and any(run.result.is_file() for run in ExperimentFolder(folder).runs()):
+            folders.append(folder)
+            continue
+        from deeplab_lightning.tracking import runs as wandb_runs  # takes seconds, which folders do without
+
+        if source.startswith(_WANDB):
+            runs = wandb_runs.online_runs(source, scratch)
+        elif wandb_runs.has_offline_runs(folder):
+            runs = wandb_runs.offline_runs(folder)
+        else:
+            raise MissingFileError(
+                f"no finished run or fold in {folder.absolute()}: there is no result.json with figures, "
+                "and no W&B run either."
+            )
+        made, remarks = wandb_runs.write_experiments(runs, scratch, source)
+        folders += made
+        notes += remarks
+    return folders, notes
+
+
+def compare_folders(
+    folders: Sequence[Path],
+    *,
+    csv_path: Path | None = None,
+    html_path: Path | None = None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Compare, print the tables, and write what was asked for.
+
+    Args:
+        folders: Folders of K-fold experiments or of single runs; the first is the baseline.
+        csv_path: Where the table is written to.
+        html_path: Where the page is written to.
+        notes: Further sentences on what limits the comparison.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+        DataError: If the classes differ, or no picture is shared.
+    """
+    comparison = compare_experiments(folders)
+    comparison = replace(comparison, notes=[*notes, *comparison.notes])
+    console = table_console()
+    print_comparison(comparison, console)
+    for note in comparison.notes:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    if csv_path is not None:
+        text = _table_csv(comparison)
+        write_text(csv_path, text)
+        console.print(f"Written to {csv_path}", soft_wrap=True, markup=False)
+    if html_path is not None:
+        from deeplab_lightning.experiments.report import write_report
+
+        write_report(comparison, html_path)
+        console.print(f"Written to {html_path}", soft_wrap=True, markup=False)
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """A table each of quality, differences, cost, and IoU of each class: together they would be too wide to read."""
+    entries = comparison.entries
+    widths = [max(map(len, comparison.classes)), *(max(len(entry.label), 6) for entry in entries)]
+    is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # names would not fit above the columns of the classes
+    names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
+    names = [escape(name) for name in names]
+    heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
+    pictures = "all" if comparison.num_images is None else str(comparison.num_images)
+    console.print(f"mIoU over {pictures} held-out pictures", style="bold")
+    console.print(_quality_table(comparison, names))
+    if len(entries) > 1:
+        console.print(f"Differences of mIoU from {names[0]}", style="bold")
+        console.print(_difference_table(comparison, heads))  # the widest: the numbers alone, where there are
+    console.print("Cost: one picture of 512x512, the training of all folds", style="bold", highlight=False)
+    console.print(_cost_table(comparison, names))
+    if len(entries) == 1:
+        return
+    basis = "folds" if comparison.num_images is None else "pictures"
+    console.print(f"IoU of each class; *: the 95 % interval over {basis} excludes no difference", style="bold")
+    for start in range(0, len(entries), _MOST_COLUMNS):
+        chosen = range(start, min(start + _MOST_COLUMNS, len(entries)))
+        console.print(_class_table(comparison, heads, chosen))
+
+
+def _table(first: str, columns: Sequence[str]) -> Table:
+    """Figures never break; what is too long in the first column does."""
+    table = Table()
+    table.add_column(first, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _quality_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    has_interval = comparison.num_images is not None
+    columns = ["mIoU", *(["95 % pictures"] if has_interval else []), "mean ± std of folds"]
+    table = _table("experiment", columns)
+    for name, entry in zip(names, comparison.entries, strict=True):
+        spread = entry.cv.miou.std(ddof=1) if len(entry.cv.miou) > 1 else math.nan
+        folds = f"{entry.cv.miou.mean():.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
+        interval = [interval_text(*entry.interval)] if has_interval else []
+        table.add_row(name, f"{entry.miou:.3f}", *interval, folds)
+    return table
+
+
+def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    has_interval = comparison.num_images is not None
+    columns = ["mIoU", "95 % folds", *(["95 % pictures"] if has_interval else []), "p (Holm)"]
+    table = _table("experiment", columns)
+    for name, entry in list(zip(names, comparison.entries, strict=True))[1:]:
+        table.add_row(
+            name,
+            f"{entry.difference:+.3f}",
+            _interval_of(entry.over_folds),
+            *([_interval_of(entry.over_images)] if has_interval else []),
+            "" if math.isnan(entry.adjusted_p) else f"{entry.adjusted_p:.3f}",
+        )
+    return table
+
+
+def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    table = _table("experiment", ["M params", "GMACs", "minutes"])
+    for name, entry in zip(names, comparison.entries, strict=True):
+        seconds = entry.cost["seconds"]
+        minutes = None if seconds is None else seconds / 60
+        table.add_row(name, _number(entry.cost["mega_parameters"]), _number(entry.cost["giga_macs"]), _number(minutes))
+    return table
+
+
+def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[int]) -> Table:
+    table = _table("class", [heads[place] for place in chosen])
+    for index, name in enumerate(comparison.classes):
+        cells = []
+        for entry in (comparison.entries[place] for place in chosen):
+            value = entry.iou[index]
+            text = "absent" if math.isnan(value) else f"{value:.3f}"
+            if entry.per_class is not None and is_clear(entry.per_class[index]):
+                text += "*"
+            cells.append(text)
+        table.add_row(escape(name), *cells)
+    return table
+
+
+def _interval_of(difference: Difference | None) -> str:
+    return "" if difference is None else interval_text(difference.low, difference.high, signed=True)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _table_csv(comparison: Comparison) -> str:
+    table = rows(comparison)
+    cells = [
+        ["" if v is None or v != v else f"{v:.6g}" if isinstance(v, float) else v for v in row.values()]
+        for row in table
+    ]
+    return csv_text([[*table[0]], *cells])

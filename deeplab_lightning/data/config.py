@@ -1,0 +1,82 @@
+"""The data part of a configuration -> a datamodule, without a model."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.problems import OnError
+from deeplab_lightning.errors import MissingFileError, UserError
+
+DATASETS = ("dataset", "val_dataset", "test_dataset")
+
+
+def datamodule_from_config(data: Mapping[str, Any], *, on_error: OnError | None = None) -> SegmentationDataModule:
+    """Build the datamodule that a resolved configuration describes.
+
+    Args:
+        data: The `data` part, such as `config["data"]`.
+        on_error: What data sets do with bad files, instead of their own setting: `skip` collects them in `problems`.
+    """
+    parser = _parser("deeplab")
+    return _build(parser, parser.parse_object({"data": dict(data)}), on_error)
+
+
+def datamodule_from_args(
+    args: Sequence[str], program: str, *, on_error: OnError | None = None
+) -> SegmentationDataModule:
+    """Build the datamodule that a command line describes.
+
+    Args:
+        args: `-c CONFIG ...`, of which only the data part is read, and options `--data.*` that override it.
+        program: What the help calls the command.
+        on_error: As of `datamodule_from_config`.
+
+    Raises:
+        FileNotFoundError: If a config does not exist.
+        SystemExit: 2 for a wrong key or type.
+    """
+    options = argparse.ArgumentParser(prog=program, allow_abbrev=False)
+    options.add_argument("-c", "--config", action="append", default=[], help="a config; only its data part is read")
+    given, overrides = options.parse_known_args(args)
+    parser = _parser(program)
+    parsed = parser.get_defaults()
+    for config in map(Path, given.config):
+        parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, cfg_base=parsed)
+    return _build(parser, parser.parse_args(overrides, namespace=parsed), on_error)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a YAML configuration.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no mapping.
+    """
+    if not path.is_file():
+        raise MissingFileError(f"no such config: {path.absolute()}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict | None):
+        raise UserError(f"{path} must map keys to values, as configs/base.yaml does, got a {type(content).__name__}.")
+    return content or {}
+
+
+def _parser(program: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=program)
+    parser.add_class_arguments(SegmentationDataModule, "data", sub_configs=True)
+    return parser
+
+
+def _build(parser: ArgumentParser, parsed: Namespace, on_error: OnError | None) -> SegmentationDataModule:
+    for key in DATASETS:
+        if on_error is not None and parsed.data.get(key) is not None:
+            parsed.data[key].init_args.on_error = on_error
+    datamodule: SegmentationDataModule = parser.instantiate_classes(parsed).data
+    return datamodule

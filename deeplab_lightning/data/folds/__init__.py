@@ -1,0 +1,406 @@
+"""Which image goes into which fold. Pure NumPy and SciPy: no torch, no Lightning."""
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix, hstack, issparse
+
+from deeplab_lightning.errors import UserError
+
+FoldMethod = Literal["balanced", "iterstrat", "random", "group"]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+_MOST_BITS = 18  # of a feature as an integer
+_MANTISSA_BITS = 53
+_SMALL = 1000  # images per fold up to which all are compared with all
+_BLOCK = 700  # images per fold that are compared at once in a large set
+_WORST_CLASSES, _HOLDERS = 4, 100  # classes that differ most, and how many images of each are compared besides
+_LEAST_GAIN = 1e-2  # share of the cost that a round over a large set must still gain
+_RESTARTS, _FEW_GROUPS = 10, 200
+
+
+@dataclass(frozen=True)
+class FoldWeights:
+    """What a squared relative deviation from the even share costs.
+
+    Args:
+        objects: Of a class's number of objects.
+        pixels: Of a class's number of pixels.
+        presence: Of the number of images that hold a class.
+        images: Of the number of images, where groups forbid exact fold sizes.
+        totals: Of the number of all objects, and of all foreground pixels.
+    """
+
+    objects: float = 3.0
+    pixels: float = 1.0
+    presence: float = 0.1
+    images: float = 10.0
+    totals: float = 1.0
+
+
+def stratified_folds(
+    objects: npt.ArrayLike,
+    pixels: npt.ArrayLike,
+    n_folds: int,
+    *,
+    groups: npt.ArrayLike | None = None,
+    seed: int = 0,
+    method: FoldMethod = "balanced",
+    weights: FoldWeights | None = None,
+) -> Ints:
+    """Assign every image to one of `n_folds` validation folds.
+
+    `balanced` makes the number of objects and of pixels of each class, and the number of images, as even
+    over the folds as it can: a greedy pass from the rarest class on (as Sechidis et al. 2011 do for
+    presence), then exchanges of images between pairs of folds while they lower the sum of squared
+    relative deviations.
+
+    Args:
+        objects: (N, K) objects of each foreground class in each image.
+        pixels: (N, K) pixels of each foreground class in each image, in pixels or fractions.
+        n_folds: Number of folds, at least 2 and at most N.
+        groups: (N,) labels; images of one label stay in one fold. Not with `iterstrat` and `random`.
+        seed: Decides the partition among equally good ones.
+        method: `balanced`; `iterstrat`, iterative stratification on presence; `random`, sizes only;
+            `group`, scikit-learn's GroupKFold.
+        weights: What deviations cost with `balanced`; `FoldWeights()` if None.
+
+    Returns:
+        (N,) fold indices in [0, n_folds).
+
+    Raises:
+        ValueError: For fewer than 2 folds, more folds than images or than groups, shapes that differ, an
+            unknown method, groups where the method takes none or none where it needs them, or entries
+            that are negative or not finite.
+
+    Notes:
+        Without groups, the sizes of balanced folds differ by at most one. Permuting the images permutes
+        the folds (images that cannot be told apart are interchangeable), and permuting the classes
+        changes nothing: features are integers whose sums are exact in float64, so neither the BLAS nor
+        the number of threads matters. A class in fewer images (or groups) than folds is in as many
+        folds as it has images, as long as its images do not have to avoid each other for other classes.
+    """
+    counts, areas = _sparse("objects", objects), _sparse("pixels", pixels)
+    num_images = counts.shape[0]
+    if counts.shape != areas.shape:
+        raise UserError(f"objects and pixels must both be (N, K), got {counts.shape} and {areas.shape}.")
+    if not 2 <= n_folds <= num_images:
+        raise UserError(f"n_folds must be at least 2 and at most the number of images ({num_images}), got {n_folds}.")
+    labels = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    if labels is not None and len(labels) != num_images:
+        raise UserError(f"groups must hold one label per image ({num_images}), got {len(labels)}.")
+    if labels is not None and labels.max() + 1 < n_folds:
+        raise UserError(f"there are {labels.max() + 1} groups for {n_folds} folds; use fewer folds or smaller groups.")
+    if method == "balanced":
+        return _balanced_folds(counts, areas, n_folds, labels, seed, weights or FoldWeights())
+    if method == "group":
+        if labels is None:
+            raise UserError("method 'group' needs groups, got None.")
+        return _group_k_fold(labels, n_folds)
+    if labels is not None:
+        raise UserError(f"method {method!r} takes no groups; use 'balanced' or 'group'.")
+    if method == "random":
+        folds = np.empty(num_images, dtype=np.int64)
+        folds[np.random.default_rng(seed).permutation(num_images)] = np.arange(num_images) % n_folds
+        return folds
+    if method == "iterstrat":
+        return _iterative_stratification((counts + areas).toarray() > 0, n_folds, seed)
+    raise UserError(f"method must be 'balanced', 'iterstrat', 'random' or 'group', got {method!r}.")
+
+
+def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
+    """(N, K) as float64, of which most are zero at scale."""
+    table: Any = values if issparse(values) else np.asarray(values)
+    if table.ndim != 2:
+        raise UserError(f"{name} must be (N, K), got {table.shape}.")
+    matrix = csr_matrix(table, dtype=np.float64)
+    matrix.sum_duplicates()
+    matrix.eliminate_zeros()
+    if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
+        raise UserError(f"{name} must be finite and not negative.")
+    return matrix
+
+
+def _balanced_folds(
+    counts: csr_matrix, areas: csr_matrix, n_folds: int, labels: Ints | None, seed: int, weights: FoldWeights
+) -> Ints:
+    order = np.argsort(_content_keys(counts, areas), kind="stable")
+    counts, areas = counts[order], areas[order]
+    sizes = np.ones(len(order))
+    if labels is not None:
+        # Units are whole groups, numbered by their first image in the canonical order.
+        _, first, labels = np.unique(labels[order], return_index=True, return_inverse=True)
+        labels = np.argsort(np.argsort(first))[labels.reshape(-1)]
+        num_groups = int(labels.max()) + 1
+        gather = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))), (num_groups, len(labels)))
+        counts, areas, sizes = gather @ counts, gather @ areas, gather @ sizes
+    rng = np.random.default_rng(seed)
+    is_grouped = labels is not None
+    restarts = _RESTARTS if is_grouped and len(sizes) <= _FEW_GROUPS else 1
+    best: _Partition | None = None
+    for attempt in range(restarts):
+        partition = _Partition(counts, areas, sizes, n_folds, weights, is_grouped=is_grouped)
+        partition.assign_greedily(rng, is_shuffled=attempt > 0)
+        partition.exchange(rng)
+        if best is None or partition.cost() < best.cost():
+            best = partition
+    assert best is not None
+    folds = np.empty(len(order), dtype=np.int64)
+    folds[order] = best.folds if labels is None else best.folds[labels]
+    return folds
+
+
+def _content_keys(counts: csr_matrix, areas: csr_matrix) -> npt.NDArray[np.uint64]:
+    """A number for each image's content that depends on neither the order of images nor of classes.
+
+    As in colour refinement (Weisfeiler and Leman 1968): a class is told by the values in its images, an
+    image by the values in its classes, and once more each by the other. Sums of hashes modulo 2^64 do not
+    depend on the order of their terms.
+    """
+    entries = [(matrix.tocoo(), salt) for matrix, salt in ((counts, 1), (areas, 2))]
+    images = np.zeros(counts.shape[0], dtype=np.uint64)
+    for _ in range(2):
+        classes = np.zeros(counts.shape[1], dtype=np.uint64)
+        for matrix, salt in entries:
+            np.add.at(classes, matrix.col, _mixed(_mixed(matrix.data.view(np.uint64), salt) ^ images[matrix.row], 3))
+        images = np.zeros(counts.shape[0], dtype=np.uint64)
+        for matrix, salt in entries:
+            np.add.at(images, matrix.row, _mixed(_mixed(matrix.data.view(np.uint64), salt) ^ classes[matrix.col], 4))
+    return images
+
+
+def _mixed(keys: npt.NDArray[np.uint64], salt: int) -> npt.NDArray[np.uint64]:
+    """Hash of 64-bit numbers: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    keys = keys + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
+
+
+class _Partition:
+    """Units (images or groups) in folds, with the deviation of each feature from its even share.
+
+    Attributes:
+        features: (N, d) integers in float64: objects, pixels and presence per class, and totals.
+        deviation: (n_folds, d): n_folds times a fold's sum, minus the whole sum.
+        folds: (N,) fold of each unit.
+    """
+
+    def __init__(
+        self,
+        counts: csr_matrix,
+        areas: csr_matrix,
+        sizes: Floats,
+        n_folds: int,
+        weights: FoldWeights,
+        *,
+        is_grouped: bool,
+    ) -> None:
+        self.n_folds, self.is_grouped = n_folds, is_grouped
+        self.counts, self.presence = counts, (counts + areas).astype(bool)
+        self.holders = self.presence.tocsc()  # the units of each class
+        self.features = _integer_features(counts, areas, self.presence, sizes, n_folds, weights)
+        self.squares = self.features.multiply(self.features).sum(axis=1).A1
+        self.folds = np.full(len(sizes), -1, dtype=np.int64)
+        self.deviation = np.tile(-self.features.sum(axis=0).A1, (n_folds, 1))
+        self.sizes = np.zeros(n_folds, dtype=np.int64)
+        self.num_units = np.bincount(self.presence.indices, minlength=counts.shape[1])  # of each class
+        self.rare_in = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)
+        self.rare_of: dict[int, Ints] = {}
+        pairs = self.presence.tocoo()
+        for unit in np.unique(pairs.row[self.num_units[pairs.col] < n_folds]).tolist():
+            columns = self.presence[unit].indices
+            self.rare_of[unit] = columns[self.num_units[columns] < n_folds]
+
+    def cost(self) -> int:
+        """Sum of squared deviations, exact."""
+        return sum(int(value) ** 2 for value in self.deviation.reshape(-1))
+
+    def assign_greedily(self, rng: np.random.Generator, *, is_shuffled: bool) -> None:
+        """From the rarest class on, put each unit where it is missed most."""
+        order = rng.permutation(len(self.folds)) if is_shuffled else self._rarest_first(rng)
+        starts, indices, data = self.features.indptr.tolist(), self.features.indices, self.features.data
+        deviation = np.ascontiguousarray(self.deviation.T)  # (d, n_folds): rows are gathered per unit
+        full, num_larger = divmod(len(order), self.n_folds)
+        closed = np.zeros(self.n_folds)  # inf where no unit may go any more
+        num_open = len(order)
+        for unit in order.tolist():
+            columns, values = indices[starts[unit] : starts[unit + 1]], data[starts[unit] : starts[unit + 1]]
+            rows = deviation.take(columns, axis=0)
+            missed = values @ rows + closed
+            if self.is_grouped and num_open <= np.count_nonzero(self.sizes == 0):
+                missed[self.sizes > 0] = np.inf  # the last groups fill the empty folds
+            if (rare := self.rare_of.get(unit)) is not None:
+                taken = self.rare_in[:, rare].any(axis=1)
+                if not (taken | np.isinf(missed)).all():
+                    missed[taken] = np.inf
+                fold = int(missed.argmin())
+                self.rare_in[fold, rare] += 1
+            else:
+                fold = int(missed.argmin())
+            deviation[columns, fold] = rows[:, fold] + self.n_folds * values
+            self.folds[unit] = fold
+            self.sizes[fold] += 1
+            num_open -= 1
+            if not self.is_grouped and self.sizes[fold] >= full:
+                larger_taken = np.count_nonzero(self.sizes > full)
+                closed[self.sizes >= full + (larger_taken < num_larger)] = np.inf
+        self.deviation = np.ascontiguousarray(deviation.T)
+
+    def exchange(self, rng: np.random.Generator) -> None:
+        """Swap units between pairs of folds, and move them where sizes allow, while the cost falls."""
+        is_small = len(self.folds) <= _SMALL * self.n_folds
+        cost = self.cost()
+        while True:
+            gained = 0
+            for one, other in combinations(range(self.n_folds), 2):
+                gained += self._move(one, other) + self._move(other, one)
+                gained += self._swap(*self._candidates(one, other, None if is_small else rng))
+            cost -= gained
+            if gained == 0 or (not is_small and gained < _LEAST_GAIN * cost):
+                return
+
+    def _rarest_first(self, rng: np.random.Generator) -> Ints:
+        pairs, counts = self.presence.tocoo(), self.counts.tocoo()
+        least = np.full(len(self.folds), len(self.folds) + 1)
+        np.minimum.at(least, pairs.row, self.num_units[pairs.col])
+        # Among equally rare classes of a unit, the one with most objects: no matter in which column.
+        most = np.zeros(len(self.folds))
+        is_rarest = self.num_units[counts.col] == least[counts.row]
+        np.maximum.at(most, counts.row[is_rarest], counts.data[is_rarest])
+        tie = rng.permutation(len(self.folds))
+        return np.lexsort((tie, -self.counts.sum(axis=1).A1, -most, least))
+
+    def _candidates(self, one: int, other: int, rng: np.random.Generator | None) -> tuple[Ints, Ints]:
+        """Units of two folds to compare: all, or (with `rng`) some at random, and holders of what differs most."""
+        both = [np.flatnonzero(self.folds == fold) for fold in (one, other)]
+        if rng is None:
+            return both[0], both[1]
+        difference = (self.deviation[other] - self.deviation[one])[: 3 * self.counts.shape[1]]
+        worst = np.argsort(-np.square(difference.reshape(3, -1)).sum(axis=0), kind="stable")[:_WORST_CLASSES]
+        holders = [self.holders.indices[self.holders.indptr[c] : self.holders.indptr[c + 1]] for c in worst]
+        for side, fold in enumerate((one, other)):
+            chosen = [_sample(units[self.folds[units] == fold], _HOLDERS, rng) for units in holders]
+            both[side] = np.unique(np.concatenate([_sample(both[side], _BLOCK, rng), *chosen]))
+        return both[0], both[1]
+
+    def _swap(self, units: Ints, others: Ints) -> int:
+        """Exchange units of two folds, best partner first; the cost gained.
+
+        With x of `one` and y of `other`, the cost changes by 2 n_folds times
+        (x - y).E + n_folds |x - y|^2, where E is the difference of the folds' deviations.
+        """
+        if not (len(units) and len(others)):
+            return 0
+        one, other = self.folds[units[0]], self.folds[others[0]]
+        x, y = self.features[units].toarray(), self.features[others].toarray()
+        difference = self.deviation[other] - self.deviation[one]
+        change = (x @ difference + self.n_folds * self.squares[units])[:, None] - 2 * self.n_folds * (x @ y.T)
+        change += self.n_folds * self.squares[others] - y @ difference
+        partner = change.argmin(axis=1)
+        best = change[np.arange(len(units)), partner]
+        gained = 0
+        is_used = np.zeros(len(others), dtype=bool)
+        for row in np.argsort(best, kind="stable"):
+            if best[row] >= 0:
+                break
+            column = partner[row]
+            if is_used[column]:
+                continue
+            step = x[row] - y[column]
+            difference = self.deviation[other] - self.deviation[one]
+            change_now = step @ difference + self.n_folds * (step @ step)
+            if change_now < 0 and self._keeps_rare_apart(int(units[row]), one, int(others[column]), other):
+                is_used[column] = True
+                self._place(int(units[row]), one, other, x[row])
+                self._place(int(others[column]), other, one, y[column])
+                gained -= 2 * self.n_folds * int(change_now)
+        return gained
+
+    def _move(self, source: int, target: int) -> int:
+        """Move single units where that lowers the cost and keeps sizes even; the cost gained."""
+        gained = 0
+        while self.sizes[source] > 1 and (self.is_grouped or self.sizes[source] > self.sizes[target]):
+            units = np.flatnonzero(self.folds == source)
+            difference = self.deviation[target] - self.deviation[source]
+            change = (self.features @ difference + self.n_folds * self.squares)[units]
+            row = int(change.argmin())
+            if change[row] >= 0 or not self._keeps_rare_apart(int(units[row]), source, None, target):
+                return gained
+            self._place(int(units[row]), source, target, self.features[[units[row]]].toarray().reshape(-1))
+            gained -= 2 * self.n_folds * int(change[row])
+        return gained
+
+    def _place(self, unit: int, source: int, target: int, features: Floats) -> None:
+        self.deviation[source] -= self.n_folds * features
+        self.deviation[target] += self.n_folds * features
+        self.folds[unit] = target
+        self.sizes[source] -= 1
+        self.sizes[target] += 1
+        if (rare := self.rare_of.get(unit)) is not None:
+            self.rare_in[source, rare] -= 1
+            self.rare_in[target, rare] += 1
+
+    def _keeps_rare_apart(self, unit: int, source: int, partner: int | None, target: int) -> bool:
+        """Whether no rare class comes to stand twice in a fold through an exchange."""
+        nothing = np.zeros(0, dtype=np.int64)
+        mine = self.rare_of.get(unit, nothing)
+        theirs = nothing if partner is None else self.rare_of.get(partner, nothing)
+        into_target = np.setdiff1d(mine, theirs)
+        into_source = np.setdiff1d(theirs, mine)
+        return not (self.rare_in[target, into_target].any() or self.rare_in[source, into_source].any())
+
+
+def _sample(units: Ints, size: int, rng: np.random.Generator) -> Ints:
+    return units if len(units) <= size else rng.choice(units, size, replace=False)
+
+
+def _integer_features(
+    counts: csr_matrix, areas: csr_matrix, presence: csr_matrix, sizes: Floats, n_folds: int, weights: FoldWeights
+) -> csr_matrix:
+    """Columns whose even share per fold is the root of their weight, as integers.
+
+    The number of bits is chosen so that the largest possible sum of an exchange stays below 2^53.
+    """
+    blocks = (
+        (counts, weights.objects),
+        (areas, weights.pixels),
+        (presence.astype(np.float64), weights.presence),
+        (csr_matrix(sizes[:, None]), weights.images),
+        (csr_matrix(counts.sum(axis=1)), weights.totals),
+        (csr_matrix(areas.sum(axis=1)), weights.totals),
+    )
+    total_weight = sum(values.shape[1] * weight for values, weight in blocks)
+    bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(2 * n_folds**3 * max(total_weight, 1.0))) // 2))
+    scaled = []
+    for values, weight in blocks:
+        share = values.sum(axis=0).A1 / n_folds
+        scale = np.divide(np.sqrt(weight) * 2.0**bits, share, out=np.zeros_like(share), where=share > 0)
+        whole = np.rint(values.data * scale[values.indices])
+        scaled.append(csr_matrix((whole, values.indices, values.indptr), values.shape))
+    return hstack(scaled, format="csr")
+
+
+def _group_k_fold(labels: Ints, n_folds: int) -> Ints:
+    from sklearn.model_selection import GroupKFold  # imported late: it takes a second
+
+    folds = np.empty(len(labels), dtype=np.int64)
+    for fold, (_, validation) in enumerate(GroupKFold(n_folds).split(labels, groups=labels)):
+        folds[validation] = fold
+    return folds
+
+
+def _iterative_stratification(presence: npt.NDArray[np.bool_], n_folds: int, seed: int) -> Ints:
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # imported late, as above
+
+    # A column of empty images: keeps them balanced too, and the package refuses a single column.
+    labels = np.concatenate([presence, ~presence.any(axis=1, keepdims=True)], axis=1).astype(np.int64)
+    splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
+    folds = np.empty(len(labels), dtype=np.int64)
+    for fold, (_, validation) in enumerate(splitter.split(np.zeros(len(labels)), labels)):
+        folds[validation] = fold
+    return folds

@@ -1,0 +1,86 @@
+"""Formats of exported files: how each is written, and run for comparison."""
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+Runner = Callable[[Tensor], Tensor]
+"""(B, 3, H, W) -> logits (B, K, H, W) or labels (B, H, W)."""
+METADATA_FILE = "metadata.json"
+"""Among the extra files of a `torch.export` archive."""
+AXES = ("batch", "channels", "height", "width")
+_OPSET = 18  # of 2022: the first whose Resize and Pad need no conversion; every runtime since reads it
+
+
+def write_program(program: ExportedProgram, metadata: Mapping[str, str], file: Path) -> None:
+    """Write an archive of `torch.export`."""
+    with quietly():
+        torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(dict(metadata), indent=1)})
+
+
+def run_program(file: Path) -> Runner:
+    """An archive of `torch.export` as a function."""
+    with quietly():
+        module = torch.export.load(file).module()
+    return lambda images: module(images)
+
+
+def write_onnx(program: ExportedProgram, metadata: Mapping[str, str], file: Path) -> None:
+    """Write an ONNX file."""
+    import onnx
+
+    output = metadata["output"].partition(":")[0]
+    with quietly():
+        torch.onnx.export(
+            program, (), file, input_names=["images"], output_names=[output], opset_version=_OPSET,
+            external_data=False, dynamo=True, verbose=False,
+        )  # fmt: skip
+    model = onnx.load(file)
+    # The tracer's own names of the sizes, such as s34, also stand in sums and products.
+    shown = dict(zip((dim.dim_param for dim in _dims(model.graph.input[0])), AXES, strict=True))
+    symbols = re.compile("|".join(rf"\b{name}\b" for name in shown if name))
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in _dims(value):
+            if dim.dim_param:
+                dim.dim_param = symbols.sub(lambda found: shown[found.group()], dim.dim_param)
+    onnx.helper.set_model_props(model, dict(metadata))
+    onnx.checker.check_model(model)
+    onnx.save(model, file)
+
+
+def run_onnx(file: Path) -> Runner:
+    """An ONNX file as a function, by onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+def _dims(value: Any) -> Any:
+    """The dimensions of an ONNX value."""
+    return value.type.tensor_type.shape.dim
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the tracer's and the exporter's hints about themselves."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

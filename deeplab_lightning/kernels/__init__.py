@@ -1,0 +1,120 @@
+"""CPU kernels, applied from outside to an unchanged network. One door: open it once, or leave it closed.
+
+With the door open, on a CPU:
+
+- depthwise convolutions use gradients that oneDNN computes fast and, in bfloat16, correctly (`depthwise`);
+- convolutions of large dilation run as matrix products on processors with AMX (`taps`);
+- cross-entropy resizes and compares logits tile by tile, and so does the arg-max of large logits (`tiles`).
+
+With the door closed (`model.cpu_kernels: false`, or the environment variable `DEEPLAB_CPU_KERNELS=0`) every path is
+stock PyTorch. Which shares of the time each kernel saves: `tests/benchmarks/README.md`.
+"""
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deeplab_lightning.kernels.depthwise import use_depthwise_kernels
+from deeplab_lightning.kernels.taps import use_tap_convolutions
+from deeplab_lightning.kernels.tiles import tiled_labels
+from deeplab_lightning.resizing import resize
+
+SWITCH = "DEEPLAB_CPU_KERNELS"
+"""Environment variable; 0 closes the door in every process that inherits it."""
+_MAX_LOGITS_BYTES = 1 << 28  # 256 MiB of full-size logits; more are resized tile by tile
+
+
+def speed_up(net: nn.Module) -> None:
+    """Give a network the convolutions that are faster on a CPU, in place.
+
+    Names, parameters and, to rounding, outputs stay as they are; on other devices the layers are PyTorch's own.
+    `DEEPLAB_CPU_KERNELS=0` makes this do nothing.
+
+    Args:
+        net: Any network; its hooks, `compile` and state dict keep working.
+    """
+    if is_enabled():
+        use_depthwise_kernels(net)
+        use_tap_convolutions(net)
+
+
+def is_enabled() -> bool:
+    """Check whether the environment leaves the door open."""
+    return os.environ.get(SWITCH, "1").lower() not in {"0", "false", "off", "no"}
+
+
+class Door:
+    """How a module gets from images to logits and labels: by tiles where the door is open, else by stock PyTorch.
+
+    Args:
+        is_open: Whether logits may stay at the network's resolution until the loss or the arg-max takes them.
+    """
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        self.is_open = is_open
+
+    def logits(self, module: Any, images: Tensor, loss: nn.Module | None = None) -> Any:
+        """Compute the logits of a batch: at full size, or before the resize where it can be done in tiles.
+
+        A module, network or loss with a `forward` of its own, hooks or a compiled `forward` gets the full size.
+
+        Args:
+            module: A `SegmentationModule`.
+            images: (B, 3, H, W) uint8.
+            loss: What takes the logits, if a loss does.
+
+        Returns:
+            What `module(images)` returns, or the same with logits of (B, K, h, w).
+        """
+        is_tiled = self.is_open or getattr(loss, "band_rows", None) is not None
+        takes_coarse = loss is None or _is_declared_with_forward(type(loss), "takes_coarse_logits")
+        if is_tiled and takes_coarse and _has_coarse_logits(module) and _has_coarse_logits(module.net):
+            return module.coarse_logits(images)
+        return module(images)
+
+    def labels(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Find the class with the highest logit of each pixel.
+
+        Args:
+            logits: (B, K, h, w) float, K at most 255.
+            size: (H, W) of the labels.
+
+        Returns:
+            (B, H, W) uint8.
+        """
+        logits = logits.float()  # in bfloat16, neighbouring logits would round to ties
+        num_bytes = len(logits) * logits.shape[1] * size[0] * size[1] * logits.element_size()
+        if self.is_open and logits.device.type == "cpu" and num_bytes > _MAX_LOGITS_BYTES:
+            return tiled_labels(logits, size)
+        if logits.shape[-2:] != size:
+            logits = resize(logits, size)
+        return logits.argmax(dim=1).to(torch.uint8)
+
+
+def open_door(net: nn.Module, device: torch.device, *, is_wanted: bool) -> Door:
+    """Open the door for a network that computes on a CPU: `speed_up(net)`, and logits in tiles.
+
+    Args:
+        net: The network; unchanged where the door stays closed.
+        device: Where it computes.
+        is_wanted: The module's `cpu_kernels`.
+    """
+    is_open = is_wanted and device.type == "cpu" and is_enabled()
+    if is_open:
+        speed_up(net)
+    return Door(is_open=is_open)
+
+
+def _has_coarse_logits(module: nn.Module) -> bool:
+    """Check whether `coarse_logits` computes what a call of the module does, less the resize."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    is_plain_call = not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
+    return is_plain_call and _is_declared_with_forward(type(module), "coarse_logits")
+
+
+def _is_declared_with_forward(kind: type, name: str) -> bool:
+    """Check whether the class that defines `forward` also defines a name; a subclass may change only the one."""
+    owner = next((c for c in kind.__mro__ if "forward" in vars(c)), kind)
+    return bool(vars(owner).get(name, False))

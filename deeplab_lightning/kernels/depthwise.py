@@ -1,0 +1,126 @@
+"""Depthwise convolutions with fast and correct gradients on a CPU; the arithmetic is in `depthwise_gradients`.
+
+EfficientNets and MobileNets consist of them, dilated ones at output stride 8 or 16, and so do separable ASPPs.
+"""
+
+from typing import Any
+
+import torch
+from timm.layers import Conv2dSame
+from timm.layers.padding import pad_same
+from torch import Tensor, nn
+
+from deeplab_lightning.kernels.depthwise_gradients import (
+    Pair,
+    convolve,
+    input_gradient,
+    stock_gradients,
+    weight_gradient,
+)
+from deeplab_lightning.kernels.support import has_fast_depthwise
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """Compute `torch.nn.Conv2d` for one channel per group, by faster kernels in float32 and half precision on a CPU."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = _own_dtype(input)
+        if dtype is None:
+            return super()._conv_forward(input, weight, bias)
+        return _convolved(input.to(dtype), weight, bias, self, self.padding)
+
+
+class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
+    """Compute the same with TensorFlow's padding, which at stride 2 depends on the size of the map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        dtype = _own_dtype(x)
+        if dtype is None:
+            return super().forward(x)  # type: ignore[no-any-return]
+        padded = pad_same(x.to(dtype), self.kernel_size, self.stride, self.dilation)
+        return _convolved(padded, self.weight, self.bias, self, (0, 0))
+
+
+def _own_dtype(input: Tensor) -> torch.dtype | None:
+    """Return the precision in which a convolution is computed here; None if it is left to PyTorch."""
+    is_traced = _is_exporting() or torch.jit.is_tracing()  # the program will run elsewhere
+    if input.device.type != "cpu" or input.ndim != 4 or is_traced:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
+    is_half = dtype in (torch.bfloat16, torch.float16)  # PyTorch's gradients are wrong, see `stock_gradients`
+    return dtype if is_half or has_fast_depthwise(input.device, dtype) else None
+
+
+def _is_exporting() -> bool:
+    # PyTorch 2.6 cannot tell compiling from exporting.
+    return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
+
+
+def _convolved(x: Tensor, weight: Tensor, bias: Tensor | None, layer: nn.Conv2d, padding: Any) -> Tensor:
+    y: Tensor = _DepthwiseConv.apply(x, weight, layer.stride, padding, layer.dilation)  # weights are cast inside
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
+class _DepthwiseConv(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
+        return convolve(x, weight.to(x.dtype), stride, padding, dilation)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, *ctx.geometry = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        arguments = (grad_outputs[0], x, weight.to(x.dtype), *ctx.geometry)
+        grad_input = grad_weight = None
+        if not has_fast_depthwise(x.device, x.dtype):
+            grad_input, grad_weight = stock_gradients(*arguments, needed=ctx.needs_input_grad[:2])
+        else:
+            grad_input = input_gradient(*arguments) if ctx.needs_input_grad[0] else None
+            grad_weight = weight_gradient(*arguments) if ctx.needs_input_grad[1] else None
+        return grad_input, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+def use_depthwise_kernels(net: nn.Module) -> None:
+    """Replace every depthwise convolution by a `DepthwiseConv2d` or `DepthwiseConv2dSame`, in place.
+
+    Names and parameters stay as they are. On processors for which nothing was measured, only half precision differs
+    from PyTorch.
+    """
+    for name, layer in list(net.named_modules()):
+        if name and type(layer) in (nn.Conv2d, Conv2dSame) and _is_depthwise(layer):
+            net.set_submodule(name, _with_kernels(layer))
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    is_depthwise = layer.groups == layer.in_channels == layer.out_channels and layer.groups > 1
+    return is_depthwise and layer.padding_mode == "zeros" and (layer.padding != "same" or _is_centred(layer))
+
+
+def _is_centred(layer: nn.Conv2d) -> bool:
+    """Check whether padding that keeps the map's size is equal on both sides, whatever the map's size."""
+    return layer.stride == (1, 1) and all(side % 2 for side in layer.kernel_size)
+
+
+def _with_kernels(layer: nn.Conv2d) -> nn.Conv2d:
+    is_same = isinstance(layer, Conv2dSame) or layer.padding == "same"
+    padding: Any = (0, 0) if layer.padding == "valid" else layer.padding
+    if is_same and _is_centred(layer):
+        padding = tuple(d * (side // 2) for d, side in zip(layer.dilation, layer.kernel_size, strict=True))
+        is_same = False
+    geometry: dict[str, Any] = {"stride": layer.stride, "dilation": layer.dilation, "groups": layer.groups}
+    with torch.device("meta"):  # draws no random numbers
+        new: nn.Conv2d = (DepthwiseConv2dSame if is_same else DepthwiseConv2d)(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            padding=0 if is_same else padding,
+            bias=layer.bias is not None,
+            **geometry,
+        )
+    new.weight, new.bias = layer.weight, layer.bias
+    return new.train(layer.training)

@@ -1,0 +1,234 @@
+"""Resized logits tile by tile: full-size logits of all classes are never held in memory."""
+
+import math
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.resizing import resize
+
+_VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 128  # 2 MB of floats, which a core's cache holds
+
+
+class TileAxis(NamedTuple):
+    """A slice of the resized axis, and the slice of the original axis that it is interpolated from.
+
+    Attributes:
+        large: Pixels of the result.
+        small: Pixels that they are weighted sums of.
+        weights: (small, large).
+    """
+
+    large: slice
+    small: slice
+    weights: Tensor
+
+
+class Tile(NamedTuple):
+    """A rectangle of the resized logits of some images.
+
+    Attributes:
+        images: Slice of the batch.
+        rows: Rows of the pixels.
+        columns: Columns of the pixels.
+        logits: `resize(logits, size)[images, :, rows.large, columns.large]` to rounding, for finite logits. It may be
+            overwritten.
+    """
+
+    images: slice
+    rows: TileAxis
+    columns: TileAxis
+    logits: Tensor
+
+
+@torch.no_grad()
+def tiles(logits: Tensor, size: tuple[int, int], band_rows: int | None = None) -> Iterator[Tile]:
+    """Resize logits part by part; each tile reuses the memory of the one before.
+
+    On a CPU, a tile is a part of one image that fits the caches; on other devices, which need large work to be busy,
+    a band of rows of all images.
+
+    Args:
+        logits: (B, K, h, w) float.
+        size: (H, W) of the result.
+        band_rows: Rows of a tile; if None, as many as the caches hold on a CPU, and all elsewhere.
+    """
+    (count, num_classes), (height, width) = logits.shape[:2], size
+    if logits.device.type == "cpu":
+        images, columns = 1, min(width, _TILE_COLUMNS)
+        rows = band_rows or max(1, _VALUES_PER_THREAD * torch.get_num_threads() // (num_classes * columns))
+    else:
+        images, rows, columns = count, band_rows or height, width
+    rows = min(rows, height)
+    memory = logits.new_empty(images * num_classes * rows * columns)
+    row_axes, column_axes = _tile_axes(logits, 2, height, rows), _tile_axes(logits, 3, width, columns)
+    for chosen, row_axis, column_axis in product(_slices(count, images), row_axes, column_axes):
+        with torch.autocast(logits.device.type, enabled=False):
+            narrow = row_axis.weights.t() @ logits[chosen, :, row_axis.small, column_axis.small]  # (b, K, r, w)
+            shape = (*narrow.shape[:3], column_axis.weights.shape[1])
+            part = memory[: math.prod(shape)].view(shape)
+            torch.matmul(narrow, column_axis.weights, out=part)
+        yield Tile(chosen, row_axis, column_axis, part)
+
+
+def tiled_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Find the class with the highest resized logit of each pixel, in the memory of one tile.
+
+    Equal to `resize(logits, size).argmax(dim=1)` except for ties to rounding.
+
+    Args:
+        logits: (B, K, h, w) float, K at most 255.
+        size: (H, W).
+
+    Returns:
+        (B, H, W) uint8.
+    """
+    if logits.shape[-2:] == size:
+        return logits.argmax(dim=1).to(torch.uint8)
+    if not logits.isfinite().all():  # a sum over a tile would spread nan and infinity
+        return torch.cat([resize(x[None], size).argmax(dim=1).to(torch.uint8) for x in logits])
+    num_classes = logits.shape[1]
+    labels = torch.empty(len(logits), *size, dtype=torch.uint8)
+    places_from_last = torch.arange(num_classes, 0, -1, dtype=torch.uint8)[:, None, None]
+    for images, rows, columns, part in tiles(logits, size):  # (b, K, r, c)
+        # Unlike the arg-max, a maximum across memory is vectorized; among equal logits it takes the first class too.
+        is_highest = (part == part.amax(dim=1, keepdim=True)).view(torch.uint8)
+        place_from_last = (is_highest * places_from_last).amax(dim=1)
+        labels[images, rows.large, columns.large] = num_classes - place_from_last
+    return labels
+
+
+def tiled_cross_entropy(
+    logits: Tensor, mask: Tensor, class_weights: Tensor | None, label_smoothing: float, band_rows: int | None
+) -> Tensor:
+    """Compute the cross-entropy of logits resized to the mask, tile by tile, with its gradient.
+
+    Args:
+        logits: (B, K, h, w) float, finite.
+        mask: (B, H, W) int64 in [0, K) or 255; at least one pixel counts.
+        class_weights: (K,), or None for 1 each.
+        label_smoothing: Share of the target spread over all classes, a fraction in [0, 1).
+        band_rows: See `tiles`.
+
+    Returns:
+        The weighted mean over pixels that are not ignored, a scalar in float32 or float64.
+    """
+    loss: Tensor = _TiledCrossEntropy.apply(logits, mask, class_weights, label_smoothing, band_rows)
+    return loss
+
+
+def single_precision(logits: Tensor) -> Tensor:
+    """Convert logits to float32, except those in float64."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    """Computes each tile's gradient together with its loss, so that the tile need not be kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, mask: Tensor, weights: Tensor | None, smoothing: float, band_rows: int | None
+    ) -> Tensor:
+        needs_gradient = ctx.needs_input_grad[0]
+        logits, ctx.dtype = single_precision(logits.detach()), logits.dtype
+        counted = mask != IGNORE_INDEX
+        target = torch.where(counted, mask, 0)
+        per_class = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits.dtype)
+        pixel_weights = per_class[target] * counted  # (B, H, W)
+        loss, total = logits.new_zeros(()), pixel_weights.sum()
+        gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
+        with torch.autocast(logits.device.type, enabled=False):
+            for images, rows, columns, part in tiles(logits, (mask.shape[-2], mask.shape[-1]), band_rows):
+                here = (images, rows.large, columns.large)
+                values = _cross_entropy_in_place(
+                    part,
+                    target[here][:, None],
+                    target_weight=(1 - smoothing) * pixel_weights[here][:, None],
+                    class_weight=smoothing / len(per_class) * counted[here][:, None],
+                    per_class=per_class if smoothing else None,
+                    needs_gradient=needs_gradient,
+                )
+                loss += values.loss
+                if gradient is not None:
+                    grad_small = rows.weights @ (values.gradient @ columns.weights.t())
+                    gradient[images, :, rows.small, columns.small] += grad_small
+        ctx.gradient = None if gradient is None else gradient / total
+        return loss / total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        # Stay in float32 until the end: the loss scale of fp16 training must neither overflow nor follow the rounding.
+        gradient = None if ctx.gradient is None else (ctx.gradient * grad_outputs[0].float()).to(ctx.dtype)
+        return gradient, None, None, None, None
+
+
+class _LossOfTile(NamedTuple):
+    """Sum of the loss over a tile, and its gradient by the logits (b, K, r, c), empty if not needed."""
+
+    loss: Tensor
+    gradient: Tensor
+
+
+def _cross_entropy_in_place(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    target_weight: Tensor,
+    class_weight: Tensor,
+    per_class: Tensor | None,
+    needs_gradient: bool,
+) -> _LossOfTile:
+    """Compute cross-entropy and its gradient in the memory of the logits.
+
+    Args:
+        logits: (b, K, r, c).
+        target: (b, 1, r, c) int64.
+        target_weight: Weight of the target's class in each pixel, (b, 1, r, c).
+        class_weight: Weight of every class in each pixel, from label smoothing, (b, 1, r, c).
+        per_class: Weights of the classes (K,) for `class_weight`; None without label smoothing.
+        needs_gradient: Whether the gradient is computed.
+    """
+    logits -= logits.amax(dim=1, keepdim=True)
+    of_target, factor, loss = logits.gather(1, target), target_weight, logits.new_zeros(())
+    if per_class is not None:
+        per_class = per_class[:, None, None]
+        factor = target_weight + class_weight * per_class.sum()
+        loss -= (class_weight * (per_class * logits).sum(dim=1, keepdim=True)).sum()
+    exponentials = logits.exp_()
+    sums = exponentials.sum(dim=1, keepdim=True)
+    loss += (factor * sums.log() - target_weight * of_target).sum()
+    if not needs_gradient:
+        return _LossOfTile(loss, logits.new_empty(0))
+    gradient = exponentials.mul_(factor / sums)
+    gradient.scatter_(1, target, gradient.gather(1, target) - target_weight)
+    if per_class is not None:
+        gradient -= class_weight * per_class
+    return _LossOfTile(loss, gradient)
+
+
+def _tile_axes(logits: Tensor, axis: int, size: int, step: int) -> list[TileAxis]:
+    """Split an axis into `step` pixels of the result each, with the weights that `resize` would use."""
+    length = logits.shape[axis]
+    one_of_each = torch.eye(length, dtype=logits.dtype, device=logits.device)[None]
+    weights = F.interpolate(one_of_each, size=size, mode="linear", align_corners=False)[0]  # (length, size)
+
+    def source(i: int) -> int:
+        return max(0, math.floor((i + 0.5) * length / size - 0.5))
+
+    axes = []
+    for large in _slices(size, step):
+        small = slice(source(large.start), min(length, source(large.stop - 1) + 2))
+        axes.append(TileAxis(large, small, weights[small, large].contiguous()))
+    return axes
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    """Split [0, length) into slices of at most `step`."""
+    return [slice(start, min(start + step, length)) for start in range(0, length, step)]

@@ -1,0 +1,47 @@
+"""From logits to labels: the one way that validation, test, prediction, panels and `tune-crf` share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.kernels import Door
+from deeplab_lightning.resizing import resize
+
+Postprocess = nn.Module | Callable[..., Any]
+"""(images (B, 3, H, W) uint8, logits (B, K, H, W)) -> labels (B, H, W) or probabilities (B, K, H, W)."""
+
+
+def find_labels(
+    logits: Tensor, images: Tensor, size: tuple[int, int], *, door: Door, postprocess: Postprocess | None = None
+) -> Tensor:
+    """Find the class of each pixel.
+
+    Args:
+        logits: (B, K, h, w) float, at the images' size or before the resize to it.
+        images: (B, 3, H, W) uint8.
+        size: Height and width of the labels; those of the file may differ from the images'.
+        door: How logits are resized and compared.
+        postprocess: Applied to the images and their logits at the images' size; the highest logit if None.
+
+    Returns:
+        (B, *size) uint8.
+
+    Raises:
+        ValueError: If `postprocess` returns neither labels nor probabilities.
+    """
+    shown = (images.shape[-2], images.shape[-1])
+    if postprocess is None:
+        return door.labels(logits if size == shown else resize(logits.float(), shown), size)
+    result: Tensor = postprocess(images, resize(logits.float(), shown))
+    if result.is_floating_point() and result.ndim == 4:
+        return door.labels(result, size)
+    if result.is_floating_point() or result.ndim != 3:
+        raise UserError(
+            "postprocess must give integer labels (B, H, W) or probabilities (B, K, H, W), got "
+            f"{tuple(result.shape)} {result.dtype}."
+        )
+    return F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)

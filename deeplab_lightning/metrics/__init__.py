@@ -1,0 +1,1 @@
+"""Metrics of a whole set, from integer counts that do not depend on batch size or number of processes."""

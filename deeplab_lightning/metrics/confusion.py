@@ -1,0 +1,63 @@
+"""Confusion matrices: counted per image, and summed over batches and processes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from deeplab_lightning.data.classes import IGNORE_INDEX
+
+
+class PixelCounts(Metric):
+    """Integers that are summed over batches and processes."""
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    counts: Tensor
+
+    def __init__(self, *shape: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # A metric state, not a buffer: weight averaging swaps all buffers around validation.
+        self.add_state("counts", default=torch.zeros(*shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+
+class ConfusionMatrix(PixelCounts):
+    """Counts of (truth, prediction) pairs, summed over batches and processes; ignored pixels count nowhere.
+
+    The counts are integers, so they do not depend on batch size, order or number of processes.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int, **kwargs: Any) -> None:
+        super().__init__(num_classes, num_classes, **kwargs)
+
+    def update(self, matrices: Tensor) -> None:
+        """matrices: (B, K, K) int64 counts of each picture, from `per_image_confusion`."""
+        self.counts += matrices.sum(dim=0)
+
+    def compute(self) -> Tensor:
+        """(K, K) int64, rows truth, columns prediction."""
+        return self.counts
+
+
+def per_image_confusion(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor:
+    """Count the (truth, prediction) pairs of each picture.
+
+    Args:
+        preds: (B, H, W) int64 in [0, K).
+        mask: (B, H, W) integer in [0, K), or 255 for pixels that count nowhere.
+        num_classes: K.
+
+    Returns:
+        (B, K, K) int64, rows truth, columns prediction.
+    """
+    batch, pairs = len(preds), num_classes**2
+    target = mask.long()
+    cell = torch.where(target == IGNORE_INDEX, pairs, target * num_classes + preds)
+    cell += torch.arange(batch, device=cell.device).reshape(-1, 1, 1) * (pairs + 1)
+    counts = torch.bincount(cell.reshape(-1), minlength=batch * (pairs + 1)).reshape(batch, pairs + 1)
+    return counts[:, :pairs].reshape(batch, num_classes, num_classes)

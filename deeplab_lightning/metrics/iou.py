@@ -1,0 +1,85 @@
+"""IoU, mIoU and the other figures of a confusion matrix: the one definition of each, in NumPy.
+
+A matrix holds counts of pixels, (K, K), rows truth, columns prediction. A class in neither truth nor prediction has no
+IoU (nan) and is left out of means; a class that is only predicted has IoU 0. Tensors are taken too.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Counts = Any  # an array or a tensor of integers
+Floats = npt.NDArray[np.float64]
+
+
+def class_iou(matrices: Counts) -> Floats:
+    """Compute intersection over union of each class.
+
+    Args:
+        matrices: (..., K, K) counts.
+
+    Returns:
+        (..., K); nan for classes in neither truth nor prediction.
+    """
+    hits, truth, predicted = _margins(matrices)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def mean_iou(matrices: Counts) -> Floats:
+    """Compute mIoU, the mean over the classes that have an IoU.
+
+    Args:
+        matrices: (..., K, K) counts.
+
+    Returns:
+        (...); nan if no class has an IoU.
+    """
+    return nan_mean(class_iou(matrices))
+
+
+def pixel_accuracy(matrices: Counts) -> Floats:
+    """Compute the share of pixels that are predicted right, (..., K, K) counts -> (...); nan without pixels."""
+    hits, truth, _ = _margins(matrices)
+    return _ratio(hits.sum(axis=-1), truth.sum(axis=-1))
+
+
+def summarize(matrix: Counts) -> dict[str, float]:
+    """Compute the figures of a whole set, each in [0, 1].
+
+    Mean accuracy leaves out classes without truth.
+
+    Args:
+        matrix: (K, K) counts over the whole set.
+
+    Returns:
+        `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (IoU weighted by the truth's share of pixels)
+        and `dice` (mean over classes); nan where nothing was counted.
+    """
+    hits, truth, predicted = _margins(matrix)
+    iou = class_iou(matrix)
+    return {
+        "miou": float(mean_iou(matrix)),
+        "pixel_accuracy": float(pixel_accuracy(matrix)),
+        "mean_accuracy": float(nan_mean(_ratio(hits, truth))),
+        "fw_iou": float(_ratio(np.nansum(truth * iou), truth.sum())),
+        "dice": float(nan_mean(_ratio(2 * hits, truth + predicted))),
+    }
+
+
+def nan_mean(values: Floats) -> Floats:
+    """Average over the last axis without its nan; nan if all are."""
+    is_known = ~np.isnan(values)
+    return _ratio(np.where(is_known, values, 0).sum(axis=-1), is_known.sum(axis=-1))
+
+
+def _margins(matrices: Counts) -> tuple[Floats, Floats, Floats]:
+    """Return right, true and predicted pixels of each class, (..., K) each."""
+    counts = np.asarray(matrices.cpu() if hasattr(matrices, "cpu") else matrices).astype(np.float64)
+    return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
+
+
+def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
+    """Divide; nan where the denominator is 0."""
+    above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)

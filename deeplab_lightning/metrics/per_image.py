@@ -1,0 +1,82 @@
+"""Confusion matrices picture by picture: what pools folds and compares runs on the same pictures."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import csr_matrix, vstack
+
+from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.files import write_atomically
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PerImageConfusion:
+    """Counts of (truth, prediction) pairs of each picture.
+
+    Attributes:
+        names: N image keys, sorted.
+        counts: (N, K * K) int64, sparse: row t * K + p of a picture's pixels of class t predicted as p.
+    """
+
+    names: list[str]
+    counts: csr_matrix
+
+    @classmethod
+    def of(cls, images: Iterable[tuple[str, Any]]) -> "PerImageConfusion":
+        """From names and (K, K) matrices, in any order."""
+        ordered = sorted(images, key=lambda image: image[0])
+        rows = [csr_matrix(np.asarray(matrix, dtype=np.int64).reshape(1, -1)) for _, matrix in ordered]
+        return cls([name for name, _ in ordered], vstack(rows, format="csr"))
+
+    @classmethod
+    def read(cls, path: Path) -> "PerImageConfusion":
+        """What `write` wrote.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if not path.is_file():
+            raise MissingFileError(f"no such file: {path.absolute()}. The run did not finish an epoch with validation.")
+        with np.load(path) as content:
+            counts = csr_matrix((content["data"], content["indices"], content["indptr"]), content["shape"])
+            return cls([str(name) for name in content["names"]], counts)
+
+    @classmethod
+    def joined(cls, parts: Sequence["PerImageConfusion"]) -> "PerImageConfusion":
+        """The pictures of several sets, sorted by name."""
+        names = [name for part in parts for name in part.names]
+        counts = vstack([part.counts for part in parts], format="csr")
+        order = sorted(range(len(names)), key=names.__getitem__)
+        return cls([names[i] for i in order], counts[order])
+
+    def write(self, path: Path) -> None:
+        """Compressed, atomically."""
+        arrays = {
+            "names": np.array(self.names),
+            "data": self.counts.data,
+            "indices": self.counts.indices,
+            "indptr": self.counts.indptr,
+            "shape": np.array(self.counts.shape),
+        }
+        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return round(self.counts.shape[1] ** 0.5)
+
+    def total(self) -> Ints:
+        """(K, K) counts over all pictures."""
+        sums = np.asarray(self.counts.sum(axis=0), dtype=np.int64)
+        return sums.reshape(self.num_classes, self.num_classes)
+
+    def keep(self, names: Sequence[str]) -> "PerImageConfusion":
+        """Only these pictures, in this order."""
+        place = {name: index for index, name in enumerate(self.names)}
+        return PerImageConfusion(list(names), self.counts[[place[name] for name in names]])

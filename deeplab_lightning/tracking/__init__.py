@@ -1,0 +1,1 @@
+"""Weights & Biases: modes, what is logged, and what is read back."""

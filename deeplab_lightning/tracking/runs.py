@@ -1,0 +1,328 @@
+"""Runs that W&B holds, offline or on its server, laid out as the folders that they were logged from."""
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from deeplab_lightning.errors import DataError, UserError
+from deeplab_lightning.runs import RECORD_FILES, ExperimentFolder, RunFolder
+from deeplab_lightning.tracking.mode import api_key, can_answer
+from deeplab_lightning.tracking.summary import CURVE_KEYS, MATRIX_KEY
+
+_CV_JOB = "cv"  # the run of what the folds say together, which is no fold
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """What W&B holds of one training.
+
+    Attributes:
+        id: W&B's name of the run.
+        name: What it is called in the interface.
+        project: The project's name.
+        group: Name of the experiment; None for a single run.
+        job_type: `fold`, `cv`, or None.
+        start: When it began, as text that sorts by time.
+        config: The resolved configuration.
+        summary: Its figures; `best/miou`, and `path` below the key of a table, as `val/confusion_matrix.path`.
+        rows: Logged points of the validation curve, each with `epoch` and `val/miou`.
+        fetch: File of the run by name -> where it lies here; None if the run has no such file.
+    """
+
+    id: str
+    name: str
+    project: str
+    group: str | None
+    job_type: str | None
+    start: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+    fetch: Callable[[str], Path | None]
+
+    @property
+    def experiment(self) -> str:
+        """Its group, or its own name."""
+        return self.group or self.name
+
+    @property
+    def fold(self) -> int | None:
+        """The fold that validated; None for an official split."""
+        data = self.config.get("data", {})
+        return data.get("fold") if data.get("split") == "folds" else None
+
+    @property
+    def n_folds(self) -> int:
+        """Of the split; 1 for an official one."""
+        return int(self.config["data"].get("n_folds", 1)) if self.fold is not None else 1
+
+    def missing(self) -> list[str]:
+        """The figures that a comparison needs and the run does not have."""
+        needed = {"the best mIoU": "best/miou", "the confusion matrix": f"{MATRIX_KEY}.path"}
+        found = [name for name, key in needed.items() if self.summary.get(key) is None]
+        return found if "data" in self.config else [*found, "the configuration"]
+
+
+def has_offline_runs(folder: Path) -> bool:
+    """Whether W&B logged into the folder, or into one below it."""
+    return next(_logs(folder), None) is not None
+
+
+def offline_runs(folder: Path) -> list[LoggedRun]:
+    """The runs below a folder, by start. One that was logged in several parts, as after `resume`, is one run.
+
+    Args:
+        folder: An `offline-run-*` folder, or one that holds some at any depth.
+
+    Raises:
+        DataError: If a log cannot be read.
+    """
+    logs = sorted({path.resolve() for path in _logs(folder)})
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        parts = list(pool.map(_read_log, logs))
+    by_id: dict[tuple[str, str], list[LoggedRun]] = defaultdict(list)
+    for part in parts:
+        by_id[part.project, part.id].append(part)
+    return sorted((_merged(parts) for parts in by_id.values()), key=lambda run: run.start)
+
+
+def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
+    """The runs of a group on the server, by start.
+
+    Args:
+        address: `wandb:entity/project/group`.
+        scratch: Where files are downloaded to.
+
+    Raises:
+        ValueError: For another form of address.
+        DataError: Without an account or a connection, or if there is no such project or group.
+    """
+    entity, project, group = _parsed(address)
+    import wandb
+
+    base_url = str(wandb.setup().settings.base_url)
+    if not api_key(urlsplit(base_url).hostname or ""):
+        raise DataError(f"{address} needs an account of {base_url}: run `wandb login`, or set WANDB_API_KEY.")
+    if not can_answer(base_url):
+        raise DataError(f"{address}: {base_url} does not answer. Check the network, or compare offline runs.")
+    try:
+        runs = list(wandb.Api(timeout=30).runs(f"{entity}/{project}", filters={"group": group}, lazy=False))
+        found = [_from_api(run, scratch) for run in runs]
+    except (ValueError, wandb.errors.Error) as error:
+        raise DataError(
+            f"{address}: {base_url} says: {str(error).splitlines()[0]}. Check entity and project."
+        ) from error
+    if not found:
+        raise DataError(f"{address}: the project {entity}/{project} has no run of the group {group!r}.")
+    return sorted(found, key=lambda run: run.start)
+
+
+def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> tuple[list[Path], list[str]]:
+    """Lay runs out as `deeplab kfold` and `deeplab fit` leave them, a folder per experiment.
+
+    Args:
+        runs: By start.
+        scratch: Where the folders are made.
+        source: What the runs were read from, for messages.
+
+    Returns:
+        The folders by name, and notes on runs that were left out.
+
+    Raises:
+        DataError: If no run of an experiment has the figures that a comparison needs.
+    """
+    folders, notes = [], []
+    groups: dict[tuple[str, str, int], list[LoggedRun]] = defaultdict(list)
+    for run in runs:
+        if run.job_type != _CV_JOB:
+            groups[run.experiment, run.project, run.n_folds].append(run)
+    if not groups:
+        raise DataError(
+            f"{source} holds no training, only what folds say together; name the folder of the folds' runs."
+        )
+    kinds = Counter((name, project) for name, project, _ in groups)
+    for (name, project, n_folds), members in sorted(groups.items()):
+        if kinds[name, project] > 1:
+            notes.append(f"{name}: has runs of splits into other numbers of folds, which are compared apart.")
+            name = f"{name}-of-{n_folds}"
+        finished = [run for run in members if not run.missing()]
+        if not finished:
+            lacking = "; ".join(f"{run.name} lacks {', '.join(run.missing())}" for run in members)
+            raise DataError(f"{source}: no run of {name!r} has what a comparison needs: {lacking}.")
+        # Labels are made of these names where experiments of two sources are called alike.
+        folder = scratch / re.sub(r"[^\w.-]+", "-", source).strip("-") / project / name.replace("/", "-")
+        if folder.exists():
+            folder = Path(tempfile.mkdtemp(dir=scratch)) / project / folder.name
+        by_fold = {run.fold or 0: run for run in finished}  # the newest of each
+        if len(by_fold) < len(finished):
+            notes.append(f"{name}: a fold was trained more than once; its newest finished run counts.")
+        for fold, run in by_fold.items():
+            attempts = [other for other in members if (other.fold or 0) == fold and other.start <= run.start]
+            _write_run(run, _curve(attempts), folder, ExperimentFolder(folder).fold(fold))
+        folders.append(folder)
+    return folders, notes
+
+
+def _logs(folder: Path) -> Iterator[Path]:
+    return (path for path in folder.rglob("run-*.wandb") if path.is_file())
+
+
+def _read_log(path: Path) -> LoggedRun:
+    """One offline run, by W&B's own reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        import wandb
+
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(
+            f"{path}: wandb {wandb.__version__} cannot read it ({reason}). Version 0.31 or newer reads logs."
+        )
+    run: dict[str, Any] = {}
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    rows = []
+    for line in done.stdout.splitlines():
+        record = json.loads(line)
+        content = record.get(record["type"]) or {}
+        match record["type"]:
+            case "run":
+                run |= content
+                config |= content.get("config", {}).get("update", {})
+            case "config":
+                config |= content.get("update", {})
+            case "summary":
+                summary |= content.get("update", {})
+            case "history" if all(key in content.get("item", {}) for key in CURVE_KEYS):
+                rows.append({key: content["item"][key] for key in CURVE_KEYS})
+            case _:
+                pass
+    if "run_id" not in run:
+        raise DataError(f"{path}: is empty or cut off before its first record. Remove the folder {path.parent}.")
+    return LoggedRun(
+        id=run["run_id"],
+        name=run.get("display_name") or run["run_id"],
+        project=run.get("project") or "uncategorized",
+        group=run.get("run_group") or None,
+        job_type=run.get("job_type") or None,
+        start=run.get("start_time", ""),
+        config=config,
+        summary=summary,
+        rows=rows,
+        fetch=partial(_file_below, path.parent / "files"),
+    )
+
+
+def _file_below(folder: Path, name: str) -> Path | None:
+    return folder / name if (folder / name).is_file() else None
+
+
+def _merged(parts: list[LoggedRun]) -> LoggedRun:
+    """One run of the parts that were logged under its id."""
+    parts = sorted(parts, key=lambda part: part.start)
+    config: dict[str, Any] = {}
+    summary: dict[str, Any] = {}
+    for part in parts:
+        config |= part.config
+        summary |= part.summary
+
+    def fetch(name: str) -> Path | None:
+        return next((path for part in reversed(parts) if (path := part.fetch(name))), None)
+
+    last = parts[-1]
+    return LoggedRun(
+        id=last.id,
+        name=last.name,
+        project=last.project,
+        group=last.group,
+        job_type=last.job_type,
+        start=parts[0].start,
+        config=config,
+        summary=summary,
+        rows=_curve(parts),
+        fetch=fetch,
+    )
+
+
+def _parsed(address: str) -> tuple[str, str, str]:
+    parts = address.removeprefix("wandb:").split("/", 2)
+    if len(parts) != 3 or not all(parts):
+        raise UserError(f"W&B runs are named wandb:entity/project/group, got {address!r}.")
+    return parts[0], parts[1], parts[2]
+
+
+def _from_api(run: Any, scratch: Path) -> LoggedRun:
+    """A run of `wandb.Api`."""
+    summary = {str(key): value for key, value in dict(run.summary).items()}
+    table = summary.get(MATRIX_KEY)
+    if table is not None and table.get("path"):
+        summary[f"{MATRIX_KEY}.path"] = table["path"]
+    return LoggedRun(
+        id=run.id,
+        name=run.name,
+        project=run.project,
+        group=run.group,
+        job_type=run.job_type,
+        start=str(run.created_at),
+        config=dict(run.config),
+        summary=summary,
+        rows=list(run.scan_history(keys=list(CURVE_KEYS))),
+        fetch=partial(_download, run, scratch / "files" / run.id),
+    )
+
+
+def _download(run: Any, folder: Path, name: str) -> Path | None:
+    for file in run.files(names=[name]):
+        file.download(root=str(folder), exist_ok=True).close()
+        return folder / name
+    return None
+
+
+def _curve(attempts: Sequence[LoggedRun]) -> list[dict[str, Any]]:
+    """The points of a training that was resumed: those of each attempt, up to where the next one went on."""
+    rows: dict[int, dict[str, Any]] = {}
+    for attempt in attempts:
+        own = {int(row["epoch"]): row for row in attempt.rows}
+        first = min(own, default=math.inf)
+        rows = {epoch: row for epoch, row in rows.items() if epoch < first} | own
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def _write_run(run: LoggedRun, rows: Sequence[dict[str, Any]], experiment: Path, folder: RunFolder) -> None:
+    """The files of a run's folder, as `RunRecord` writes them."""
+    path = run.fetch(run.summary[f"{MATRIX_KEY}.path"])
+    if path is None:
+        raise DataError(f"the W&B run {run.name} ({run.id}) names the table {MATRIX_KEY}, but its file is not there.")
+    table = json.loads(path.read_text())
+    names = [str(name) for name in table["columns"][1:]]
+    cost = {key: run.summary.get(f"cost/{key}") for key in ("mega_parameters", "giga_macs")}
+    val = {"miou": run.summary["best/miou"], "iou": {name: run.summary.get(f"best/iou/{name}") for name in names}}
+    result = {
+        "fold": run.fold,
+        "n_folds": run.n_folds if run.fold is not None else None,
+        "seed": run.config.get("seed_everything"),
+        "seconds": run.summary.get("cost/seconds"),
+        "cost": cost,
+        "val": val,
+    }
+    counts = [row[1:] for row in table["data"]]
+    folder.write_confusion(counts, names)
+    folder.write_metrics([{key: row[key] for key in CURVE_KEYS} for row in rows])
+    for name in RECORD_FILES:
+        if source := run.fetch(name):
+            shutil.copyfile(source, folder.path / name)
+            if name != folder.images.name:  # the same for all folds
+                shutil.copyfile(source, experiment / name)
+    folder.write_result(result)

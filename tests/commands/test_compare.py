@@ -1,0 +1,315 @@
+"""Aggregation, comparison and the page, on run folders that were written by hand."""
+
+import csv
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+
+from deeplab_lightning.commands.compare import compare, print_comparison
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.experiments.aggregate import aggregate, read_cv
+from deeplab_lightning.experiments.comparison import compare_experiments
+from deeplab_lightning.experiments.significance import Difference
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from tests.conftest import write_image, write_mask
+
+CLASSES = ["sky", "road", "car"]
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Write:
+    """Writes an experiment of three folds of four pictures: experiment(name, skill) -> its folder."""
+    for index in range(12):
+        write_image(tmp_path / "images" / f"{index:02d}.png", (20, 20), seed=index)
+        write_mask(tmp_path / "masks" / f"{index:02d}.png", np.full((20, 20), index % 3, dtype=np.uint8))
+
+    def write(name: str, skill: float, *, has_predictions: bool = False, shift: int = 0) -> Path:
+        folder = tmp_path / "runs" / name
+        dataset = {"root": str(tmp_path), "images": "images", "masks": "masks", "classes": {"names": CLASSES}}
+        config: dict[str, Any] = {"data": {"dataset": {"class_path": "MaskFolderDataset", "init_args": dataset}}}
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        header = "fold,class,images,objects,area,object_deviation,area_deviation\n"
+        lines = [f"{fold},{c},4,4,1.3,0.{fold},nan\n" for fold in range(3) for c in CLASSES]
+        (folder / "balance.csv").write_text(header + "".join(lines))
+        rng = np.random.default_rng(len(name))
+        for fold in range(3):
+            run = folder / f"fold_{fold}"
+            run.mkdir()
+            matrices = []
+            for index in range(12):
+                if (index + shift) % 3 == fold:
+                    counts = np.zeros((3, 3), dtype=np.int64)
+                    right = int(400 * np.clip(skill + rng.normal(0, 0.02), 0, 1))
+                    counts[index % 3, index % 3] = right
+                    counts[index % 3, (index + 1) % 3] = 400 - right
+                    matrices.append((f"{index:02d}.png", counts))
+                    if has_predictions:
+                        path = tmp_path / "images" / f"{index:02d}.png"
+                        target = run / "val_predictions" / "masks" / str(path).lstrip("/")
+                        write_mask(target, np.full((20, 20), (index + fold) % 3, dtype=np.uint8))
+            parts = PerImageConfusion.of(matrices)
+            parts.write(run / "image_matrices.npz")
+            val = {"miou": 0.5, "iou": dict.fromkeys(CLASSES, 0.5)}
+            cost = {"mega_parameters": 10 * skill, "giga_macs": 5 * skill}
+            result = {"fold": fold, "n_folds": 3, "val": val, "seconds": 60 * skill, "cost": cost}
+            (run / "result.json").write_text(json.dumps(result))
+            curve = "".join(f"{e},{e},1,0.5,{skill * (e + 1) / 4}\n" for e in range(4))
+            (run / "metrics.csv").write_text("epoch,step,seconds,train/loss,val/miou\n" + curve)
+        return folder
+
+    return write
+
+
+def test_folds_are_pooled(experiment: Write) -> None:
+    folder = experiment("a", 0.8)
+    result = aggregate(folder)
+    total = np.sum(
+        [PerImageConfusion.read(folder / f"fold_{k}" / "image_matrices.npz").total() for k in range(3)], axis=0
+    )
+    hits = np.diag(total)
+    iou = hits / (total.sum(axis=0) + total.sum(axis=1) - hits)
+    document = json.loads((folder / "cv.json").read_text())
+    assert document["out_of_fold"]["miou"] == pytest.approx(iou.mean(), abs=1e-6)
+    assert document["confusion_matrix"] == total.tolist()
+    assert document["mean"]["miou"] == pytest.approx(result.miou.mean(), abs=1e-6)
+    assert document["std"]["miou"] == pytest.approx(result.miou.std(ddof=1), abs=1e-6)
+    assert len(document["per_fold"]) == 3
+    with (folder / "cv.csv").open() as file:
+        rows = {row["class"]: row for row in csv.DictReader(file)}
+    assert float(rows["mIoU"]["pooled"]) == pytest.approx(iou.mean(), abs=1e-6)
+    oof = PerImageConfusion.read(folder / "oof.npz")
+    assert oof.names == [f"{index:02d}.png" for index in range(12)]
+    assert np.array_equal(oof.total(), total)
+    assert Image.open(folder / "cv.png").width > 200
+
+
+def test_a_class_that_one_fold_lacks_is_no_problem(experiment: Write) -> None:
+    folder = experiment("a", 0.8)  # image i shows class i % 3 and is in fold i % 3: each fold lacks a class
+    shutil.rmtree(folder / "fold_2")
+    result = aggregate(folder)
+    assert np.isnan(result.iou).sum() == 2  # a class in neither truth nor prediction of a fold
+    assert not math.isnan(result.pooled_miou)
+    assert json.loads((folder / "cv.json").read_text())["folds"] == [0, 1]
+
+
+def test_a_fold_that_was_trained_again_counts_once(experiment: Write) -> None:
+    folder = experiment("a", 0.8)
+    shutil.copytree(folder / "fold_0", folder / "fold_0-2")
+    assert read_cv(folder).folds == [0, 1, 2]
+    assert compare_experiments([folder], num_resamples=10).entries[0].cost["seconds"] == pytest.approx(3 * 48)
+
+
+def test_other_truths_are_noted(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+    path = b / "fold_0" / "image_matrices.npz"
+    matrices = PerImageConfusion.read(path)
+    PerImageConfusion(matrices.names, matrices.counts * 2).write(path)
+    assert any("other truths" in note for note in compare_experiments([a, b], num_resamples=10).notes)
+    assert not any("other truths" in note for note in compare_experiments([a, a], num_resamples=10).notes)
+
+
+def test_an_experiment_without_a_finished_fold_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished run or fold"):
+        read_cv(tmp_path)
+
+
+def test_a_better_experiment_is_found_and_an_equal_one_is_not(experiment: Write) -> None:
+    folders = [experiment("base", 0.7), experiment("better", 0.9), experiment("equal", 0.7)]
+    base, better, equal = compare_experiments(folders, num_resamples=300).entries
+    assert base.over_folds is None
+    assert better.over_folds is not None
+    assert better.over_images is not None
+    assert better.over_folds.low > 0
+    assert better.over_images.low > 0
+    assert better.adjusted_p < 0.05
+    assert equal.over_images is not None
+    assert equal.over_images.low < 0 < equal.over_images.high
+    assert equal.adjusted_p > 0.05
+    assert better.adjusted_p >= better.over_folds.p  # Holm, over two comparisons
+    assert base.interval[0] < base.miou < base.interval[1]
+
+
+def test_other_folds_are_compared_over_pictures_only(experiment: Write) -> None:
+    comparison = compare_experiments([experiment("a", 0.7), experiment("b", 0.8, shift=1)], num_resamples=100)
+    assert comparison.entries[1].over_folds is None
+    assert comparison.entries[1].over_images is not None
+    assert any("not fold by fold" in note for note in comparison.notes)
+
+
+def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+    shutil.rmtree(b / "fold_1")
+    comparison = compare_experiments([a, b], num_resamples=20)
+    over_folds = comparison.entries[1].over_folds
+    assert over_folds is not None
+    miou_a, miou_b = read_cv(a).miou, read_cv(b).miou
+    assert over_folds.mean == pytest.approx((miou_b - miou_a[[0, 2]]).mean())
+    assert any("b has not finished fold 1" in note for note in comparison.notes)
+    assert not any("folds differ" in note for note in comparison.notes)
+
+
+def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+
+    def compared(num_groups: int) -> Difference:
+        rows = "".join(f"{index:02d}.png,{index % num_groups},0\n" for index in range(12))
+        (a / "folds.csv").write_text("image,group,fold\n" + rows)
+        comparison = compare_experiments([a, b])
+        assert any(("groups of pictures only" if num_groups > 1 else "one group") in n for n in comparison.notes)
+        difference = comparison.entries[1].over_images
+        assert difference is not None
+        return difference
+
+    many, few, one = compared(12), compared(2), compared(1)
+    assert few.high - few.low > many.high - many.low > 0
+    assert math.isnan(one.low)
+    assert math.isnan(one.p)
+
+
+def test_other_classes_or_pictures_stop(experiment: Write) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.7)
+    for path in b.glob("fold_*/result.json"):
+        path.write_text(path.read_text().replace("sky", "heaven"))
+    with pytest.raises(DataError, match="has the classes"):
+        compare_experiments([a, b])
+    shutil.rmtree(b / "fold_0")
+    for path in b.glob("fold_*/result.json"):
+        path.write_text(path.read_text().replace("heaven", "sky"))
+    shutil.rmtree(a / "fold_1")
+    shutil.rmtree(a / "fold_2")
+    with pytest.raises(DataError, match="share no held-out picture"):
+        compare_experiments([a, b])
+
+
+def test_the_command_writes_table_and_csv(
+    experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [experiment("base", 0.7), experiment("better", 0.8)]
+    compare([*map(str, folders), "--csv", str(tmp_path / "out.csv")])
+    output = capsys.readouterr().out
+    assert "better" in output
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["experiment"] for row in rows] == ["base", "better"]
+    assert float(rows[1]["difference"]) == pytest.approx(float(rows[1]["miou"]) - float(rows[0]["miou"]), abs=1e-5)
+    assert float(rows[1]["difference_low_folds"]) > 0
+    assert rows[0]["difference"] == ""
+
+
+@pytest.mark.parametrize("width", [80, 100])
+def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int) -> None:
+    names = [f"deeplabv3plus-tf_efficientnet_lite{index}-20260101" for index in range(5)]
+    comparison = compare_experiments([experiment(name, 0.7) for name in names], num_resamples=20)
+    file = StringIO()
+    print_comparison(comparison, Console(file=file, width=width))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for text in ("95 % pictures", "mean ± std of folds", "95 % folds", "p (Holm)", "M params", "minutes"):
+        assert any(text in line for line in lines)  # heads are whole
+    first, *others = (f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" for entry in comparison.entries)
+    assert all(any(text in line for line in lines) for text in (first, *others))
+    differences = [entry.over_folds for entry in comparison.entries[1:] if entry.over_folds]
+    assert all(any(f"{d.low:+.3f} to {d.high:+.3f}" in line for line in lines) for d in differences)
+    head = next(line for line in lines if line.startswith("┃ class"))
+    assert [word for word in head.split() if word != "┃"] == ["class", "1", "2", "3", "4", "5"]  # names are too wide
+    assert "1 deeplabv3" in file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, where one is installed."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+LOWEST_CONTRAST = """() => {
+  const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const under = numbers(getComputedStyle(document.body).backgroundColor);
+  return Math.min(...[...document.querySelectorAll("td")].map((cell) => {
+    const style = getComputedStyle(cell), [r, g, b, a = 1] = numbers(style.backgroundColor);
+    const back = [r, g, b].map((v, i) => v * a + under[i] * (1 - a));
+    const [x, y] = [light(numbers(style.color)), light(back)];
+    return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05);
+  }));
+}"""
+
+
+@pytest.mark.slow
+def test_figures_are_seen_on_a_phone_beside_long_names(experiment: Write, tmp_path: Path, browser: Any) -> None:
+    names = [f"cv-deeplabv3-tf_efficientnet_lite{index}-20260101-120000" for index in range(2)]
+    compare([*(str(experiment(name, 0.7)) for name in names), "--html", str(tmp_path / "report.html")])
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((tmp_path / "report.html").as_uri())
+    first = page.locator("#summary tbody td").first.bounding_box()
+    assert first["width"] < 390 / 2
+    assert first["height"] < 200  # not a letter a line
+    label = page.locator("svg text").first
+    assert label.evaluate("text => text.getBoundingClientRect().height") >= 9  # pixels
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
+
+
+@pytest.mark.slow
+def test_the_page_works_in_a_browser(experiment: Write, tmp_path: Path, browser: Any) -> None:
+    folders = [experiment(n, s, has_predictions=True) for n, s in (("base", 0.7), ("better", 0.8), ("c<b>&", 0.6))]
+    damaged = next((folders[1] / "fold_0").glob("val_predictions/masks/**/*.png"))
+    damaged.write_bytes(damaged.read_bytes()[:40])  # as a kill may leave it
+    page_path = tmp_path / "report.html"
+    compare([*map(str, folders), "--html", str(page_path)])
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    errors: list[str] = []
+    requests: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(page_path.as_uri())
+    names = "#summary tbody tr td:first-child"
+    assert page.locator(names).all_inner_texts() == ["base", "better", "c<b>&"]
+    page.get_by_role("button", name="mIoU").click()
+    assert page.locator(names).all_inner_texts() == ["better", "base", "c<b>&"]
+    page.get_by_role("button", name="mIoU").click()
+    assert page.locator(names).all_inner_texts() == ["c<b>&", "base", "better"]
+    shown = page.locator("#shown")
+    first = shown.get_attribute("src")
+    page.get_by_label("better", exact=True).check()
+    second = shown.get_attribute("src")
+    page.get_by_role("button", name="Next").click()
+    third = shown.get_attribute("src")
+    assert len({first, second, third}) == 3
+    assert "2 of 11" in page.locator("#place").inner_text()
+    page.locator("#gallery").focus()
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowRight")
+    assert "1 of 11" in page.locator("#place").inner_text()
+    assert page.get_by_label("c<b>&", exact=True).is_checked()
+    assert page.locator("#shown").evaluate("image => image.complete && image.naturalWidth > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out on a phone
+    assert page.locator("svg").count() == 3
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(LOWEST_CONTRAST) >= 4.5  # WCAG AA
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)"
+    assert errors == []
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+    page.close()

@@ -1,0 +1,176 @@
+"""Whole K-fold experiments on tiny data, in this process and in processes of their own."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from deeplab_lightning.cli import main
+from deeplab_lightning.commands.kfold import Experiment
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from tests.conftest import CLASSES, write_image, write_mask
+
+TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures, and a configuration of two folds with dropout and two epochs."""
+    root = tmp_path_factory.mktemp("kfold")
+    for index in range(10):
+        write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
+        mask = np.zeros((40, 48), dtype=np.uint8)
+        mask[20:, : 10 + 3 * index] = 1 + index % 2
+        write_mask(root / "masks" / f"{index}.png", mask)
+    dataset = {"root": str(root), "images": "images", "masks": "masks", "classes": {"names": list(CLASSES)}}
+    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    content: dict[str, Any] = {
+        "wandb": "disabled",
+        "output_dir": str(root / "runs"),
+        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_model_summary": False},
+        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
+        "data": {
+            "dataset": {"class_path": "MaskFolderDataset", "init_args": dataset},
+            "n_folds": 2,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
+        },
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Path:
+    """An experiment that nothing interrupted, in this process."""
+    main(["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--in_process"])
+    return folder / "runs" / "reference"
+
+
+def test_every_picture_is_held_out_once(reference: Path) -> None:
+    document = json.loads((reference / "cv.json").read_text())
+    assert document["folds"] == [0, 1]
+    assert document["num_images"] == 10
+    assert np.sum(document["confusion_matrix"]) == 10 * 40 * 48
+    assert PerImageConfusion.read(reference / "oof.npz").names == [f"{index}.png" for index in range(10)]
+    for name in ("cv.csv", "cv.png", "folds.csv", "balance.csv", "config.yaml"):
+        assert (reference / name).is_file()
+    for fold in range(2):
+        matrices = PerImageConfusion.read(reference / f"fold_{fold}" / "image_matrices.npz")
+        result = json.loads((reference / f"fold_{fold}" / "result.json").read_text())
+        assert document["per_fold"][fold]["miou"] == pytest.approx(result["val"]["miou"], abs=1e-6)
+        assert matrices.total().sum() == 5 * 40 * 48
+        assert result["cost"]["mega_parameters"] > 1
+
+
+def test_each_fold_trains_again_alone(reference: Path) -> None:
+    main(["fit", "-c", str(reference / "fold_1" / "config.yaml"), "--name", "alone"])
+    again = json.loads((reference / "alone" / "result.json").read_text())
+    assert again["val"] == json.loads((reference / "fold_1" / "result.json").read_text())["val"]
+    assert (reference / "alone" / "folds.csv").read_text() == (reference / "folds.csv").read_text()
+
+
+def test_finished_folds_are_not_trained_again(
+    reference: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (reference / "fold_0" / "result.json").stat().st_mtime_ns
+    cv = (reference / "cv.json").read_text()
+    (reference / "cv.json").unlink()
+    main(["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--resume"])
+    assert "2 of 2 folds are finished already" in capsys.readouterr().out
+    assert (reference / "fold_0" / "result.json").stat().st_mtime_ns == before
+    assert (reference / "cv.json").read_text() == cv
+    (reference / "cv.json").unlink()
+    main(["kfold", "--resume", "--name", "reference", "--output_dir", str(folder / "runs")])  # by its own settings
+    assert (reference / "cv.json").read_text() == cv
+    (reference / "cv.json").unlink()
+    main(["kfold", "--aggregate", str(reference)])
+    assert (reference / "cv.json").read_text() == cv
+
+
+def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
+    options = ["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--resume"]
+    with pytest.raises(DataError, match=r"data.batch_size: 2 then, 3 now"):
+        main([*options, "--data.batch_size", "3"])
+    with pytest.raises(DataError, match=r"model.lr_scheduler: .*PolyLR.* then, None now"):
+        main([*options, "--model.lr_scheduler", "null"])
+    for words in (options[:3], ["kfold"]):
+        with pytest.raises(FileNotFoundError, match="no experiment to resume"):
+            main([*words, "--name", "nothing", "--resume"])
+    with pytest.raises(ValueError, match=r"folds must be in \[0, 2\), got \[2\]"):
+        main([*options, "--folds", "2"])
+
+
+def test_missing_predictions_are_written_again(reference: Path) -> None:
+    config = yaml.safe_load((reference / "config.yaml").read_text())
+    experiment = Experiment(reference, config, [0, 1], "reference")
+    fold = reference / "fold_1"
+    names = [Path(line).name for line in (fold / "val_images.txt").read_text().splitlines()]
+    for name in names[:-1]:
+        write_mask(fold / "val_predictions" / "masks" / "deep" / name, np.zeros((4, 4), dtype=np.uint8))
+    assert [command[0] for command in experiment.job(1, has_predictions=True).commands] == ["predict"]
+    write_mask(fold / "val_predictions" / "masks" / "deep" / names[-1], np.zeros((4, 4), dtype=np.uint8))
+    assert experiment.job(1, has_predictions=True).commands == []
+
+
+def test_kfold_needs_folds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main_options = ["kfold", "-c", str(folder / "config.yaml")]
+    dataset = yaml.safe_load((folder / "config.yaml").read_text())["data"]["dataset"]
+    with pytest.raises(DataError, match="an official split has no folds"):
+        main([*main_options, "--data.split", "official", "--data.val_dataset", json.dumps(dataset)])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RuntimeError, match="run it without torchrun"):
+        main(main_options)
+
+
+@pytest.mark.slow
+def test_a_killed_experiment_resumes_to_the_same_result(reference: Path, folder: Path) -> None:
+    words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "killed", "--predictions"]
+    command = [sys.executable, "-m", "deeplab_lightning", *words]
+    own = folder / "runs" / "killed"
+    process = subprocess.Popen(command)
+    try:
+        _wait_for(own / "fold_0" / "metrics.csv")
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (own / "fold_0" / "result.json").exists()
+    subprocess.run([*command, "--resume"], check=True, timeout=600)
+    assert json.loads((own / "cv.json").read_text()) | {"name": "reference"} == json.loads(
+        (reference / "cv.json").read_text()
+    )
+    masks = [path.stem for fold in (0, 1) for path in (own / f"fold_{fold}").glob("val_predictions/masks/**/*.png")]
+    assert sorted(masks) == [str(index) for index in range(10)]
+
+
+@pytest.mark.slow
+def test_a_failed_fold_is_named_and_the_others_finish(folder: Path) -> None:
+    words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "failing", "--trainer.max_epochs", "1"]
+    main([*words, "--in_process"])
+    own = folder / "runs" / "failing"
+    for fold in (0, 1):
+        (own / f"fold_{fold}" / "result.json").unlink()
+    (own / "fold_0" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
+    command = [sys.executable, "-m", "deeplab_lightning", *words, "--resume", "--jobs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 1
+    assert "failed: failing/fold_0" in done.stdout
+    assert (own / "fold_1" / "result.json").is_file()
+    assert json.loads((own / "cv.json").read_text())["folds"] == [1]
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(1200):
+        if path.is_file():
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{path} did not appear")

@@ -1,0 +1,74 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datasets import MaskFolderDataset
+from deeplab_lightning.data.scan import scan
+from tests.conftest import CLASSES
+
+
+@pytest.fixture
+def dataset(mask_folder: Path) -> MaskFolderDataset:
+    return MaskFolderDataset(str(mask_folder), "images", masks="masks", classes=ClassTable(CLASSES, ignore_ids=[11]))
+
+
+def test_pixels_are_counted_without_void(dataset: MaskFolderDataset) -> None:
+    pixels = scan(dataset).pixels
+    for index in range(len(dataset)):
+        mask = dataset.read_mask(index).numpy()
+        assert pixels[index].tolist() == [int((mask == k).sum()) for k in range(3)]
+
+
+def test_objects_are_regions_of_at_least_50_pixels(dataset: MaskFolderDataset) -> None:
+    mask = np.zeros((48, 64), dtype=np.uint8)
+    mask[:7, :7] = 1  # 49 pixels
+    mask[10:17, 10:17], mask[17:20, 17:20] = 2, 2  # two squares that touch at a corner: one region
+    mask[30:40, 30:40], mask[30:40, 45:55] = 2, 2
+    mask[45:] = 255
+    assert dataset.count_objects(0, mask).tolist() == [1, 0, 3]
+
+
+def test_areas_are_shares_of_the_picture(dataset: MaskFolderDataset) -> None:
+    statistics = scan(dataset)
+    assert np.allclose(statistics.areas, statistics.pixels / (48 * 64))
+
+
+def test_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = scan(dataset)
+    monkeypatch.setattr(dataset, "read_mask", lambda index: pytest.fail("read again"))
+    assert np.array_equal(scan(dataset).pixels, first.pixels)
+
+
+def test_touching_one_file_reads_that_file_only(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan(dataset)
+    os.utime(dataset.mask_paths[4], ns=(1, 1))
+    seen: list[int] = []
+    original = dataset.read_mask
+
+    def read_mask(index: int) -> torch.Tensor:
+        seen.append(index)
+        return original(index)
+
+    monkeypatch.setattr(dataset, "read_mask", read_mask)
+    scan(dataset)
+    assert seen == [4]
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="Set DEEPLAB_CACHE"):
+        assert scan(dataset).pixels.sum() > 0
+
+
+def test_all_problems_are_found_at_once(dataset: MaskFolderDataset) -> None:
+    dataset.paths[1].write_bytes(b"")
+    dataset.mask_paths[2].write_bytes(b"")
+    dataset.paths[3].unlink()
+    assert {problem.images for problem in scan(dataset).problems} == {("01.png",), ("02.png",), ("03.png",)}
