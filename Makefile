@@ -6,9 +6,11 @@ STAMP := $(VENV)/.installed
 CONFIGS := -c configs/base.yaml
 # Of a local checkout's commands: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
 ARGS ?=
+# A thread per test process: threads of several processes on the same cores wait for each other.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install demo test test-fast bench check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,8 +34,11 @@ demo: install  ## make data, split, train, validate and draw predictions, in min
 	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
 	echo "Everything of this run lies in $$run: panels/ and predictions/overlays/ are for looking at."
 
-test: install  ## run all tests
-	$(BIN)/python -m pytest
+test: install  ## run all tests, a process per core
+	$(TEST) -n auto --dist worksteal
+
+test-fast: install  ## run the tests that need neither processes nor trainings
+	$(TEST) -n auto --dist worksteal -m "not slow"
 
 bench: install  ## measure what the project promises; minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_folds.py

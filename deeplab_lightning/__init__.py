@@ -1,48 +1,46 @@
 """DeepLab semantic segmentation on PyTorch Lightning.
 
-The public API. Names are imported on first use, so that `deeplab --help` does not wait for torch.
+Notebooks and scripts import from three places: this one, `deeplab_lightning.data` and `deeplab_lightning.models`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from deeplab_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from deeplab_lightning.data.datamodule import SegmentationDataModule
-    from deeplab_lightning.data.folds import stratified_folds
-    from deeplab_lightning.models.deeplab import DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus
-    from deeplab_lightning.models.weights import load_weights
-    from deeplab_lightning.module import SegmentationModule
+    from deeplab_lightning.crf import DenseCRF as DenseCRF
+    from deeplab_lightning.data.datamodule import SegmentationDataModule as SegmentationDataModule
+    from deeplab_lightning.data.folds import stratified_folds as stratified_folds
+    from deeplab_lightning.drawing import colorize as colorize
+    from deeplab_lightning.drawing import overlay as overlay
+    from deeplab_lightning.experiments.comparison import compare_experiments as compare_experiments
+    from deeplab_lightning.kernels import speed_up as speed_up
+    from deeplab_lightning.losses import CrossEntropyLoss as CrossEntropyLoss
+    from deeplab_lightning.metrics.iou import summarize as summarize
+    from deeplab_lightning.models.deeplab import DeepLabV1 as DeepLabV1
+    from deeplab_lightning.models.deeplab import DeepLabV2 as DeepLabV2
+    from deeplab_lightning.models.deeplab import DeepLabV3 as DeepLabV3
+    from deeplab_lightning.models.deeplab import DeepLabV3Plus as DeepLabV3Plus
+    from deeplab_lightning.models.weights import load_weights as load_weights
+    from deeplab_lightning.module import SegmentationModule as SegmentationModule
 
 __version__ = "0.1.0"
-__all__ = [
-    "DeepLabV1",
-    "DeepLabV2",
-    "DeepLabV3",
-    "DeepLabV3Plus",
-    "SegmentationDataModule",
-    "SegmentationModule",
-    "__version__",
-    "load_weights",
-    "stratified_folds",
-]
-
 _HOMES = {
-    "DeepLabV1": "deeplab_lightning.models.deeplab",
-    "DeepLabV2": "deeplab_lightning.models.deeplab",
-    "DeepLabV3": "deeplab_lightning.models.deeplab",
-    "DeepLabV3Plus": "deeplab_lightning.models.deeplab",
-    "SegmentationDataModule": "deeplab_lightning.data.datamodule",
-    "SegmentationModule": "deeplab_lightning.module",
-    "load_weights": "deeplab_lightning.models.weights",
-    "stratified_folds": "deeplab_lightning.data.folds",
+    "CrossEntropyLoss": "losses",
+    "DeepLabV1": "models.deeplab",
+    "DeepLabV2": "models.deeplab",
+    "DeepLabV3": "models.deeplab",
+    "DeepLabV3Plus": "models.deeplab",
+    "DenseCRF": "crf",
+    "SegmentationDataModule": "data.datamodule",
+    "SegmentationModule": "module",
+    "colorize": "drawing",
+    "compare_experiments": "experiments.comparison",
+    "load_weights": "models.weights",
+    "overlay": "drawing",
+    "speed_up": "kernels",
+    "stratified_folds": "data.folds",
+    "summarize": "metrics.iou",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

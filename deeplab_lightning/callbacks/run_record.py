@@ -1,5 +1,6 @@
 """The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv`,
-`image_matrices.npz` and, last, `result.json`."""
+`image_matrices.npz` and, last, `result.json`.
+"""
 
 import math
 import platform

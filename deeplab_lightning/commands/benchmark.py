@@ -170,7 +170,7 @@ def measure(
 
 
 def draw(costs: Sequence[Cost], path: Path) -> None:
-    """mIoU against the milliseconds of a forward pass, a point per run.
+    """MIoU against the milliseconds of a forward pass, a point per run.
 
     Args:
         costs: Those without mIoU are left out.

@@ -20,7 +20,7 @@ from deeplab_lightning.tables import csv_text, table_console
 
 _WANDB = "wandb:"
 _TABLE_WIDTH = 100  # characters that tables keep to, as far as one experiment's name lets them
-_MOST_COLUMNS = 8  # experiments side by side in the table of classes
+_MAX_COLUMNS = 8  # experiments side by side in the table of classes
 
 
 def compare(args: list[str]) -> None:
@@ -133,8 +133,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         return
     basis = "folds" if comparison.num_images is None else "pictures"
     console.print(f"IoU of each class; *: the 95 % interval over {basis} excludes no difference", style="bold")
-    for start in range(0, len(entries), _MOST_COLUMNS):
-        chosen = range(start, min(start + _MOST_COLUMNS, len(entries)))
+    for start in range(0, len(entries), _MAX_COLUMNS):
+        chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))
         console.print(_class_table(comparison, heads, chosen))
 
 

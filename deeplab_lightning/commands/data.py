@@ -10,7 +10,7 @@ from rich.table import Table
 from deeplab_lightning.data.config import DATASETS, datamodule_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.tables import table_console
 
@@ -49,7 +49,7 @@ def check(args: list[str]) -> None:
 
 def _report(console: Console, title: str, dataset: SegmentationDataset) -> int:
     """Print what was found; the number of problems."""
-    statistics = scan(dataset)
+    statistics = scan_dataset(dataset)
     shares = statistics.pixels / max(int(statistics.pixels.sum()), 1)
     table = Table(title=f"{title}: {len(dataset)} images of {dataset.source}", title_justify="left")
     for column, justify in (
@@ -65,7 +65,7 @@ def _report(console: Console, title: str, dataset: SegmentationDataset) -> int:
         objects = int(statistics.objects[:, index].sum())
         table.add_row(str(index), name, str(images), str(objects), f"{shares[:, index].sum():.3%}")
     console.print(table)
-    for line in dataset.oddities():
+    for line in dataset.remarks():
         console.print(f"note: {line}", markup=False, soft_wrap=True)
     problems = [*dataset.problems, *statistics.problems]
     for problem in problems:

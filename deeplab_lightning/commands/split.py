@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_lightning.data.config import datamodule_from_args
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
-from deeplab_lightning.data.folds.balance import Balance, Limit, fold_balance, limits
+from deeplab_lightning.data.folds.balance import Balance, UnbalanceableClass, fold_balance, unbalanceable_classes
 from deeplab_lightning.drawing import draw_balance
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import write_text
@@ -55,7 +55,7 @@ def split(args: list[str]) -> None:
                 *measured, datamodule.n_folds, groups=labels, seed=datamodule.split_seed, method=other
             )
             balances[other] = fold_balance(*measured, other_folds, datamodule.n_folds)
-    found = limits(*measured, folds, datamodule.n_folds, labels)
+    found = unbalanceable_classes(*measured, folds, datamodule.n_folds, labels)
     document = _document(datamodule, balances, found)
     write_text(folder / "balance.csv", balances[method].to_csv(classes))
     write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
@@ -72,7 +72,7 @@ def split(args: list[str]) -> None:
 
 
 def _document(
-    datamodule: SegmentationDataModule, balances: Mapping[str, Balance], found: Sequence[Limit]
+    datamodule: SegmentationDataModule, balances: Mapping[str, Balance], found: Sequence[UnbalanceableClass]
 ) -> dict[str, Any]:
     """What `balance.json` holds."""
     assert datamodule.dataset is not None
@@ -143,7 +143,7 @@ def _method_table(balances: Mapping[str, Balance]) -> Table:
     return table
 
 
-def _limit_table(found: Sequence[Limit], classes: Sequence[str]) -> Table:
+def _limit_table(found: Sequence[UnbalanceableClass], classes: Sequence[str]) -> Table:
     title = "Classes that no split can balance: largest deviation reached, and the best possible"
     table = Table(title=title, title_justify="left")
     columns = ("class", "images", "groups", "objects", "objects reached", "possible", "area reached", "possible", "why")

@@ -27,7 +27,7 @@ from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
 from deeplab_lightning.data.images import planar
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.tables import csv_text
@@ -144,7 +144,7 @@ class SegmentationDataModule(L.LightningDataModule):
         """Read every file once, on one process per node; `setup` finds the result in the cache."""
         if self.predict_images is None:
             for dataset in self._datasets():
-                problems = scan(dataset).problems
+                problems = scan_dataset(dataset).problems
                 if self.cache == "disk" and not problems:
                     self._decoded(dataset)
 
@@ -157,7 +157,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if stage == "predict":
             return
         for dataset in self._datasets():
-            problems = scan(dataset, is_quiet=True).problems
+            problems = scan_dataset(dataset, is_quiet=True).problems
             dataset.report(problems)
             if dataset.problems:
                 lines = "\n  ".join(map(str, dataset.problems))
@@ -200,7 +200,7 @@ class SegmentationDataModule(L.LightningDataModule):
         assert self.dataset is not None
         first = self.num_classes - len(self.foreground_names)
         if self.exact_areas:
-            statistics = scan(self.dataset, is_quiet=True)
+            statistics = scan_dataset(self.dataset, is_quiet=True)
             return statistics.objects[:, first:], statistics.areas[:, first:]
         objects, areas = zip(*map(self.dataset.annotated, range(len(self.dataset))), strict=True)
         return np.array(objects)[:, first:], np.array(areas)[:, first:]

@@ -21,7 +21,7 @@ from deeplab_lightning.data.cache import cache_folder, cached_rows, content_key
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 
-_HASH_BITS, _MOST_BITS = 64, 12
+_HASH_BITS, _MAX_BITS = 64, 12
 _COMPARED = 512  # hashes against all others at once
 _HASHED_SIZE = (64, 64)  # pixels that a JPEG decoder may stop at
 
@@ -127,8 +127,8 @@ class DuplicateGroups(Grouping):
     """
 
     def __init__(self, max_distance: int = 6) -> None:
-        if not 0 <= max_distance <= _MOST_BITS:
-            raise UserError(f"max_distance must be in [0, {_MOST_BITS}], got {max_distance}.")
+        if not 0 <= max_distance <= _MAX_BITS:
+            raise UserError(f"max_distance must be in [0, {_MAX_BITS}], got {max_distance}.")
         self.max_distance = max_distance
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:

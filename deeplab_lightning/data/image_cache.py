@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deeplab_lightning.data.cache import cache_folder, content_key
 from deeplab_lightning.data.datasets.base import SegmentationDataset
-from deeplab_lightning.data.images import Picture, image_size
+from deeplab_lightning.data.images import ImageSource, image_size
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import write_atomically
 
@@ -80,8 +80,8 @@ class DecodedDataset(SegmentationDataset):
         """Where it is kept, for messages."""
         return "memory" if self._mode == "ram" else str(self._folder)
 
-    def open_image(self, index: int) -> Picture:
-        return _DecodedPicture(self, index)
+    def open_image(self, index: int) -> ImageSource:
+        return _CachedImage(self, index)
 
     def read_mask(self, index: int) -> Tensor:
         mask = self._masks[index] if self._mode == "ram" else np.load(self._mask_file(index))
@@ -93,15 +93,15 @@ class DecodedDataset(SegmentationDataset):
         pixels = self._pixels[index] if self._mode == "ram" else np.load(self._pixel_file(index), mmap_mode="c")
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def file_picture(self, index: int) -> Picture:
-        """Picture `index` as its file, for what is quicker from there."""
+    def file_picture(self, index: int) -> ImageSource:
+        """Image `index` as its file, for what is quicker from there."""
         return self._dataset.open_image(index)
 
     def fingerprint(self, index: int) -> str:
         return self._dataset.fingerprint(index)
 
-    def oddities(self) -> list[str]:
-        return self._dataset.oddities()
+    def remarks(self) -> list[str]:
+        return self._dataset.remarks()
 
     def _size(self, index: int) -> tuple[int, int]:
         """(height, width) of picture `index`, from its header."""
@@ -155,7 +155,7 @@ def _write(path: Path, array: npt.NDArray[np.uint8]) -> None:
     write_atomically(path, lambda file: np.save(file, array))
 
 
-class _DecodedPicture(Picture):
+class _CachedImage(ImageSource):
     def __init__(self, dataset: DecodedDataset, index: int) -> None:
         self._dataset, self._index = dataset, index
         self.size = dataset._sizes[index]

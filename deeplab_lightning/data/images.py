@@ -16,12 +16,12 @@ from torch import Tensor
 from deeplab_lightning.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-_MOST_KEPT = 1 << 26  # bytes that a thread keeps to decode into, 22 megapixels
+_MAX_KEPT = 1 << 26  # bytes that a thread keeps to decode into, 22 megapixels
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 
 
-class Picture(ABC):
+class ImageSource(ABC):
     """A picture whose pixels are decoded when they are wanted, and no finer than they are wanted.
 
     Attributes:
@@ -47,7 +47,7 @@ class Picture(ABC):
         return 1
 
 
-class PixelPicture(Picture):
+class DecodedImage(ImageSource):
     """A picture that is decoded already.
 
     Args:
@@ -62,7 +62,7 @@ class PixelPicture(Picture):
         return self._image
 
 
-class FilePicture(Picture):
+class ImageFile(ImageSource):
     """A picture file, turned upright by its EXIF tag. The header is read at once, the pixels later.
 
     A JPEG can be decoded 2, 4 or 8 times smaller for a fraction of the work: its blocks of 8x8 pixels
@@ -127,7 +127,7 @@ _memory = threading.local()
 
 def _scratch(num_bytes: int) -> npt.NDArray[np.uint8]:
     """Memory of at least a size, kept per thread: where it is new, its first use takes as long as half the decoding."""
-    if num_bytes > _MOST_KEPT:
+    if num_bytes > _MAX_KEPT:
         return np.empty(num_bytes, dtype=np.uint8)
     kept: npt.NDArray[np.uint8] | None = getattr(_memory, "kept", None)
     if kept is None or len(kept) < num_bytes:
@@ -142,7 +142,7 @@ def read_image(path: Path) -> Tensor:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be decoded, or has more than 8 bits a channel.
     """
-    return planar(FilePicture(path).pixels())
+    return planar(ImageFile(path).pixels())
 
 
 def planar(pixels: Tensor, *, is_copied: bool = False) -> Tensor:

@@ -51,7 +51,7 @@ class _Finding:
     unknown: UnknownMaskValuesError | None = None
 
 
-def scan(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
+def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
     """Read every image and mask once, or only those that changed since the last time.
 
     What was found sound is remembered in the cache folder under the content of each image and mask,

@@ -12,7 +12,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
-from deeplab_lightning.data.images import Picture, PixelPicture, planar
+from deeplab_lightning.data.images import DecodedImage, ImageSource, planar
 from deeplab_lightning.errors import UserError
 
 IMAGENET_MEAN_COLOR = (124, 116, 104)
@@ -61,12 +61,12 @@ class TrainTransforms:
         self.crop_size, self.scale_range, self.flip_probability = size, scale_range, flip_probability
         self.jitter, self.fill = (brightness, contrast, saturation), fill
 
-    def __call__(self, image: Tensor | Picture, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, image: Tensor | ImageSource, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(3, h, w) uint8 or an undecoded picture, and (h, w) uint8 -> (3, H, W) and (H, W) uint8 of the crop size.
 
         Everything random is drawn from torch's global generator.
         """
-        picture = image if isinstance(image, Picture) else PixelPicture(image)
+        picture = image if isinstance(image, ImageSource) else DecodedImage(image)
         scale = _uniform(*self.scale_range)
         reduction = picture.reduction(scale)
         rows, columns = (

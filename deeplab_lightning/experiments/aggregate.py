@@ -19,7 +19,7 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
-_MOST_FOLDS = 5  # side by side in a terminal of 80 columns
+_MAX_FOLDS = 5  # side by side in a terminal of 80 columns
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -160,8 +160,8 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
     spread = result.miou.std(ddof=1) if len(result.miou) > 1 else math.nan
     console = table_console()
     console.print(f"{result.name}: {len(result.folds)} of {result.n_folds} folds", style="bold", markup=False)
-    for start in range(0, len(result.folds), _MOST_FOLDS):
-        chosen = range(start, min(start + _MOST_FOLDS, len(result.folds)))
+    for start in range(0, len(result.folds), _MAX_FOLDS):
+        chosen = range(start, min(start + _MAX_FOLDS, len(result.folds)))
         table = Table()
         table.add_column("IoU", overflow="fold")
         for column in ["pooled", *(f"fold {result.folds[row]}" for row in chosen), "mean", "std"]:

@@ -14,7 +14,7 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 FEW_UNITS = 20
 """Fewer pictures or groups than these are left out one by one instead of drawn again: a percentile interval of so few
 would be too narrow (with 4 groups it misses no difference in one of four comparisons)."""
-_MOST_WEIGHTS = 20_000_000  # pictures times resamples that are in memory at once
+_MAX_WEIGHTS = 20_000_000  # pictures times resamples that are in memory at once
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def bootstrap_iou(
     num_units = int(labels.max()) + 1
     rng = np.random.default_rng(seed)
     parts = []
-    chunk = max(1, min(num_resamples, _MOST_WEIGHTS // len(names)))
+    chunk = max(1, min(num_resamples, _MAX_WEIGHTS // len(names)))
     for start in range(0, num_resamples, chunk):
         size = min(chunk, num_resamples - start)
         draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)

@@ -25,7 +25,7 @@ from deeplab_lightning.kernels.taps import shifted_slices
 Pair = tuple[int, int]
 """Along rows and columns."""
 _LARGEST_FAST_KERNEL = 3  # of which oneDNN computes the gradient quickly
-_MOST_PADDING = 6  # pixels; above it oneDNN takes its slow path
+_MAX_PADDING = 6  # pixels; above it oneDNN takes its slow path
 
 
 def convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
@@ -50,7 +50,7 @@ def convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: P
 
 def goes_by_phases(stride: Pair, padding: Pair, dilation: Pair) -> bool:
     """Whether such a convolution is faster on every d-th pixel at a time: as measured, by 2 to 30 times."""
-    return dilation != (1, 1) and max(padding) > _MOST_PADDING and _is_divisible(stride, padding, dilation)
+    return dilation != (1, 1) and max(padding) > _MAX_PADDING and _is_divisible(stride, padding, dilation)
 
 
 def output_size(x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Pair:

@@ -210,7 +210,7 @@ def _backbone(state: State, net: nn.Module) -> Translation:
 
 
 def _smp_efficientnet(state: State, net: nn.Module) -> Translation:
-    """smp's EfficientNet, whose tensors stand in the order and shapes of timm's `tf_efficientnet_*`."""
+    """Smp's EfficientNet, whose tensors stand in the order and shapes of timm's `tf_efficientnet_*`."""
     translation = Translation(required="backbone.")
     sources = [key for key in state if not key.endswith("num_batches_tracked") and "._fc." not in f".{key}"]
     sources = [key for key in sources if re.match(r"(encoder\.)?(_conv_stem|_bn0|_blocks)\.", key)]

@@ -13,9 +13,9 @@ import pytest
 from deeplab_lightning import stratified_folds
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
-from deeplab_lightning.data.folds.balance import fold_balance, solo_bounds
+from deeplab_lightning.data.folds.balance import fold_balance, lower_bounds
 from deeplab_lightning.data.groups import PatternGroups
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 
 Array = npt.NDArray[np.float64]
 Report = Callable[[str, dict[str, float]], None]
@@ -63,7 +63,7 @@ def test_taco(real_data: Path, report: Report) -> None:
     objects, pixels = taco(real_data)
     num_images = (objects > 0).sum(axis=0)
     some, many = num_images >= 5, num_images >= 50
-    (object_max, object_mean), (_, pixel_mean) = solo_bounds(objects, 5), solo_bounds(pixels, 5)
+    (object_max, object_mean), (_, pixel_mean) = lower_bounds(objects, 5), lower_bounds(pixels, 5)
     figures = {}
     for method in ("iterstrat", "balanced"):
         rows = []
@@ -138,7 +138,7 @@ def test_camvid(real_data: Path, report: Report) -> None:
         MaskFolderDataset(str(real_data / "camvid"), part, masks=f"{part}annot", classes=classes)
         for part in ("train", "val")
     ]
-    statistics = [scan(part, is_quiet=True) for part in parts]
+    statistics = [scan_dataset(part, is_quiet=True) for part in parts]
     objects = np.concatenate([s.objects for s in statistics]).astype(float)
     areas = np.concatenate([s.areas for s in statistics])
     for n_folds, chunk_size in ((2, None), (5, 30)):

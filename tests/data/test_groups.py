@@ -11,7 +11,7 @@ from deeplab_lightning import stratified_folds
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.groups import DuplicateGroups, PatternGroups, TableGroups, _near
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES
 
@@ -115,7 +115,7 @@ def test_camvid_leaks_without_groups_and_not_with_them(real_data: Path) -> None:
     dataset = MaskFolderDataset(
         str(real_data / "camvid"), "train", masks="trainannot", classes=ClassTable(CAMVID, ignore_ids=[11])
     )
-    statistics = scan(dataset, is_quiet=True)
+    statistics = scan_dataset(dataset, is_quiet=True)
     labels = PatternGroups("^(.*?)_").labels(dataset)
     together = np.array([one == other for one, other in pairwise(labels)])
     assert together.mean() > 0.9  # names are sorted: neighbours in the list are neighbours in the video

@@ -14,7 +14,7 @@ from deeplab_lightning.data.cache import cache_folder
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
-from deeplab_lightning.data.images import FilePicture
+from deeplab_lightning.data.images import ImageFile
 from deeplab_lightning.data.transforms import TrainTransforms
 from deeplab_lightning.errors import DataError
 from tests.data.test_datamodule import dataset
@@ -85,7 +85,7 @@ def test_another_class_table_decodes_no_picture_again(
         masks="masks",
         classes=ClassTable(["sky", "ground"], raw_ids={0: 0, 1: 1, 2: 1}, ignore_ids=[11]),
     )
-    monkeypatch.setattr(FilePicture, "pixels", lambda *_: pytest.fail("decoded a picture"))
+    monkeypatch.setattr(ImageFile, "pixels", lambda *_: pytest.fail("decoded a picture"))
     cached = DecodedDataset(other, "disk")
     cached.build()
     assert cached.read_mask(0).unique().tolist() == other.read_mask(0).unique().tolist() == [0, 1, 255]

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from deeplab_lightning.data import images
-from deeplab_lightning.data.images import FilePicture, image_size, read_image, read_mask
+from deeplab_lightning.data.images import ImageFile, image_size, read_image, read_mask
 from tests.conftest import write_image
 
 
@@ -68,7 +68,7 @@ def test_turned_jpeg_files_are_upright_and_never_reduced(tmp_path: Path) -> None
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (32, 16)).save(tmp_path / "a.jpg", exif=exif)
-    picture = FilePicture(tmp_path / "a.jpg")
+    picture = ImageFile(tmp_path / "a.jpg")
     assert (picture.size, tuple(picture.pixels().shape), picture.reduction(0.1)) == ((32, 16), (3, 32, 16), 1)
 
 
@@ -83,9 +83,9 @@ def test_a_cut_file_says_so(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1 << 20])
 def test_scratch_pixels_are_the_pixels(tmp_path: Path, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "_MOST_KEPT", kept)
+    monkeypatch.setattr(images, "_MAX_KEPT", kept)
     for name, size in (("a.jpg", (40, 56)), ("b.jpg", (17, 33)), ("c.png", (20, 30))):  # larger, smaller, no JPEG
         write_image(tmp_path / name, size)
-        picture = FilePicture(tmp_path / name)
+        picture = ImageFile(tmp_path / name)
         for reduction in (1, 2) if name.endswith("jpg") else (1,):
             assert picture.scratch_pixels(reduction).tolist() == picture.pixels(reduction).tolist()

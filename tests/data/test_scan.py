@@ -7,7 +7,7 @@ import torch
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 from tests.conftest import CLASSES
 
 
@@ -17,7 +17,7 @@ def dataset(mask_folder: Path) -> MaskFolderDataset:
 
 
 def test_pixels_are_counted_without_void(dataset: MaskFolderDataset) -> None:
-    pixels = scan(dataset).pixels
+    pixels = scan_dataset(dataset).pixels
     for index in range(len(dataset)):
         mask = dataset.read_mask(index).numpy()
         assert pixels[index].tolist() == [int((mask == k).sum()) for k in range(3)]
@@ -33,18 +33,18 @@ def test_objects_are_regions_of_at_least_50_pixels(dataset: MaskFolderDataset) -
 
 
 def test_areas_are_shares_of_the_picture(dataset: MaskFolderDataset) -> None:
-    statistics = scan(dataset)
+    statistics = scan_dataset(dataset)
     assert np.allclose(statistics.areas, statistics.pixels / (48 * 64))
 
 
 def test_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = scan(dataset)
+    first = scan_dataset(dataset)
     monkeypatch.setattr(dataset, "read_mask", lambda index: pytest.fail("read again"))
-    assert np.array_equal(scan(dataset).pixels, first.pixels)
+    assert np.array_equal(scan_dataset(dataset).pixels, first.pixels)
 
 
 def test_touching_one_file_reads_that_file_only(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    scan(dataset)
+    scan_dataset(dataset)
     os.utime(dataset.mask_paths[4], ns=(1, 1))
     seen: list[int] = []
     original = dataset.read_mask
@@ -54,7 +54,7 @@ def test_touching_one_file_reads_that_file_only(dataset: MaskFolderDataset, monk
         return original(index)
 
     monkeypatch.setattr(dataset, "read_mask", read_mask)
-    scan(dataset)
+    scan_dataset(dataset)
     assert seen == [4]
 
 
@@ -64,11 +64,11 @@ def test_a_cache_that_cannot_be_written_only_warns(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="Set DEEPLAB_CACHE"):
-        assert scan(dataset).pixels.sum() > 0
+        assert scan_dataset(dataset).pixels.sum() > 0
 
 
 def test_all_problems_are_found_at_once(dataset: MaskFolderDataset) -> None:
     dataset.paths[1].write_bytes(b"")
     dataset.mask_paths[2].write_bytes(b"")
     dataset.paths[3].unlink()
-    assert {problem.images for problem in scan(dataset).problems} == {("01.png",), ("02.png",), ("03.png",)}
+    assert {problem.images for problem in scan_dataset(dataset).problems} == {("01.png",), ("02.png",), ("03.png",)}

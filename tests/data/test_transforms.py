@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from deeplab_lightning.data.images import FilePicture, read_image
+from deeplab_lightning.data.images import ImageFile, read_image
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms, adjust_colors, resize_mask
 from tests.conftest import write_image
 
@@ -73,7 +73,7 @@ def test_files_give_the_crops_of_their_pixels(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("a.png", "a.jpg"):
         Image.fromarray(noise).save(tmp_path / name)
-        picture = FilePicture(tmp_path / name)
+        picture = ImageFile(tmp_path / name)
         mask = torch.zeros(60, 80, dtype=torch.uint8)
         for seed in range(5):
             torch.manual_seed(seed)
@@ -89,7 +89,7 @@ def test_reduced_decoding_stays_close_and_aligned(tmp_path: Path, scale: float, 
     mask = torch.zeros(403, 517, dtype=torch.uint8)
     mask[120:, 200:] = 5
     Image.fromarray(np.repeat(mask.numpy()[..., None] * 40, 3, axis=2)).save(tmp_path / "a.jpg", quality=95)
-    picture = FilePicture(tmp_path / "a.jpg")
+    picture = ImageFile(tmp_path / "a.jpg")
     assert picture.reduction(scale) == reduction
     shapes = set()
     for seed in range(6):
@@ -105,8 +105,8 @@ def test_reduced_decoding_stays_close_and_aligned(tmp_path: Path, scale: float, 
 def test_a_picture_that_is_not_shrunk_to_half_is_decoded_in_full(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
-    assert FilePicture(tmp_path / "a.jpg").reduction(0.51) == 1
-    assert FilePicture(tmp_path / "a.png").reduction(0.1) == 1
+    assert ImageFile(tmp_path / "a.jpg").reduction(0.51) == 1
+    assert ImageFile(tmp_path / "a.png").reduction(0.1) == 1
 
 
 def test_a_crop_does_not_change_when_the_next_is_made(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_crop_does_not_change_when_the_next_is_made(tmp_path: Path) -> None:
     made, mask = [], tv_tensors.Mask(torch.zeros(32, 32, dtype=torch.uint8))
     for seed in (0, 1):
         write_image(tmp_path / f"{seed}.jpg", (32, 32), seed)
-        made.append(crops((32, 32), 1.0)(FilePicture(tmp_path / f"{seed}.jpg"), mask)[0])
+        made.append(crops((32, 32), 1.0)(ImageFile(tmp_path / f"{seed}.jpg"), mask)[0])
     for seed in (0, 1):
         assert torch.equal(made[seed], read_image(tmp_path / f"{seed}.jpg"))
 

@@ -15,7 +15,7 @@ from torchvision import tv_tensors
 
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
-from deeplab_lightning.data.images import FilePicture, Picture, planar
+from deeplab_lightning.data.images import ImageFile, ImageSource, planar
 from deeplab_lightning.data.problems import OnError, Problem, data_error
 from deeplab_lightning.errors import DataError
 
@@ -36,7 +36,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     A subclass fills `classes`, `names` and `paths` (parallel, sorted by name) and reads one mask.
     What is wrong is found when it is built, or, where every file must be read for it, by
-    `deeplab_lightning.data.scan.scan` before training.
+    `deeplab_lightning.data.scan.scan_dataset` before training.
 
     Attributes:
         classes: The class table.
@@ -62,7 +62,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
         """What image `index` and its mask depend on; changes when a file or the class table does."""
 
     @abstractmethod
-    def oddities(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """What is legal but worth knowing, a sentence each."""
 
     @property
@@ -93,13 +93,13 @@ class SegmentationDataset(Dataset[Sample], ABC):
         """
         raise DataError(f"{self.source}: has masks but no annotations; set data.exact_areas: true.")
 
-    def open_image(self, index: int) -> Picture:
-        """Picture `index`, not decoded yet. Override it for pictures that are no files."""
-        return FilePicture(self.paths[index])
+    def open_image(self, index: int) -> ImageSource:
+        """Image `index`, not decoded yet. Override it for pictures that are no files."""
+        return ImageFile(self.paths[index])
 
     @final
     def read_image(self, index: int) -> Tensor:
-        """Picture `index`: (3, H, W) uint8 RGB."""
+        """Image `index`: (3, H, W) uint8 RGB."""
         return planar(self.open_image(index).pixels())
 
     def __len__(self) -> int:

@@ -145,7 +145,7 @@ class CocoDataset(SegmentationDataset):
         stat = self.paths[index].stat()
         return content_key(self.paths[index].absolute(), stat.st_size, stat.st_mtime_ns, self._mask_key(index))
 
-    def oddities(self) -> list[str]:
+    def remarks(self) -> list[str]:
         return [*self._category_oddities(), *self._object_oddities()]
 
     def _keep(self, indices: Sequence[int]) -> None:

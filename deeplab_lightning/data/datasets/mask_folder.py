@@ -95,7 +95,7 @@ class MaskFolderDataset(SegmentationDataset):
             self.classes.to_dict(),
         )
 
-    def oddities(self) -> list[str]:
+    def remarks(self) -> list[str]:
         used = {path.name for path in self.mask_paths}
         extra = [path for path in self.masks.rglob(f"*{self.mask_suffix}") if path.name not in used]
         return [f"{len(extra)} masks have no image, such as {extra[0]}."] if extra else []

@@ -14,12 +14,12 @@ FoldMethod = Literal["balanced", "iterstrat", "random", "group"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
-_MOST_BITS = 18  # of a feature as an integer
+_MAX_BITS = 18  # of a feature as an integer
 _MANTISSA_BITS = 53
 _SMALL = 1000  # images per fold up to which all are compared with all
 _BLOCK = 700  # images per fold that are compared at once in a large set
 _WORST_CLASSES, _HOLDERS = 4, 100  # classes that differ most, and how many images of each are compared besides
-_LEAST_GAIN = 1e-2  # share of the cost that a round over a large set must still gain
+_MIN_GAIN = 1e-2  # share of the cost that a round over a large set must still gain
 _RESTARTS, _FEW_GROUPS = 10, 200
 
 
@@ -261,7 +261,7 @@ class _Partition:
                 gained += self._move(one, other) + self._move(other, one)
                 gained += self._swap(*self._candidates(one, other, None if is_small else rng))
             cost -= gained
-            if gained == 0 or (not is_small and gained < _LEAST_GAIN * cost):
+            if gained == 0 or (not is_small and gained < _MIN_GAIN * cost):
                 return
 
     def _rarest_first(self, rng: np.random.Generator) -> Ints:
@@ -375,7 +375,7 @@ def _integer_features(
         (csr_matrix(areas.sum(axis=1)), weights.totals),
     )
     total_weight = sum(values.shape[1] * weight for values, weight in blocks)
-    bits = min(_MOST_BITS, int((_MANTISSA_BITS - np.log2(2 * n_folds**3 * max(total_weight, 1.0))) // 2))
+    bits = min(_MAX_BITS, int((_MANTISSA_BITS - np.log2(2 * n_folds**3 * max(total_weight, 1.0))) // 2))
     scaled = []
     for values, weight in blocks:
         share = values.sum(axis=0).A1 / n_folds

@@ -11,7 +11,7 @@ from deeplab_lightning.tables import csv_text
 
 Floats = npt.NDArray[np.float64]
 
-_MOST_FOR_PIGEONHOLES = 20  # images of a class in a fold; among more, no few decide
+_MAX_FOR_PIGEONHOLES = 20  # images of a class in a fold; among more, no few decide
 _WORTH_SAYING = 0.2  # bound from which a class counts as one that cannot be balanced
 
 
@@ -97,7 +97,7 @@ def fold_balance(objects: npt.ArrayLike, pixels: npt.ArrayLike, folds: npt.Array
 
 
 @dataclass(frozen=True)
-class Limit:
+class UnbalanceableClass:
     """A class that no split can balance well.
 
     Attributes:
@@ -123,13 +123,13 @@ class Limit:
     pixel_reached: float
 
 
-def limits(
+def unbalanceable_classes(
     objects: npt.ArrayLike,
     pixels: npt.ArrayLike,
     folds: npt.ArrayLike,
     n_folds: int,
     groups: Sequence[str] | None = None,
-) -> list[Limit]:
+) -> list[UnbalanceableClass]:
     """The classes whose best possible deviation, alone, is above 0.2, with the reason and what was reached.
 
     Args:
@@ -148,7 +148,7 @@ def limits(
         gather = csr_matrix((np.ones(len(labels)), (labels, np.arange(len(labels)))))
         counts, areas = gather @ counts, gather @ areas
     num_groups = ((counts > 0) | (areas > 0)).sum(axis=0)
-    object_bounds, pixel_bounds = solo_bounds(counts, n_folds)[0], solo_bounds(areas, n_folds)[0]
+    object_bounds, pixel_bounds = lower_bounds(counts, n_folds)[0], lower_bounds(areas, n_folds)[0]
     unit = "image" if groups is None else "group"
     found = []
     for index in range(counts.shape[1]):
@@ -170,7 +170,7 @@ def limits(
         else:
             reason = f"a few {unit}s hold most of it" if bounds[1] > bounds[0] else "too few objects to divide"
         found.append(
-            Limit(
+            UnbalanceableClass(
                 index=index,
                 reason=reason,
                 num_images=int(num_images[index]),
@@ -185,7 +185,7 @@ def limits(
     return found
 
 
-def solo_bounds(values: npt.ArrayLike, n_folds: int) -> tuple[Floats, Floats]:
+def lower_bounds(values: npt.ArrayLike, n_folds: int) -> tuple[Floats, Floats]:
     """The deviations below which no split can get a class, even if it had nothing else to balance.
 
     Lower bounds by counting, for the largest and for the mean deviation over the folds: whole objects cannot
@@ -201,11 +201,11 @@ def solo_bounds(values: npt.ArrayLike, n_folds: int) -> tuple[Floats, Floats]:
         without any.
     """
     columns = np.asarray(values, dtype=np.float64).T
-    bounds = [_solo_bound(np.sort(column[column > 0])[::-1], n_folds) for column in columns]
+    bounds = [_lower_bounds(np.sort(column[column > 0])[::-1], n_folds) for column in columns]
     return np.array([largest for largest, _ in bounds]), np.array([mean for _, mean in bounds])
 
 
-def _solo_bound(sizes: Floats, n_folds: int) -> tuple[float, float]:
+def _lower_bounds(sizes: Floats, n_folds: int) -> tuple[float, float]:
     """Of one class; `sizes` positive, largest first."""
     if len(sizes) == 0:
         return np.nan, np.nan
@@ -221,7 +221,7 @@ def _solo_bound(sizes: Floats, n_folds: int) -> tuple[float, float]:
         mean.append(2 * fraction * (1 - fraction) / share)
     for r in range(1, min(n_folds, len(sizes))):  # the r largest lie in at most r folds
         largest.append(1 - float(sizes[r:].sum()) / ((n_folds - r) * share))
-    for j in range(1, min((len(sizes) - 1) // n_folds, _MOST_FOR_PIGEONHOLES) + 1):
+    for j in range(1, min((len(sizes) - 1) // n_folds, _MAX_FOR_PIGEONHOLES) + 1):
         largest.append(float(sizes[j * n_folds - j : j * n_folds + 1].sum()) / share - 1)
     return max(largest), max(mean)
 

@@ -28,7 +28,7 @@ from deeplab_lightning.runs import ExperimentFolder
 _PICTURES, _PICTURE_WIDTH, _QUALITY = 12, 480, 80
 _AT_ONCE = 256  # pictures
 _FULL_COLOR = 0.15  # difference in IoU that is drawn in full colour
-_MOST_COLOR = 0.45  # opacity of it; text on more would be hard to read
+_MAX_COLOR = 0.45  # opacity of it; text on more would be hard to read
 _COLUMNS = {
     "experiment": "experiment", "mIoU": "miou", "folds": "fold_mean", "difference": "difference",
     "p (Holm)": "p_holm", "M params": "mega_parameters", "GMACs": "giga_macs", "minutes": "seconds",
@@ -127,9 +127,9 @@ def _classes(comparison: Comparison) -> list[dict[str, Any]]:
             if math.isnan(value):
                 cells.append({"text": "absent", "hue": "--heat", "strength": 0})
             elif entry is base:
-                cells.append({"text": f"{value:.3f}", "hue": "--heat", "strength": round(_MOST_COLOR * value, 3)})
+                cells.append({"text": f"{value:.3f}", "hue": "--heat", "strength": round(_MAX_COLOR * value, 3)})
             else:
-                strength = 0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * _MOST_COLOR
+                strength = 0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * _MAX_COLOR
                 hue = "--good" if shift > 0 else "--bad"
                 cells.append({"text": f"{value:.3f}{'*' if star else ''}", "hue": hue, "strength": round(strength, 3)})
         table.append({"name": name, "cells": cells})
@@ -164,7 +164,7 @@ def _balance(folder: Path) -> dict[str, Any] | None:
                 value = values[key, fold]
                 known = not math.isnan(value)
                 cells.append(
-                    {"text": f"{value:.1%}" if known else "-", "strength": _MOST_COLOR * min(value, 1) if known else 0}
+                    {"text": f"{value:.1%}" if known else "-", "strength": _MAX_COLOR * min(value, 1) if known else 0}
                 )
         lines.append({"name": name, "cells": cells})
     return {"folds": folds, "rows": lines}

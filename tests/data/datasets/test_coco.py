@@ -84,7 +84,7 @@ def test_classes_stand_by_id_with_gaps_zero_and_duplicates(coco: Coco) -> None:
     dataset = CocoDataset(str(path))
     assert dataset.classes.names == ("background", "bag", "can")  # the unused parent is left out
     assert dataset.read_mask(0)[0, 0] == 2
-    notes = " ".join(dataset.oddities())
+    notes = " ".join(dataset.remarks())
     for note in (
         "category 0 (litter) is the parent",
         "can stands 2 times",

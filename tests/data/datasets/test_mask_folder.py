@@ -7,7 +7,7 @@ import torch
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
-from deeplab_lightning.data.scan import scan
+from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES, write_image, write_mask
 
@@ -85,7 +85,7 @@ def test_truncated_image_is_found_before_training(mask_folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
     dataset = build(mask_folder)  # the header is whole
     with pytest.raises(DataError, match=r"06.jpg: cannot be decoded"):
-        dataset.report(scan(dataset).problems)
+        dataset.report(scan_dataset(dataset).problems)
 
 
 def test_unknown_values_are_listed_with_their_files(mask_folder: Path) -> None:
@@ -93,14 +93,14 @@ def test_unknown_values_are_listed_with_their_files(mask_folder: Path) -> None:
         write_mask(mask_folder / "masks" / name, np.full((48, 64), 7, dtype=np.uint8))
     dataset = build(mask_folder)
     with pytest.raises(DataError, match=r"masks/01.png, .*masks/08.png: mask values \[7\] are not in the class table"):
-        dataset.report(scan(dataset).problems)
+        dataset.report(scan_dataset(dataset).problems)
 
 
 def test_colour_masks_are_refused(mask_folder: Path) -> None:
     write_image(mask_folder / "masks" / "01.png")
     dataset = build(mask_folder)
     with pytest.raises(DataError, match=r"01.png: is a colour picture \(RGB\)"):
-        dataset.report(scan(dataset).problems)
+        dataset.report(scan_dataset(dataset).problems)
 
 
 def test_skip_drops_the_image_and_keeps_the_rest(mask_folder: Path) -> None:

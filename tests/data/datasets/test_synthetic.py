@@ -38,7 +38,7 @@ def test_scenes_hold_several_objects_of_eleven_long_tailed_classes(tmp_path: Pat
 def test_the_mask_shows_the_object_that_was_drawn_last(tmp_path: Path) -> None:
     # Objects are drawn from the largest to the smallest, as the reader stacks them.
     dataset = SyntheticLitterDataset(str(tmp_path / "s"), num_images=20, size=64)
-    assert any("overlap" in note for note in dataset.oddities())
+    assert any("overlap" in note for note in dataset.remarks())
     assert all(dataset[i].image.shape == (3, 64, 64) for i in range(20))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import jensenshannon
 
-from deeplab_lightning.data.folds.balance import fold_balance, limits, solo_bounds
+from deeplab_lightning.data.folds.balance import fold_balance, lower_bounds, unbalanceable_classes
 
 OBJECTS = np.array([[2, 0, 0], [1, 1, 0], [1, 0, 0], [0, 3, 0]])
 PIXELS = np.array([[20, 0, 0], [10, 10, 0], [10, 0, 0], [0, 30, 0]])
@@ -38,7 +38,7 @@ def test_no_split_is_below_the_solo_bounds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n_folds = 2 + seed % 2
     values = rng.geometric(0.3, 7) if seed % 3 else rng.lognormal(0, 1.2, 7)
-    largest, mean = solo_bounds(values[:, None], n_folds)
+    largest, mean = lower_bounds(values[:, None], n_folds)
     choices = np.array(list(product(range(n_folds), repeat=len(values))))
     sums = np.stack([(values * (choices == k)).sum(axis=1) for k in range(n_folds)])
     deviation = np.abs(sums * n_folds / values.sum() - 1)
@@ -59,7 +59,7 @@ def test_no_split_is_below_the_solo_bounds(seed: int) -> None:
 def test_solo_bounds_by_hand(values: list[int], largest: float, mean: float) -> None:
     column = np.zeros((12, 1))
     column[: len(values), 0] = values
-    bounds = solo_bounds(column, 5)
+    bounds = lower_bounds(column, 5)
     assert bounds[0][0] == pytest.approx(largest, nan_ok=True)
     assert bounds[1][0] == pytest.approx(mean if mean != 2 / 3 * 4 / 5 else 4 / 15, nan_ok=True)
 
@@ -72,7 +72,7 @@ def test_limits_name_the_reason() -> None:
     objects[0, 3] = 11
     objects[:6, 4] = 1
     folds = np.arange(20) % 5
-    found = {limit.index: limit for limit in limits(objects, objects, folds, 5)}
+    found = {limit.index: limit for limit in unbalanceable_classes(objects, objects, folds, 5)}
     assert {index: limit.reason for index, limit in found.items()} == {
         1: "absent",
         2: "fewer images than folds",
@@ -83,6 +83,6 @@ def test_limits_name_the_reason() -> None:
     assert found[3].object_bound == pytest.approx(1.75)
     assert found[3].object_reached == pytest.approx(2.0)
     groups = [f"{index // 5}" for index in range(20)]
-    grouped = {limit.index: limit for limit in limits(objects, objects, folds, 2, groups)}
+    grouped = {limit.index: limit for limit in unbalanceable_classes(objects, objects, folds, 2, groups)}
     assert grouped[3].num_groups == 2
     assert grouped[2].reason == "fewer groups than folds"
