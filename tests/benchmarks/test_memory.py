@@ -18,7 +18,7 @@ images = torch.randn(4, 3, 512, 512).contiguous(memory_format=torch.channels_las
 mask = torch.randint(0, 150, (4, 512, 512))
 loss = CrossEntropyLoss()
 with torch.autocast("cpu", torch.bfloat16):
-    value = loss(net.scores(images) if sys.argv[1] == "tiles" else net(images), mask)
+    value = loss(net.coarse_logits(images) if sys.argv[1] == "tiles" else net(images), mask)
 value.backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
