@@ -1,4 +1,4 @@
-"""CPU kernels, applied from outside to an unchanged network. One door: open it once, or leave it closed.
+"""Apply faster CPU kernels to an unchanged network, through one door that is open or closed.
 
 With the door open, on a CPU:
 
@@ -7,7 +7,7 @@ With the door open, on a CPU:
 - cross-entropy resizes and compares logits tile by tile, and so does the arg-max of large logits (`tiles`).
 
 With the door closed (`model.cpu_kernels: false`, or the environment variable `DEEPLAB_CPU_KERNELS=0`) every path is
-stock PyTorch. Which shares of the time each kernel saves: `tests/benchmarks/README.md`.
+stock PyTorch. `tests/benchmarks/README.md` holds the time that each kernel saves.
 """
 
 import os
@@ -27,10 +27,10 @@ _MAX_LOGITS_BYTES = 1 << 28  # 256 MiB of full-size logits; more are resized til
 
 
 def speed_up(net: nn.Module) -> None:
-    """Give a network the convolutions that are faster on a CPU, in place.
+    """Replace convolutions of a network by layers that are faster on a CPU, in place.
 
-    Names, parameters and, to rounding, outputs stay as they are; on other devices the layers are PyTorch's own.
-    `DEEPLAB_CPU_KERNELS=0` makes this do nothing.
+    Names, parameters and, to rounding, outputs stay as they are. On other devices the layers compute what PyTorch's do.
+    With `DEEPLAB_CPU_KERNELS=0` nothing is replaced.
 
     Args:
         net: Any network; its hooks, `compile` and state dict keep working.
@@ -46,27 +46,28 @@ def is_enabled() -> bool:
 
 
 class Door:
-    """How a module gets from images to logits and labels: by tiles where the door is open, else by stock PyTorch.
+    """Compute a module's logits and labels, in tiles if the door is open and by stock PyTorch otherwise.
 
     Args:
-        is_open: Whether logits may stay at the network's resolution until the loss or the arg-max takes them.
+        is_open: Whether logits may stay at the network's resolution until the loss or the arg-max resizes them.
     """
 
     def __init__(self, *, is_open: bool = False) -> None:
         self.is_open = is_open
 
     def logits(self, module: Any, images: Tensor, loss: nn.Module | None = None) -> Any:
-        """Compute the logits of a batch: at full size, or before the resize where it can be done in tiles.
+        """Compute the logits of a batch, at full size or before a resize that can follow in tiles.
 
-        A module, network or loss with a `forward` of its own, hooks or a compiled `forward` gets the full size.
+        Logits have full size if the module, the network or the loss overrides `forward`, and if module or network has
+        hooks or is compiled.
 
         Args:
             module: A `SegmentationModule`.
             images: (B, 3, H, W) uint8.
-            loss: What takes the logits, if a loss does.
+            loss: The loss that receives the logits, if any.
 
         Returns:
-            What `module(images)` returns, or the same with logits of (B, K, h, w).
+            The output of `module(images)`, or the same with logits (B, K, h, w).
         """
         is_tiled = self.is_open or getattr(loss, "band_rows", None) is not None
         takes_coarse = loss is None or _is_declared_with_forward(type(loss), "takes_coarse_logits")
@@ -94,12 +95,15 @@ class Door:
 
 
 def open_door(net: nn.Module, device: torch.device, *, is_wanted: bool) -> Door:
-    """Open the door for a network that computes on a CPU: `speed_up(net)`, and logits in tiles.
+    """Open the door for a network on a CPU, and apply `speed_up` to the network.
 
     Args:
-        net: The network; unchanged where the door stays closed.
-        device: Where it computes.
+        net: The network; unchanged if the door stays closed.
+        device: Device of the computation.
         is_wanted: The module's `cpu_kernels`.
+
+    Returns:
+        A door that is open on a CPU, unless `is_wanted` or the environment closes it.
     """
     is_open = is_wanted and device.type == "cpu" and is_enabled()
     if is_open:
@@ -108,13 +112,13 @@ def open_door(net: nn.Module, device: torch.device, *, is_wanted: bool) -> Door:
 
 
 def _has_coarse_logits(module: nn.Module) -> bool:
-    """Check whether `coarse_logits` computes what a call of the module does, less the resize."""
+    """Check whether a call of the module computes `coarse_logits` and a resize, and nothing else."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     is_plain_call = not any(hooks) and getattr(module, "_compiled_call_impl", None) is None
     return is_plain_call and _is_declared_with_forward(type(module), "coarse_logits")
 
 
 def _is_declared_with_forward(kind: type, name: str) -> bool:
-    """Check whether the class that defines `forward` also defines a name; a subclass may change only the one."""
+    """Check whether the class that defines `forward` also defines a name, since a subclass may override `forward`."""
     owner = next((c for c in kind.__mro__ if "forward" in vars(c)), kind)
     return bool(vars(owner).get(name, False))

@@ -1,19 +1,20 @@
-"""Depthwise convolutions and their gradients, composed of those that oneDNN has fast kernels for on a CPU.
+"""Depthwise convolutions and their gradients, built from the cases for which oneDNN has fast CPU kernels.
 
 oneDNN computes a depthwise convolution of any dilation quickly while its padding is small, but the gradient of its
-weights only for kernels of 3x3 without dilation; the rest goes a path that is up to 50 times slower. All of it can
-be had from the fast ones:
+weights only for kernels of 3x3 without dilation; all other cases take a path that is up to 50 times slower. They are
+reduced to the fast ones:
 
-- A convolution of dilation d is one without dilation on each of the d x d maps that hold every d-th pixel
-  (Chen et al., DeepLab v2, arXiv:1606.00915, section 3.1; "space to batch").
-- The gradient by the input is a convolution with the mirrored kernel.
-- The gradient by a kernel of 5x5 or 7x7 is that by its 3x3 parts, each on a shifted map.
-- Where the dilation nears the map's size, few pixels meet a tap: a product and a sum for each.
+- A convolution of dilation d is a convolution without dilation on each of the d x d maps that hold every d-th pixel
+  ("space to batch"; Chen et al., DeepLab v2, arXiv:1606.00915, section 3.1).
+- The gradient with respect to the input is a convolution with the mirrored kernel.
+- The gradient with respect to a 5x5 or 7x7 kernel consists of the gradients of its 3x3 parts, each on a shifted map.
+- If the dilation is close to the size of the map, each kernel position reaches few pixels, and its gradient is the sum
+  of their products.
 
-Maps are (B, C, H, W), fastest in channels-last memory, weights (C, 1, kernel height, kernel width), of one dtype.
+Maps are (B, C, H, W), fastest in channels-last memory, and weights are (C, 1, k, k') of the same dtype.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import product
 
 import torch
@@ -23,38 +24,39 @@ from torch import Tensor
 from deeplab_lightning.kernels.taps import shifted_slices
 
 Pair = tuple[int, int]
-"""Along rows and columns."""
-_LARGEST_FAST_KERNEL = 3  # of which oneDNN computes the gradient quickly
-_MAX_PADDING = 6  # pixels; above it oneDNN takes its slow path
+"""Values for rows and columns."""
+_MAX_FAST_KERNEL = 3  # the largest kernel whose gradient oneDNN computes fast
+_MAX_FAST_PADDING = 6  # pixels; with more, oneDNN takes its slow path
 
 
 def convolve(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair) -> Tensor:
-    """A depthwise convolution without bias, as `torch.nn.functional.conv2d` gives it.
+    """Convolve each channel with its own kernel, without bias.
 
     Args:
         x: (B, C, H, W).
         weight: (C, 1, k, k').
-        stride: Of the output's pixels.
-        padding: Zeros on each side.
-        dilation: Distance of the taps.
+        stride: Step between output pixels, in input pixels.
+        padding: Zeros on each side, in pixels.
+        dilation: Distance of the kernel positions, in pixels.
 
     Returns:
-        (B, C, H', W').
+        (B, C, H', W'), the result of `torch.nn.functional.conv2d`.
     """
-    if not goes_by_phases(stride, padding, dilation):
+    if not is_faster_by_space_to_batch(stride, padding, dilation):
         return F.conv2d(x, weight, None, stride, padding, dilation, len(weight))
     size = output_size(x, weight, padding, dilation)
-    y = F.conv2d(space_to_batch(x, dilation), weight, None, 1, divided(padding, dilation), 1, len(weight))
+    y = F.conv2d(space_to_batch(x, dilation), weight, None, 1, _reduced_padding(padding, dilation), 1, len(weight))
     return batch_to_space(y, dilation, size)
 
 
-def goes_by_phases(stride: Pair, padding: Pair, dilation: Pair) -> bool:
-    """Whether such a convolution is faster on every d-th pixel at a time: as measured, by 2 to 30 times."""
-    return dilation != (1, 1) and max(padding) > _MAX_PADDING and _is_divisible(stride, padding, dilation)
+def is_faster_by_space_to_batch(stride: Pair, padding: Pair, dilation: Pair) -> bool:
+    """Check whether a convolution is faster after `space_to_batch`: by 2 to 30 times, as measured."""
+    is_slow = dilation != (1, 1) and max(padding) > _MAX_FAST_PADDING
+    return is_slow and _allows_space_to_batch(stride, padding, dilation)
 
 
 def output_size(x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Pair:
-    """(H', W') of a convolution of stride 1; arguments as of `convolve`."""
+    """Compute (H', W') of a convolution of stride 1; the arguments are those of `convolve`."""
     sides = zip(x.shape[2:], weight.shape[2:], padding, dilation, strict=True)
     return _pair(length + 2 * p - d * (k - 1) for length, k, p, d in sides)
 
@@ -62,59 +64,54 @@ def output_size(x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Pai
 def input_gradient(
     grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    """The gradient of a depthwise convolution by its input.
+    """Compute the gradient of a depthwise convolution with respect to its input.
 
     Args:
-        grad_output: Gradient by the output, (B, C, H', W').
-        x: Input, (B, C, H, W), of which the size is needed.
+        grad_output: Gradient with respect to the output, (B, C, H', W').
+        x: Input, (B, C, H, W); only its size and dtype are used.
         weight: (C, 1, k, k').
-        stride: Of the output's pixels.
-        padding: Zeros on each side.
-        dilation: Distance of the taps.
+        stride: Step between output pixels, in input pixels.
+        padding: Zeros on each side, in pixels.
+        dilation: Distance of the kernel positions, in pixels.
 
     Returns:
         (B, C, H, W).
     """
-    mirrored = _pair(d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
+    mirrored_padding = _pair(d * (k - 1) - p for d, k, p in zip(dilation, weight.shape[2:], padding, strict=True))
     is_strided = stride != (1, 1)
-    # A convolution cannot leave out pixels of its input; in float32 oneDNN's own is the faster one at larger strides.
-    if min(mirrored) < 0 or (is_strided and x.dtype == torch.float32):
+    # A convolution cannot have negative padding; in float32, oneDNN's own gradient is faster at larger strides.
+    if min(mirrored_padding) < 0 or (is_strided and x.dtype == torch.float32):
         grad_input, _ = stock_gradients(grad_output, x, weight, stride, padding, dilation, needed=(True, False))
         assert grad_input is not None
         return grad_input
-    if is_strided:  # zeros where the stride passed
-        size = output_size(x, weight, padding, dilation)
-        spread = torch.empty(
-            *grad_output.shape[:2], *size, dtype=grad_output.dtype, memory_format=torch.channels_last
-        ).zero_()
-        spread[:, :, :: stride[0], :: stride[1]] = grad_output
-        grad_output = spread
-    return convolve(grad_output, weight.flip(2, 3), (1, 1), mirrored, dilation)
+    if is_strided:
+        grad_output = _insert_zeros(grad_output, stride, output_size(x, weight, padding, dilation))
+    return convolve(grad_output, weight.flip(2, 3), (1, 1), mirrored_padding, dilation)
 
 
 def weight_gradient(
     grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
 ) -> Tensor:
-    """The gradient of a depthwise convolution by its weights; arguments as of `input_gradient`.
+    """Compute the gradient of a depthwise convolution with respect to its weights.
+
+    The arguments are those of `input_gradient`.
 
     Returns:
-        (C, 1, k, k'), in float32 where PyTorch's own is taken.
+        (C, 1, k, k'), in float32 where PyTorch's own gradient is used.
     """
     if x.shape[3] == 1 and stride[1] > 1 and x.dtype != torch.float32:  # see `stock_gradients`
         return _stock_weight_gradient(grad_output, x, weight, stride, padding, dilation)
     if dilation != (1, 1):
-        if any(2 * d >= side for d, side in zip(dilation, x.shape[2:], strict=True)) and stride == (1, 1):
-            return _by_taps(grad_output, x, weight, padding, dilation)
-        if not _is_divisible(stride, padding, dilation):
+        is_near_map_size = any(2 * d >= side for d, side in zip(dilation, x.shape[2:], strict=True))
+        if is_near_map_size and stride == (1, 1):
+            return _weight_gradient_by_position(grad_output, x, weight, padding, dilation)
+        if not _allows_space_to_batch(stride, padding, dilation):
             return _stock_weight_gradient(grad_output, x, weight, stride, padding, dilation)
-        grad_output, x, padding = (
-            space_to_batch(grad_output, dilation),
-            space_to_batch(x, dilation),
-            divided(padding, dilation),
-        )
-    if max(weight.shape[2:]) <= _LARGEST_FAST_KERNEL:
-        return _by_small_weight(grad_output, x, weight, stride, padding)
-    return _by_parts(grad_output, x, weight, stride, padding)
+        grad_output, x = space_to_batch(grad_output, dilation), space_to_batch(x, dilation)
+        padding = _reduced_padding(padding, dilation)
+    if max(weight.shape[2:]) <= _MAX_FAST_KERNEL:
+        return _fast_weight_gradient(grad_output, x, weight, stride, padding)
+    return _weight_gradient_by_parts(grad_output, x, weight, stride, padding)
 
 
 def stock_gradients(
@@ -127,14 +124,24 @@ def stock_gradients(
     *,
     needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """PyTorch's own gradients by input and weights, computed in float32 for inputs in half precision.
+    """Compute PyTorch's own gradients, in float32 if the input is in half precision.
 
-    In bfloat16 and channels-last memory, PyTorch 2.14's gradient by the weights reads memory that nobody wrote if
-    there is dilation, or a stride along maps of one pixel: it is wrong, or nan, by what happens to lie there. With
-    dilation and stride together it was seen to be wrong in float32 too, in this memory order.
+    In bfloat16 and channels-last memory, the weight gradient of PyTorch 2.14 reads uninitialised memory if the
+    convolution is dilated, or has a stride along maps of one pixel: the result is wrong or nan, depending on what the
+    memory holds. With both dilation and stride, it was seen to be wrong in float32 too in this memory order.
+
+    Args:
+        grad_output: See `input_gradient`, as the next five.
+        x: Input.
+        weight: Kernels.
+        stride: Step between output pixels.
+        padding: Zeros on each side.
+        dilation: Distance of the kernel positions.
+        needed: Whether the gradients with respect to the input and to the weights are computed.
 
     Returns:
-        The gradient by the input in the input's dtype, that by the weights in float32 or finer.
+        The gradient with respect to the input in its dtype, and that to the weights in float32 or finer; None for
+        those that are not needed.
     """
     dtype = torch.promote_types(x.dtype, torch.float32)
     tensors = [grad_output.to(dtype), x.to(dtype), weight.to(dtype)]
@@ -146,25 +153,12 @@ def stock_gradients(
     return None if grad_input is None else grad_input.to(x.dtype), grad_weight
 
 
-def divided(padding: Pair, dilation: Pair) -> Pair:
-    """The padding of a convolution that takes every d-th pixel at a time."""
-    return padding[0] // dilation[0], padding[1] // dilation[1]
-
-
-def _stock_weight_gradient(
-    grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
-) -> Tensor:
-    _, grad_weight = stock_gradients(grad_output, x, weight, stride, padding, dilation, needed=(False, True))
-    assert grad_weight is not None
-    return grad_weight
-
-
 def space_to_batch(x: Tensor, dilation: Pair) -> Tensor:
-    """Every d-th pixel as a map of its own, zeros where the last ones are too short.
+    """Split each map into maps of every d-th pixel, padded with zeros to equal size.
 
     Args:
         x: (B, C, H, W).
-        dilation: d along rows, d' along columns.
+        dilation: d for rows, d' for columns.
 
     Returns:
         (B * d * d', C, ceil(H / d), ceil(W / d')) in channels-last memory.
@@ -177,11 +171,11 @@ def space_to_batch(x: Tensor, dilation: Pair) -> Tensor:
 
 
 def batch_to_space(x: Tensor, dilation: Pair, size: Pair) -> Tensor:
-    """What `space_to_batch` took apart, cut to its size.
+    """Join the maps that `space_to_batch` split, and crop them to a size.
 
     Args:
         x: (B * d * d', C, h, w).
-        dilation: d along rows, d' along columns.
+        dilation: d for rows, d' for columns.
         size: (H, W).
 
     Returns:
@@ -192,7 +186,33 @@ def batch_to_space(x: Tensor, dilation: Pair, size: Pair) -> Tensor:
     return whole.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
-def _by_small_weight(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+def _allows_space_to_batch(stride: Pair, padding: Pair, dilation: Pair) -> bool:
+    return stride == (1, 1) and all(p % d == 0 for p, d in zip(padding, dilation, strict=True))
+
+
+def _reduced_padding(padding: Pair, dilation: Pair) -> Pair:
+    """Return the padding of the maps that `space_to_batch` makes."""
+    return padding[0] // dilation[0], padding[1] // dilation[1]
+
+
+def _insert_zeros(grad_output: Tensor, stride: Pair, size: Pair) -> Tensor:
+    """Spread the pixels of (B, C, H', W') over the output of the same convolution at stride 1, of (H, W) = `size`."""
+    shape = (*grad_output.shape[:2], *size)
+    spread = torch.empty(*shape, dtype=grad_output.dtype, memory_format=torch.channels_last).zero_()
+    spread[:, :, :: stride[0], :: stride[1]] = grad_output
+    return spread
+
+
+def _stock_weight_gradient(
+    grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair
+) -> Tensor:
+    _, grad_weight = stock_gradients(grad_output, x, weight, stride, padding, dilation, needed=(False, True))
+    assert grad_weight is not None
+    return grad_weight
+
+
+def _fast_weight_gradient(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Compute oneDNN's weight gradient of a kernel of at most 3x3 without dilation."""
     geometry = (stride, padding, (1, 1), False, (0, 0), len(weight))
     _, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad_output, x, weight, None, *geometry, (False, True, False)
@@ -200,8 +220,8 @@ def _by_small_weight(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pai
     return grad_weight  # type: ignore[no-any-return]
 
 
-def _by_parts(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
-    """Of a larger kernel: its parts of at most 3x3."""
+def _weight_gradient_by_parts(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:
+    """Compute the weight gradient of a larger kernel from those of its parts of at most 3x3."""
     x = F.pad(x, (padding[1], padding[1], padding[0], padding[0]))
     grad_weight = torch.empty_like(weight)
     for rows, columns in product(_parts(weight.shape[2]), _parts(weight.shape[3])):
@@ -212,33 +232,32 @@ def _by_parts(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padd
         )
         window = x[:, :, rows.start : rows.start + height, columns.start : columns.start + width]
         window = window.contiguous(memory_format=torch.channels_last)
-        grad_weight[:, :, rows, columns] = _by_small_weight(grad_output, window, part.contiguous(), stride, (0, 0))
+        grad_weight[:, :, rows, columns] = _fast_weight_gradient(grad_output, window, part.contiguous(), stride, (0, 0))
     return grad_weight
 
 
 def _parts(length: int) -> list[slice]:
-    """[0, length) in slices of at most 3, of which the last two may overlap."""
-    part = _LARGEST_FAST_KERNEL
+    """Split [0, length) into slices of at most 3, of which the last two may overlap."""
+    part = _MAX_FAST_KERNEL
     starts = {*range(0, length - part + 1, part), max(0, length - part)}
     return [slice(start, min(start + part, length)) for start in sorted(starts)]
 
 
-def _by_taps(grad_output: Tensor, x: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Tensor:
+def _weight_gradient_by_position(
+    grad_output: Tensor, x: Tensor, weight: Tensor, padding: Pair, dilation: Pair
+) -> Tensor:
+    """Compute the weight gradient of each kernel position as a sum of products, at stride 1."""
     grad_weight = torch.zeros_like(weight)
     for row, column in product(range(weight.shape[2]), range(weight.shape[3])):
         (rows_in, rows_out), (columns_in, columns_out) = (
-            shifted_slices(x.shape[2 + axis], grad_output.shape[2 + axis], tap * dilation[axis] - padding[axis])
-            for axis, tap in enumerate((row, column))
+            shifted_slices(x.shape[2 + axis], grad_output.shape[2 + axis], index * dilation[axis] - padding[axis])
+            for axis, index in enumerate((row, column))
         )
         products = x[:, :, rows_in, columns_in] * grad_output[:, :, rows_out, columns_out]
         grad_weight[:, 0, row, column] = products.sum((0, 2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
     return grad_weight
 
 
-def _is_divisible(stride: Pair, padding: Pair, dilation: Pair) -> bool:
-    return stride == (1, 1) and all(p % d == 0 for p, d in zip(padding, dilation, strict=True))
-
-
-def _pair(values: Iterator[int]) -> Pair:
+def _pair(values: Iterable[int]) -> Pair:
     first, second = values
     return first, second

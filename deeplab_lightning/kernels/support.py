@@ -1,26 +1,16 @@
-"""Which devices and precisions have the oneDNN convolutions that the kernels were measured with."""
+"""Precisions in which this processor has the oneDNN convolutions that the kernels were measured with."""
 
 import platform
-from functools import cache
 
 import torch
 
 
-def has_fast_depthwise(device: torch.device, dtype: torch.dtype) -> bool:
-    """Check whether oneDNN, PyTorch's library of CPU kernels, computes convolutions there.
+def fast_dtypes() -> tuple[torch.dtype, ...]:
+    """Return the precisions in which oneDNN, PyTorch's library of CPU kernels, computes convolutions fast.
 
-    On processors other than x86 nothing was measured.
-
-    Args:
-        device: Device of the map.
-        dtype: Precision of the arithmetic.
+    Empty on processors other than x86, on which nothing was measured.
     """
-    return device.type == "cpu" and dtype in _dtypes()
-
-
-@cache
-def _dtypes() -> frozenset[torch.dtype]:
     if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in {"x86_64", "amd64"}:
-        return frozenset()
+        return ()
     has_bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return frozenset({torch.float32, torch.bfloat16} if has_bfloat16 else {torch.float32})
+    return (torch.float32, torch.bfloat16) if has_bfloat16 else (torch.float32,)

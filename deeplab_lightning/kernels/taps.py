@@ -1,4 +1,4 @@
-"""Convolutions of large dilation as nine matrix products, for CPUs with a matrix unit (AMX)."""
+"""Compute convolutions of large dilation as nine matrix products, on CPUs with a matrix unit (AMX)."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 _MIN_CHANNELS, _MIN_DILATION = 1024, 6
+_CPU = torch.device("cpu")
 
 
 class TapConv2d(nn.Conv2d):
-    """A 3x3 convolution of stride 1 whose nine kernel positions are matrix products, in bfloat16 on a CPU.
+    """Compute a 3x3 convolution of stride 1 as a matrix product per kernel position, in bfloat16 on a CPU.
 
     Each product multiplies the pixels that a kernel position reaches with its weights. The sums are those of
-    `torch.nn.Conv2d`, rounded once more per position; in other precisions and on other devices it is that layer.
+    `torch.nn.Conv2d`, rounded once more per position. In other precisions, on other devices and where the products are
+    not faster, the layer is `torch.nn.Conv2d`.
 
     Args:
         in_channels: C.
@@ -25,23 +27,25 @@ class TapConv2d(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int, bias: bool) -> None:
         super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation, bias=bias)
+        # Not in `forward`, where torch.compile would trace the query.
+        self.is_faster_by_taps = is_faster_by_taps(_CPU, torch.bfloat16, channels=in_channels, dilation=dilation)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         is_mixed = input.device.type == "cpu" and torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if is_mixed else input.dtype
-        if not is_faster_by_taps(input.device, dtype, channels=self.in_channels, dilation=self.dilation[0]):
+        if not (self.is_faster_by_taps and dtype == torch.bfloat16 and input.device.type == "cpu"):
             return super()._conv_forward(input, weight, bias)
         y = convolve_by_taps(input.to(dtype), weight.to(dtype), self.dilation[0])
         return y if bias is None else y + bias.to(dtype)[:, None, None]
 
 
 def use_tap_convolutions(net: nn.Module) -> None:
-    """Replace the convolutions that a matrix unit speeds up, in place; nothing on processors without one.
+    """Replace the convolutions that are faster on a matrix unit by `TapConv2d`, in place.
 
-    Names and parameters stay as they are.
+    Names and parameters stay as they are. On processors without a matrix unit nothing is replaced.
     """
     for name, layer in list(net.named_modules()):
-        if type(layer) is nn.Conv2d and _can_go_by_taps(layer) and name:
+        if name and type(layer) is nn.Conv2d and _is_replaceable(layer):
             with torch.device("meta"):  # draws no random numbers
                 new = TapConv2d(
                     layer.in_channels, layer.out_channels, dilation=layer.dilation[0], bias=layer.bias is not None
@@ -50,18 +54,17 @@ def use_tap_convolutions(net: nn.Module) -> None:
             net.set_submodule(name, new.train(layer.training))
 
 
-def _can_go_by_taps(layer: nn.Conv2d) -> bool:
+def _is_replaceable(layer: nn.Conv2d) -> bool:
     rate = layer.dilation[0]
     is_atrous_3x3 = layer.kernel_size == (3, 3) and layer.dilation == layer.padding == (rate, rate)
     is_plain = layer.stride == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    cpu = torch.device("cpu")
-    return (
-        is_atrous_3x3 and is_plain and is_faster_by_taps(cpu, torch.bfloat16, channels=layer.in_channels, dilation=rate)
-    )
+    if not (is_atrous_3x3 and is_plain):
+        return False
+    return is_faster_by_taps(_CPU, torch.bfloat16, channels=layer.in_channels, dilation=rate)
 
 
 def is_faster_by_taps(device: torch.device, dtype: torch.dtype, *, channels: int, dilation: int) -> bool:
-    """Check whether PyTorch's own kernel misses the matrix unit for such a convolution.
+    """Check whether matrix products are faster than PyTorch's own kernel, which misses the matrix unit.
 
     Measured with PyTorch 2.14 on a CPU with AMX, 48x48 maps, 2048 to 256 channels, bfloat16: 119 to 389 ms for rates 6
     to 36, where the products take 25 to 8 ms; at rates 1 and 2, or with 512 channels, PyTorch's kernel is as fast.
@@ -79,7 +82,7 @@ def is_faster_by_taps(device: torch.device, dtype: torch.dtype, *, channels: int
 
 @cache
 def _has_matrix_unit() -> bool:
-    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # a private name, which may go
+    is_supported = getattr(torch.cpu, "_is_amx_tile_supported", None)  # a private name, which may be removed
     return bool(is_supported is not None and is_supported())
 
 
@@ -123,9 +126,8 @@ class _TapConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight)
             for (row, column), in_window, out_window in _windows(x, ctx.dilation):
-                grad_weight[:, :, row, column] = grad_output[out_window].flatten(0, 2).t() @ pixels[in_window].flatten(
-                    0, 2
-                )
+                outputs, inputs = grad_output[out_window].flatten(0, 2), pixels[in_window].flatten(0, 2)
+                grad_weight[:, :, row, column] = outputs.t() @ inputs
         return grad_input, grad_weight, None
 
 
@@ -133,7 +135,7 @@ _Window = tuple[slice, slice, slice]
 
 
 def _windows(x: Tensor, dilation: int) -> Iterator[tuple[tuple[int, int], _Window, _Window]]:
-    """Yield each kernel position that reaches the map, the pixels it reads, and the pixels it adds to."""
+    """Yield each kernel position that reaches the map, with the windows that it reads and adds to."""
     rows, columns = ([shifted_slices(length, length, (i - 1) * dilation) for i in range(3)] for length in x.shape[-2:])
     for i, (rows_in, rows_out) in enumerate(rows):
         for j, (columns_in, columns_out) in enumerate(columns):
@@ -143,12 +145,12 @@ def _windows(x: Tensor, dilation: int) -> Iterator[tuple[tuple[int, int], _Windo
 
 
 def shifted_slices(in_length: int, out_length: int, shift: int) -> tuple[slice, slice]:
-    """Return where along an axis a kernel position reads and where it writes; both empty if it reaches no pixel.
+    """Return the slices of an axis that a kernel position reads and writes; empty if it reaches no pixel.
 
     Args:
-        in_length: Length of the map that is read.
-        out_length: Length of the map that is written.
-        shift: From a pixel that is written to the one that is read.
+        in_length: Length of the map that is read, in pixels.
+        out_length: Length of the map that is written, in pixels.
+        shift: Position of the pixel that is read less that of the pixel that is written.
     """
     start = max(0, -shift)
     stop = max(start, min(out_length, in_length - shift))

@@ -1,4 +1,4 @@
-"""Resized logits tile by tile: full-size logits of all classes are never held in memory."""
+"""Resize logits tile by tile, so that full-size logits of all classes are never held in memory."""
 
 import math
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from torch.autograd.function import once_differentiable
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.resizing import resize
 
-_VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 128  # 2 MB of floats, which a core's cache holds
+_VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 128  # 2 MB of floats, which fit into a core's cache
 
 
 class TileAxis(NamedTuple):
-    """A slice of the resized axis, and the slice of the original axis that it is interpolated from.
+    """Hold a slice of the resized axis, and the slice of the original axis that it is interpolated from.
 
     Attributes:
-        large: Pixels of the result.
-        small: Pixels that they are weighted sums of.
-        weights: (small, large).
+        large: Slice of the resized axis.
+        small: Slice of the original axis.
+        weights: (small, large) weights of the interpolation.
     """
 
     large: slice
@@ -31,14 +31,14 @@ class TileAxis(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A rectangle of the resized logits of some images.
+    """Hold a rectangle of the resized logits of some images.
 
     Attributes:
         images: Slice of the batch.
-        rows: Rows of the pixels.
-        columns: Columns of the pixels.
-        logits: `resize(logits, size)[images, :, rows.large, columns.large]` to rounding, for finite logits. It may be
-            overwritten.
+        rows: Rows of the rectangle.
+        columns: Columns of the rectangle.
+        logits: `resize(logits, size)[images, :, rows.large, columns.large]` to rounding, for finite logits. Callers
+            may overwrite it.
     """
 
     images: slice
@@ -51,13 +51,13 @@ class Tile(NamedTuple):
 def tiles(logits: Tensor, size: tuple[int, int], band_rows: int | None = None) -> Iterator[Tile]:
     """Resize logits part by part; each tile reuses the memory of the one before.
 
-    On a CPU, a tile is a part of one image that fits the caches; on other devices, which need large work to be busy,
-    a band of rows of all images.
+    On a CPU, a tile is a part of one image that fits the caches. On other devices, which are only efficient on large
+    tensors, it is a band of rows of all images.
 
     Args:
         logits: (B, K, h, w) float.
         size: (H, W) of the result.
-        band_rows: Rows of a tile; if None, as many as the caches hold on a CPU, and all elsewhere.
+        band_rows: Rows of a tile; if None, as many as fit the caches on a CPU, and all rows on other devices.
     """
     (count, num_classes), (height, width) = logits.shape[:2], size
     if logits.device.type == "cpu":
@@ -91,7 +91,7 @@ def tiled_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if logits.shape[-2:] == size:
         return logits.argmax(dim=1).to(torch.uint8)
-    if not logits.isfinite().all():  # a sum over a tile would spread nan and infinity
+    if not logits.isfinite().all():  # the matrix products of a tile would spread nan and infinity
         return torch.cat([resize(x[None], size).argmax(dim=1).to(torch.uint8) for x in logits])
     num_classes = logits.shape[1]
     labels = torch.empty(len(logits), *size, dtype=torch.uint8)
@@ -129,7 +129,7 @@ def single_precision(logits: Tensor) -> Tensor:
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """Computes each tile's gradient together with its loss, so that the tile need not be kept."""
+    """Compute each tile's gradient together with its loss, so that the tile need not be kept."""
 
     @staticmethod
     def forward(
@@ -169,8 +169,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-class _LossOfTile(NamedTuple):
-    """Sum of the loss over a tile, and its gradient by the logits (b, K, r, c), empty if not needed."""
+class _TileLoss(NamedTuple):
+    """Hold the sum of the loss over a tile, and its gradient (b, K, r, c), which is empty if not needed."""
 
     loss: Tensor
     gradient: Tensor
@@ -184,7 +184,7 @@ def _cross_entropy_in_place(
     class_weight: Tensor,
     per_class: Tensor | None,
     needs_gradient: bool,
-) -> _LossOfTile:
+) -> _TileLoss:
     """Compute cross-entropy and its gradient in the memory of the logits.
 
     Args:
@@ -205,19 +205,19 @@ def _cross_entropy_in_place(
     sums = exponentials.sum(dim=1, keepdim=True)
     loss += (factor * sums.log() - target_weight * of_target).sum()
     if not needs_gradient:
-        return _LossOfTile(loss, logits.new_empty(0))
+        return _TileLoss(loss, logits.new_empty(0))
     gradient = exponentials.mul_(factor / sums)
     gradient.scatter_(1, target, gradient.gather(1, target) - target_weight)
     if per_class is not None:
         gradient -= class_weight * per_class
-    return _LossOfTile(loss, gradient)
+    return _TileLoss(loss, gradient)
 
 
 def _tile_axes(logits: Tensor, axis: int, size: int, step: int) -> list[TileAxis]:
-    """Split an axis into `step` pixels of the result each, with the weights that `resize` would use."""
+    """Split the resized axis into slices of `step` pixels, with the weights that `resize` would use."""
     length = logits.shape[axis]
-    one_of_each = torch.eye(length, dtype=logits.dtype, device=logits.device)[None]
-    weights = F.interpolate(one_of_each, size=size, mode="linear", align_corners=False)[0]  # (length, size)
+    identity = torch.eye(length, dtype=logits.dtype, device=logits.device)[None]
+    weights = F.interpolate(identity, size=size, mode="linear", align_corners=False)[0]  # (length, size)
 
     def source(i: int) -> int:
         return max(0, math.floor((i + 0.5) * length / size - 0.5))

@@ -11,48 +11,48 @@ from deeplab_lightning.kernels.depthwise import DepthwiseConv2d, DepthwiseConv2d
 
 
 def leave_nan_behind() -> None:
-    """Free memory full of nan: what a kernel reads that reads what nobody wrote."""
+    """Free memory full of nan, which a kernel that reads uninitialised memory then finds."""
     kept = [torch.full((size,), float("nan")) for power in range(8, 22) for size in (1 << power, 3 << power)]
     del kept
 
 
-def gradients(layer: nn.Conv2d, x: Tensor, outer: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    """Of the weights and of the input."""
+def gradients(layer: nn.Conv2d, x: Tensor, grad_output: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    """Compute the gradients with respect to the weights and to the input, in double precision for comparison."""
     x = x.to(torch.bfloat16 if precision == "true" else x.dtype).contiguous(memory_format=torch.channels_last)
     layer = layer.to(x.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
         y = layer(x)
     leave_nan_behind()
-    y.backward(outer.to(y.dtype).contiguous(memory_format=torch.channels_last))
+    y.backward(grad_output.to(y.dtype).contiguous(memory_format=torch.channels_last))
     assert layer.weight.grad is not None
     assert x.grad is not None
     return layer.weight.grad.double(), x.grad.double()
 
 
 def test_gradients_of_maps_of_one_pixel_are_right_in_half_precision() -> None:
-    """PyTorch's kernel reads memory that nobody wrote here, too."""
+    """PyTorch's kernel reads uninitialised memory here, too."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=16, bias=False))
     use_depthwise_kernels(net)
     layer = cast(nn.Conv2d, net[0])
-    x, outer = torch.randn(2, 16, 3, 1).bfloat16().float(), torch.randn(2, 16, 2, 1).bfloat16().float()
-    (expected,) = torch.autograd.grad(layer.double()(x.double()), layer.weight, outer.double())
+    x, grad_output = torch.randn(2, 16, 3, 1).bfloat16().float(), torch.randn(2, 16, 2, 1).bfloat16().float()
+    (expected,) = torch.autograd.grad(layer.double()(x.double()), layer.weight, grad_output.double())
     layer.float()
     for _ in range(3):
         layer.weight.grad = None
-        weights, _ = gradients(layer, x, outer, "mixed")
+        weights, _ = gradients(layer, x, grad_output, "mixed")
         assert torch.allclose(weights, expected, atol=0.01 * float(expected.abs().max()))
 
 
 def test_compiled_layers_have_the_same_gradients() -> None:
     torch.manual_seed(0)
     layer = DepthwiseConv2d(16, 16, 3, padding=2, dilation=2, groups=16, bias=False)
-    x, outer = torch.randn(2, 16, 12, 12), torch.randn(2, 16, 12, 12)
-    expected, _ = gradients(layer, x, outer, "mixed")
+    x, grad_output = torch.randn(2, 16, 12, 12), torch.randn(2, 16, 12, 12)
+    expected, _ = gradients(layer, x, grad_output, "mixed")
     layer.weight.grad = None
     layer.compile(backend="eager")
-    compiled, _ = gradients(layer, x, outer, "mixed")
+    compiled, _ = gradients(layer, x, grad_output, "mixed")
     assert torch.allclose(compiled, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
@@ -93,17 +93,17 @@ def test_the_gradients_are_those_of_double_precision(kind: Any, arguments: dict[
     use_depthwise_kernels(net)
     layer = cast(nn.Conv2d, net[0])
     assert isinstance(layer, DepthwiseConv2d | DepthwiseConv2dSame)
-    # Values that bfloat16 holds exactly, so that what is compared is the arithmetic.
+    # bfloat16 holds these values exactly, so that only the arithmetic differs.
     layer.weight.data = layer.weight.data.bfloat16().float()
     reference = kind(48, 48, groups=48, **arguments).double()
     reference.weight.data = layer.weight.data.double()
     x = torch.randn(2, 48, 23, 30).bfloat16().float()
-    outer = torch.randn(reference(x.double()).shape).bfloat16().float()
+    grad_output = torch.randn(reference(x.double()).shape).bfloat16().float()
     x_reference = x.double().requires_grad_()
-    reference(x_reference).backward(outer.double())
+    reference(x_reference).backward(grad_output.double())
     for _ in range(3):
         layer.weight.grad = None
-        weights, inputs = gradients(layer, x, outer, precision)
+        weights, inputs = gradients(layer, x, grad_output, precision)
         for ours, theirs in ((weights, reference.weight.grad), (inputs, x_reference.grad)):
             assert theirs is not None
             limit = 1e-5 if precision == "single" else 1e-2
@@ -123,7 +123,7 @@ def test_the_forward_pass_is_the_plain_one(dilation: int) -> None:
             assert torch.allclose(net(x), plain(x), atol=0.02 if is_half else 1e-6)
 
 
-def test_depthwise_convolutions_alone_change_and_give_the_same() -> None:
+def test_only_depthwise_convolutions_are_replaced_and_outputs_stay() -> None:
     changed = [
         Conv2dSame(8, 8, 5, stride=1, dilation=2, groups=8, bias=False),
         nn.Conv2d(8, 8, 3, padding="same", groups=8),
@@ -149,7 +149,7 @@ def test_depthwise_convolutions_alone_change_and_give_the_same() -> None:
         lambda: DeepLabV3Plus(2, backbone="mobilenetv3_small_050", aspp_channels=8, separable=True, pretrained=False),
     ],
 )
-def test_a_network_has_plain_layers_until_it_is_sped_up(net: Any) -> None:
+def test_a_network_has_plain_layers_until_speed_up_is_called(net: Any) -> None:
     built = net()
     assert not any(isinstance(m, DepthwiseConv2d | DepthwiseConv2dSame) for m in built.modules())
     speed_up(built)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def opened(module: SegmentationModule) -> SegmentationModule:
 
 
 class Recorder(L.Callback):
-    """Keeps which depthwise layers and logits a training used."""
+    """Records the depthwise layers of a training, and whether its door was open."""
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.kinds = {type(m) for m in pl_module.modules() if isinstance(m, nn.Conv2d) and m.groups > 1}
@@ -55,14 +56,14 @@ def trained(folder: Path, *, cpu_kernels: bool) -> tuple[Recorder, SegmentationM
     for layer in net.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0.0
-    module, look = SegmentationModule(net, classes=TABLE, cpu_kernels=cpu_kernels), Recorder()
-    fit = trainer(folder, max_epochs=1, callbacks=[look], num_sanity_val_steps=0, enable_checkpointing=False)
+    module, recorder = SegmentationModule(net, classes=TABLE, cpu_kernels=cpu_kernels), Recorder()
+    fit = trainer(folder, max_epochs=1, callbacks=[recorder], num_sanity_val_steps=0, enable_checkpointing=False)
     fit.fit(module, datamodule=tiny_data(folder))
-    return look, module, float(fit.callback_metrics["val/loss"])
+    return recorder, module, float(fit.callback_metrics["val/loss"])
 
 
 def test_the_same_training_with_the_door_open_and_closed(tmp_path: Path) -> None:
-    """The argument closes it: plain layers, logits at full size, and the same numbers to rounding."""
+    """`cpu_kernels=False` closes it: plain layers, logits at full size, and the same numbers to rounding."""
     draw_noise_data(tmp_path)
     plain, stock, stock_loss = trained(tmp_path, cpu_kernels=False)
     quick, ours, own_loss = trained(tmp_path, cpu_kernels=True)
@@ -100,7 +101,7 @@ def test_a_closed_door_gives_full_size_logits_and_their_argmax() -> None:
     assert torch.equal(Door().labels(logits, (33, 47)).long(), logits.argmax(dim=1))
 
 
-def test_losses_of_others_get_full_size_logits() -> None:
+def test_losses_of_other_libraries_get_full_size_logits() -> None:
     module = opened(SegmentationModule(depthwise_net(), smp.losses.DiceLoss("multiclass", ignore_index=255)).eval())
     _, logits = module.compute_loss(batch())
     assert logits.shape == (2, 3, 33, 47)
@@ -108,7 +109,7 @@ def test_losses_of_others_get_full_size_logits() -> None:
 
 
 class OnlyForward(CrossEntropyLoss):
-    """Changes `forward` and inherits the promise about coarse logits, which is not its own."""
+    """Overrides `forward` and inherits `takes_coarse_logits`, which does not hold for it."""
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         assert logits.shape[-2:] == mask.shape[-2:]
@@ -131,7 +132,9 @@ class OwnCoarse(DeepLabV3):
 
 class OwnModule(SegmentationModule):
     def forward(self, images: Tensor) -> Any:
-        return super().forward(images)[:, [2, 1, 0]]  # type: ignore[index]
+        output = super().forward(images)
+        assert isinstance(output, Tensor)
+        return output[:, [2, 1, 0]]
 
 
 def subclassed(kind: type[DeepLabV3]) -> DeepLabV3:
@@ -186,7 +189,9 @@ def test_a_compiled_network_is_the_one_that_runs() -> None:
         return graph.forward
 
     module.net.compile(backend=backend)
-    after, logits = module.compute_loss(batch())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Dynamo detected a call to a `functools.lru_cache`")
+        after, logits = module.compute_loss(batch())
     assert compiled
     assert logits.shape == (2, 3, 33, 47)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -198,13 +203,18 @@ def test_large_logits_are_compared_in_tiles_with_the_same_labels(monkeypatch: py
     expected = resize(logits, (70, 90)).argmax(dim=1)
     calls = []
     original = kernels.tiled_labels
-    monkeypatch.setattr(kernels, "tiled_labels", lambda *a: (calls.append(1), original(*a))[1])
+
+    def record(logits: Tensor, size: tuple[int, int]) -> Tensor:
+        calls.append(size)
+        return original(logits, size)
+
+    monkeypatch.setattr(kernels, "tiled_labels", record)
     assert torch.equal(Door(is_open=True).labels(logits, (70, 90)).long(), expected)
     assert not calls
     monkeypatch.setattr(kernels, "_MAX_LOGITS_BYTES", 1000)
     assert torch.equal(Door(is_open=True).labels(logits, (70, 90)).long(), expected)
     assert torch.equal(Door().labels(logits, (70, 90)).long(), expected)
-    assert calls == [1]
+    assert calls == [(70, 90)]
 
 
 def test_names_of_weights_stay() -> None:

@@ -11,8 +11,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("size", [(9, 9), (7, 12), (1, 5)])
-@pytest.mark.parametrize("dilation", [1, 2, 6, 9, 20])  # also where some or all outer taps miss the map
-def test_taps_give_the_convolution(dilation: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("dilation", [1, 2, 6, 9, 20])  # with the larger ones, outer kernel positions miss the map
+def test_the_sum_over_kernel_positions_is_the_convolution(dilation: int, size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(2, 5, *size, dtype=torch.float64), torch.randn(4, 5, 3, 3, dtype=torch.float64)
     expected = F.conv2d(x, weight, padding=dilation, dilation=dilation)
@@ -27,13 +27,13 @@ def test_gradients_are_exact(dilation: int) -> None:
     assert torch.autograd.gradcheck(lambda a, b: convolve_by_taps(a, b, dilation), (x, weight))
 
 
-def test_half_precision_is_as_near_to_the_truth_as_the_stock_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outputs and gradients of the module in mixed precision, against double precision."""
+def test_half_precision_is_as_accurate_as_the_stock_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compares outputs and gradients of the layer in mixed precision with double precision."""
     torch.manual_seed(0)
     layer = TapConv2d(1024, 8, dilation=6, bias=True)
     layer.weight.data = layer.weight.data.bfloat16().float()
     x = torch.randn(1, 1024, 13, 17).bfloat16().float().contiguous(memory_format=torch.channels_last)
-    outer = torch.randn(1, 8, 13, 17).bfloat16().float()
+    grad_output = torch.randn(1, 8, 13, 17).bfloat16().float()
 
     def run(dtype: torch.dtype, has_unit: bool) -> list[torch.Tensor]:
         monkeypatch.setattr(taps, "_has_matrix_unit", lambda: has_unit)
@@ -42,7 +42,7 @@ def test_half_precision_is_as_near_to_the_truth_as_the_stock_convolution(monkeyp
         given = x.detach().to(dtype).requires_grad_()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
             y = copy(given)
-        y.backward(outer.to(y.dtype))
+        y.backward(grad_output.to(y.dtype))
         assert given.grad is not None
         assert copy.weight.grad is not None
         assert copy.bias is not None
@@ -56,7 +56,7 @@ def test_half_precision_is_as_near_to_the_truth_as_the_stock_convolution(monkeyp
         assert (ours - expected).abs().mean() < limit
 
 
-def test_only_many_channels_and_large_rates_in_half_precision_on_a_cpu_with_a_matrix_unit(
+def test_they_are_faster_only_for_many_channels_and_large_rates_in_bfloat16_on_a_matrix_unit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(taps, "_has_matrix_unit", lambda: True)
@@ -70,9 +70,7 @@ def test_only_many_channels_and_large_rates_in_half_precision_on_a_cpu_with_a_ma
 
 
 @pytest.mark.parametrize("has_unit", [True, False])
-def test_both_forms_of_aspp_take_them_where_there_is_a_matrix_unit(
-    has_unit: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_forms_of_aspp_use_them_on_a_matrix_unit(has_unit: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taps, "_has_matrix_unit", lambda: has_unit)
     heads = [ASPPConcat(1024, (6, 12), out_channels=2), ASPPSum(1024, 3, atrous_rates=(6, 12), hidden_channels=2)]
     for head in heads:

@@ -43,13 +43,13 @@ def test_labels_are_those_of_the_resized_logits(
     assert torch.equal(labels.long(), resize(logits, large).argmax(dim=1))
 
 
-def test_of_equal_logits_the_first_class_is_taken_and_nan_is_some_class() -> None:
+def test_equal_logits_give_the_first_class_and_nan_gives_some_class() -> None:
     logits = torch.tensor([1.0, 2.0, 2.0]).reshape(1, 3, 1, 1).expand(1, 3, 2, 2)
     assert (tiled_labels(logits, (8, 8)) == 1).all()
     assert (tiled_labels(logits * float("nan"), (8, 8)) < 3).all()
 
 
-def test_labels_of_half_precision_are_those_of_the_same_numbers_in_full() -> None:
+def test_labels_of_half_precision_are_those_of_the_same_numbers_in_float32() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 5, 8, 8).bfloat16()
     expected = resize(logits.float(), (64, 64)).argmax(dim=1)
@@ -59,7 +59,7 @@ def test_labels_of_half_precision_are_those_of_the_same_numbers_in_full() -> Non
                 assert torch.equal(door.labels(logits, (64, 64)).long(), expected)
 
 
-def test_a_class_of_score_minus_infinity_is_never_taken() -> None:
+def test_a_class_with_a_logit_of_minus_infinity_is_never_chosen() -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, 3, 8, 8)
     logits[:, 1] = -torch.inf
