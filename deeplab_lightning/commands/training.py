@@ -17,6 +17,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from deeplab_lightning.class_paths import canonical
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
@@ -214,7 +215,7 @@ class DeepLabCLI(LightningCLI):
             return
         now = yaml.safe_load(self._parser(self._command).dump(config, skip_none=False))["data"]
         then = own.read_config().get("data", {})
-        if all(now[key] == then.get(key) for key in _SPLIT_KEYS):
+        if all(canonical(now[key]) == canonical(then.get(key)) for key in _SPLIT_KEYS):
             config.data.fold_file = str(own.folds)
 
     def _run_folder(self, config: Namespace) -> RunFolder:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from deeplab_lightning.class_paths import canonical
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
@@ -143,7 +144,7 @@ def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None
     """An experiment goes on with the settings that it began with, on whatever machine."""
     differing = [
         f"{key}: {_short(before)} then, {_short(after)} now"
-        for key, before, after in _differences(_of_training(then), _of_training(now))
+        for key, before, after in _differences(canonical(_of_training(then)), canonical(_of_training(now)))
     ]
     if differing:
         raise DataError(

@@ -72,6 +72,26 @@ def test_an_experiment_is_pooled_and_compared(experiment: Path, capsys: pytest.C
     assert "old" in Path("page.html").read_text()
 
 
+def test_evaluation_keeps_the_folds_of_an_old_run(experiment: Path) -> None:
+    """Class paths are spelled another way by now; that is no other data set."""
+    fold = experiment / "fold_1"
+    (experiment / "fold_0" / "checkpoints").rename(fold / "checkpoints")
+    main(["validate", "--ckpt_path", str(fold / "checkpoints" / "last.ckpt")])
+    config = yaml.safe_load((fold / "config_validate.yaml").read_text())
+    assert config["data"]["fold_file"] == str((fold / "folds.csv").absolute())
+
+
+@pytest.mark.slow
+def test_an_old_experiment_resumes_with_its_own_settings(
+    experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (experiment / "fold_1" / "result.json").unlink()
+    (experiment / "fold_1" / "metrics.csv").unlink()
+    main(["kfold", "--resume", "--name", "old"])
+    assert "1 of 2 folds are finished already" in capsys.readouterr().out
+    assert json.loads((experiment / "fold_1" / "result.json").read_text())["epochs"] == 20
+
+
 def test_class_paths_and_keys_of_the_configuration_are_understood(experiment: Path) -> None:
     config = yaml.safe_load((experiment / "config.yaml").read_text())
     assert config["model"]["loss"]["init_args"] == {"class_weights": None, "label_smoothing": 0.0, "band_rows": None}
