@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and names that are not taken yet."""
+"""Write files atomically and find unused paths."""
 
 import os
 import tempfile
@@ -8,11 +8,11 @@ from typing import IO
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside `path`, then rename: a reader finds the old file or the new one, never a part.
+    """Write a temporary file next to `path` and rename it: a reader sees the old file or the new one, never a part.
 
     Args:
-        path: The file; its folder is made if needed.
-        write: Called with the open binary file.
+        path: File to write; its folder is created if needed.
+        write: Function that gets the open binary file and writes the content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,14 +27,14 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8 as `write_atomically` does."""
+    """Write text atomically in UTF-8, with its line ends unchanged."""
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def unused_path(path: Path) -> Path:
-    """Return the path, or the first of -2, -3, ... that does not exist.
+    """Return the path, or its first variant with -2, -3, ... that does not exist.
 
-    The number goes before a file's suffix and after a folder's name.
+    The number goes before the suffix of a file and after the name of a folder.
     """
     stem, suffix = (path.name, "") if path.is_dir() else (path.stem, path.suffix)
     candidate, number = path, 1

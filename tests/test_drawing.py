@@ -21,16 +21,16 @@ def test_a_first_class_that_is_no_background_is_coloured() -> None:
     assert overlay(IMAGE, MASK, sky, opacity=1.0)[0, 0].tolist() == [0, 0, 200]
 
 
-def test_palette_pictures_hold_train_ids() -> None:
-    picture = palette_image(MASK, TABLE)
-    assert np.asarray(picture).tolist() == MASK.tolist()
-    assert picture.convert("RGB").getpixel((1, 0)) == (200, 0, 0)
+def test_palette_images_hold_train_ids() -> None:
+    image = palette_image(MASK, TABLE)
+    assert np.asarray(image).tolist() == MASK.tolist()
+    assert image.convert("RGB").getpixel((1, 0)) == (200, 0, 0)
 
 
-def test_panels_stand_side_by_side_under_their_legend() -> None:
+def test_panels_show_image_truth_and_prediction_in_a_row_below_the_legend() -> None:
     rows = [
         (np.zeros((20, 40, 3), dtype=np.uint8), np.ones((20, 40), dtype=np.uint8), np.zeros((20, 40), dtype=np.uint8))
     ]
-    picture = panel(rows, TABLE, width=100)
-    assert picture.size[0] == 300
-    assert picture.getpixel((150, picture.size[1] - 10)) == (200, 0, 0)  # the truth, in the middle
+    image = panel(rows, TABLE, width=100)
+    assert image.size[0] == 300
+    assert image.getpixel((150, image.size[1] - 10)) == (200, 0, 0)  # the truth, in the middle

@@ -59,7 +59,8 @@ def split(args: list[str]) -> None:
     document = _document(datamodule, balances, found)
     write_text(folder / "balance.csv", balances[method].to_csv(classes))
     write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
-    draw_balance(balances, classes, folder / "balance.png")
+    sums = {method: {"objects": balance.objects, "area": balance.pixels} for method, balance in balances.items()}
+    draw_balance(sums, classes, folder / "balance.png")
     write_text(folder / "folds.csv", table.to_csv())
     console = table_console()
     console.print(_class_table(balances[method], classes, f"{datamodule.n_folds} folds of {datamodule.dataset.source}"))
