@@ -6,6 +6,7 @@ Notebooks and scripts import from three places: this one, `deeplab_lightning.dat
 from typing import TYPE_CHECKING
 
 from deeplab_lightning.lazy import lazy_names
+from deeplab_lightning.openmp import limit_spinning
 
 if TYPE_CHECKING:
     from deeplab_lightning.crf import DenseCRF as DenseCRF
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from deeplab_lightning.module import SegmentationModule as SegmentationModule
 
 __version__ = "0.1.0"
+limit_spinning()  # at import, since it has to come before torch
 _HOMES = {
     "CrossEntropyLoss": "losses",
     "DeepLabV1": "models.deeplab",

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 
 FLOORS = (
-    ("lazy", "class_paths", "errors", "files", "connection", "tables", "resizing", "data.classes"),
+    ("lazy", "openmp", "class_paths", "errors", "files", "connection", "tables", "resizing", "data.classes"),
     (
         *("data.problems", "data.cache", "data.images", "data.batch", "data.folds", "data.folds.balance"),
         *("data.folds.table", "data.datasets.base", "data.datasets.coco", "data.datasets.mask_folder"),
