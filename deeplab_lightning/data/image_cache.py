@@ -1,4 +1,4 @@
-"""Pictures and masks kept decoded, for data sets that are read many times."""
+"""Keep decoded images and masks in memory or on disk, for data sets that are read many times."""
 
 import os
 import shutil
@@ -24,20 +24,18 @@ _MEMORY = Path("/proc/meminfo")  # Linux
 
 
 class DecodedDataset(SegmentationDataset):
-    """A data set that is read from memory, pixel for pixel as from its files.
+    """Read a data set from decoded images and masks, pixel for pixel as from its files.
 
     Args:
-        dataset: The data set; only the headers of its pictures are read before it is built.
-        mode: `ram` keeps it in this process's memory, which its forked workers share; `disk` in
-            uncompressed files in the cache folder, which all processes and later runs map into memory,
-            pictures and masks apart, each under what it depends on: another class table decodes no picture again.
-        num_processes: How many training processes of this machine keep it in memory, each for itself.
+        dataset: The data set. Only the headers of its images are read before `build`.
+        mode: `ram` keeps images and masks in this process's memory, which its forked workers share. `disk`
+            keeps them in uncompressed files in the cache folder, which all processes and later runs map
+            into memory. Images and masks have separate files, each with its own key, so that a change of
+            the class table does not decode any image again.
+        num_processes: Number of training processes on this machine; each keeps its own copy with `ram`.
 
     Attributes:
-        num_bytes: What it takes.
-
-    Raises:
-        DataError: If memory or disk are too small for it.
+        num_bytes: Size of all decoded images and masks in bytes.
     """
 
     def __init__(self, dataset: SegmentationDataset, mode: Literal["ram", "disk"], *, num_processes: int = 1) -> None:
@@ -52,59 +50,70 @@ class DecodedDataset(SegmentationDataset):
         self._folder = cache_folder() / "decoded"
 
     def build(self) -> None:
-        """Decode what is not there yet. Threads: decoding does not hold the interpreter's lock.
+        """Decode all images and masks that are not cached yet.
+
+        Threads do the work, since decoding does not hold the interpreter's lock.
 
         Raises:
-            DataError: If memory or disk are too small for it.
+            DataError: If the memory or the disk is too small.
         """
-        pictures = masks = list(range(len(self)))
+        images = masks = list(range(len(self)))
         if self._mode == "disk":
-            pictures = [i for i in pictures if not self._pixel_file(i).is_file()]
+            images = [i for i in images if not self._pixel_file(i).is_file()]
             masks = [i for i in masks if not self._mask_file(i).is_file()]
         areas = [height * width for height, width in self._sizes]
-        self._require_space(3 * sum(areas[i] for i in pictures) + sum(areas[i] for i in masks))
+        self._require_space(3 * sum(areas[i] for i in images) + sum(areas[i] for i in masks))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             if self._mode == "ram":
-                self._pixels = list(pool.map(self._decode, pictures))
+                self._pixels = list(pool.map(self._decode, images))
                 self._masks = list(pool.map(self._decode_mask, masks))
             else:
-                list(pool.map(lambda i: _write(self._pixel_file(i), self._decode(i)), pictures))
+                list(pool.map(lambda i: _write(self._pixel_file(i), self._decode(i)), images))
                 list(pool.map(lambda i: _write(self._mask_file(i), self._decode_mask(i)), masks))
 
     @property
     def source(self) -> str:
+        """Return the location of the underlying data set."""
         return self._dataset.source
 
     @property
     def place(self) -> str:
-        """Where it is kept, for messages."""
+        """Return the place of the decoded data for messages: `memory`, or the cache folder."""
         return "memory" if self._mode == "ram" else str(self._folder)
 
     def open_image(self, index: int) -> ImageSource:
-        return _CachedImage(self, index)
+        """Open the decoded image `index`."""
+        return _CachedImage(self, index, self._sizes[index])
 
     def read_mask(self, index: int) -> Tensor:
+        """Read the train ids of image `index`: (H, W) uint8."""
         mask = self._masks[index] if self._mode == "ram" else np.load(self._mask_file(index))
         return torch.from_numpy(mask.copy() if self._mode == "ram" else mask)
 
     def pixels(self, index: int) -> Tensor:
-        """(3, H, W) uint8 RGB of picture `index`, not to be written to."""
-        # Copy-on-write rather than read-only: torch has no tensors that cannot be written to.
+        """Return the pixels of image `index` without a copy, so do not write to them.
+
+        Returns:
+            (3, H, W) uint8 RGB, not contiguous.
+        """
+        # Copy-on-write instead of read-only, since torch has no read-only tensors.
         pixels = self._pixels[index] if self._mode == "ram" else np.load(self._pixel_file(index), mmap_mode="c")
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def file_picture(self, index: int) -> ImageSource:
-        """Image `index` as its file, for what is quicker from there."""
+    def open_original(self, index: int) -> ImageSource:
+        """Open image `index` of the underlying data set, for decoding at reduced size."""
         return self._dataset.open_image(index)
 
     def fingerprint(self, index: int) -> str:
+        """Return the key of image `index` in the underlying data set."""
         return self._dataset.fingerprint(index)
 
     def remarks(self) -> list[str]:
+        """Return the remarks on the underlying data set."""
         return self._dataset.remarks()
 
     def _size(self, index: int) -> tuple[int, int]:
-        """(height, width) of picture `index`, from its header."""
+        """Read (height, width) of image `index` from its header."""
         return image_size(self.paths[index]) if self._has_files else self._dataset.open_image(index).size
 
     def _pixel_file(self, index: int) -> Path:
@@ -124,26 +133,33 @@ class DecodedDataset(SegmentationDataset):
         return np.ascontiguousarray(self._dataset.read_mask(index).numpy())
 
     def _require_space(self, num_bytes: int) -> None:
-        """The first process of the machine asks for all: the others may have filled a part when they ask."""
+        """Check that memory or disk can hold `num_bytes` more bytes, for each process with `ram`.
+
+        In memory, only the first process of the machine checks, for all processes together: when the others
+        start, the first may have taken a part already.
+
+        Raises:
+            DataError: If they cannot.
+        """
         if self._mode == "ram":
             if int(os.environ.get("LOCAL_RANK", 0)) > 0:
                 return
             num_bytes, free = num_bytes * self._num_processes, available_memory()
             copies = f" in {self._num_processes} processes" if self._num_processes > 1 else ""
+            advice = "Set data.cache: none, or disk, which all processes share."
         else:
             self._folder.mkdir(parents=True, exist_ok=True)
             free, copies = shutil.disk_usage(self._folder).free, ""
+            advice = "Set data.cache: none, or DEEPLAB_CACHE to a larger disk."
         if num_bytes > free:
             raise DataError(
-                f"data.cache: {self._mode} needs {num_bytes / 1e9:.2f} GB for {len(self)} decoded pictures of "
-                f"{self.source}{copies}, but {self.place} has {free / 1e9:.2f} GB available. Set data.cache: none"
-                f"{', or disk, which all processes share' if self._mode == 'ram' else ''}"
-                f"{'' if self._mode == 'ram' else ', or DEEPLAB_CACHE to a larger disk'}."
+                f"data.cache: {self._mode} needs {num_bytes / 1e9:.2f} GB for {len(self)} decoded images of "
+                f"{self.source}{copies}, but {self.place} has only {free / 1e9:.2f} GB available. {advice}"
             )
 
 
 def available_memory() -> int:
-    """Bytes that processes may still take without swapping; all memory where the system does not tell."""
+    """Return the bytes that processes may still use without swapping, or all memory if that is unknown."""
     if _MEMORY.is_file():
         fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
         if "MemAvailable" in fields:
@@ -156,19 +172,17 @@ def _write(path: Path, array: npt.NDArray[np.uint8]) -> None:
 
 
 class _CachedImage(ImageSource):
-    def __init__(self, dataset: DecodedDataset, index: int) -> None:
+    """Read an image at full size from a `DecodedDataset`, and at reduced size from its file."""
+
+    def __init__(self, dataset: DecodedDataset, index: int, size: tuple[int, int]) -> None:
         self._dataset, self._index = dataset, index
-        self.size = dataset._sizes[index]
+        self.size = size
 
     def reduction(self, scale: float) -> int:
-        # As from the file, so that a crop is the same with and without cache.
-        return 1 if scale > 0.5 else self._dataset.file_picture(self._index).reduction(scale)
+        # The same as for the file, so that a crop is the same with and without cache.
+        return 1 if scale > 0.5 else self._dataset.open_original(self._index).reduction(scale)
 
     def pixels(self, reduction: int = 1) -> Tensor:
         if reduction > 1:
-            return self._dataset.file_picture(self._index).pixels(reduction)
+            return self._dataset.open_original(self._index).pixels(reduction)
         return self._dataset.pixels(self._index)
-
-    def scratch_pixels(self, reduction: int = 1) -> Tensor:
-        is_file = reduction > 1
-        return self._dataset.file_picture(self._index).scratch_pixels(reduction) if is_file else self.pixels()

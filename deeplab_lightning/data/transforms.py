@@ -1,6 +1,5 @@
-"""Joint transforms of picture and mask, on uint8."""
+"""Transform images and masks together, in uint8."""
 
-import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,25 +15,26 @@ from deeplab_lightning.data.images import DecodedImage, ImageSource, planar
 from deeplab_lightning.errors import UserError
 
 IMAGENET_MEAN_COLOR = (124, 116, 104)
-_GREY = (0.2989, 0.587, 0.114)  # shares of red, green and blue in brightness (ITU-R BT.601)
+_GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the luminance (ITU-R BT.601)
 
 
 class TrainTransforms:
-    """Scale jitter, crop, horizontal flip and photometric jitter (no hue: it is slow and rarely helps).
+    """Augment training images: scale jitter, random crop, horizontal flip and colour jitter.
 
-    The window is chosen in the file and cut before it is resized, and a JPEG that is to be shown at half
-    its size or less is decoded at that size, so that only pixels that are used are touched. Padding is
-    added last and keeps its colour.
+    There is no hue jitter: it is slow and rarely helps. The crop window is chosen in the file and cut out
+    before it is resized, and a JPEG that is resized to half its size or less is decoded at reduced size,
+    so that only the pixels of the crop are processed. Padding is added last and keeps its colour.
 
     Args:
         crop_size: Height and width of the crops in pixels, one number or two.
-        scale_range: Smallest and largest scale factor of the file's resolution, drawn uniformly.
-        flip_probability: Share of crops that are mirrored left to right.
-        brightness: Factor drawn from [1 - brightness, 1 + brightness].
-        contrast: As brightness.
-        saturation: As brightness.
-        fill: RGB colour in 0-255 where a crop reaches out of the picture: the ImageNet mean, which
-            normalises to about zero. The mask is padded with the ignore index.
+        scale_range: Smallest and largest factor by which the file's image is resized, drawn uniformly.
+        flip_probability: Probability of mirroring a crop left to right, in [0, 1].
+        brightness: Largest relative change of the brightness: its factor is drawn uniformly from
+            [1 - brightness, 1 + brightness], or from [0, 1 + brightness] above 1.
+        contrast: Largest relative change of the contrast, as for brightness.
+        saturation: Largest relative change of the saturation, as for brightness.
+        fill: RGB colour in 0-255 where a crop extends beyond the image. The default is the ImageNet mean,
+            which becomes about zero in normalisation. Masks are padded with the ignore index.
 
     Raises:
         ValueError: If a size or scale is not positive, the scales are not ordered, or a jitter is negative.
@@ -62,20 +62,27 @@ class TrainTransforms:
         self.jitter, self.fill = (brightness, contrast, saturation), fill
 
     def __call__(self, image: Tensor | ImageSource, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(3, h, w) uint8 or an undecoded picture, and (h, w) uint8 -> (3, H, W) and (H, W) uint8 of the crop size.
+        """Cut one augmented crop out of an image and its mask.
 
-        Everything random is drawn from torch's global generator.
+        All random numbers are drawn from torch's global generator.
+
+        Args:
+            image: (3, h, w) uint8 RGB, or an image that is not decoded yet.
+            mask: (h, w) uint8 train ids.
+
+        Returns:
+            Image (3, H, W) and mask (H, W) in uint8, where (H, W) is the crop size.
         """
-        picture = image if isinstance(image, ImageSource) else DecodedImage(image)
+        source = image if isinstance(image, ImageSource) else DecodedImage(image)
         scale = _uniform(*self.scale_range)
-        reduction = picture.reduction(scale)
+        reduction = source.reduction(scale)
         rows, columns = (
-            _span(length, crop, scale, reduction) for length, crop in zip(picture.size, self.crop_size, strict=True)
+            _crop_axis(length, crop, scale, reduction) for length, crop in zip(source.size, self.crop_size, strict=True)
         )
         is_flipped = _uniform(0, 1) < self.flip_probability
         factors = [_uniform(max(0.0, 1 - jitter), 1 + jitter) for jitter in self.jitter]
-        window = picture.scratch_pixels(reduction)[..., rows.window, columns.window]
-        resized = F.resize(window, [rows.size, columns.size], antialias=True)  # the window itself where sizes agree
+        window = source.pixels(reduction)[..., rows.window, columns.window]
+        resized = F.resize(window, [rows.size, columns.size], antialias=True)  # the window itself at equal sizes
         resized = adjust_colors(resized, *factors)
         labels = resize_mask(mask[..., rows.in_file, columns.in_file], (rows.size, columns.size))
         if is_flipped:
@@ -83,6 +90,7 @@ class TrainTransforms:
         return self._padded(resized, labels, rows.before, columns.before)
 
     def _padded(self, image: Tensor, mask: Tensor, above: int, left: int) -> tuple[Tensor, Tensor]:
+        """Pad image and mask to the crop size, with `above` rows and `left` columns before them."""
         height, width = mask.shape
         if (height, width) == self.crop_size:
             return tv_tensors.Image(image), tv_tensors.Mask(mask)
@@ -94,21 +102,24 @@ class TrainTransforms:
 
 
 class EvalTransforms:
-    """Evaluation at the file's own resolution, or shrunk to a limit.
+    """Evaluate at the file's own resolution, or limit the size of large images.
 
     Args:
-        max_size: Pictures whose longer side exceeds this number of pixels are shrunk to it, their masks
-            too, so the figures are those at that size. Predictions are still written at the picture's
+        max_size: Images whose longer side exceeds this number of pixels are shrunk to it together with their
+            masks, so the metrics are computed at that size. Predictions are still written at the image's
             own size. If null, nothing is resized.
+
+    Raises:
+        ValueError: If `max_size` is less than 1.
     """
 
     def __init__(self, max_size: int | None = None) -> None:
         if max_size is not None and max_size < 1:
-            raise UserError(f"max_size must be a positive number of pixels, got {max_size}.")
+            raise UserError(f"max_size must be a positive number of pixels or null, got {max_size}.")
         self.max_size = max_size
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """(3, h, w) and (h, w) uint8 -> the same, at most `max_size` pixels long."""
+        """Shrink an image (3, h, w) and its mask (h, w) until the longer side is at most `max_size` pixels."""
         longest = max(image.shape[-2:])
         if self.max_size is None or longest <= self.max_size:
             return image, mask
@@ -117,62 +128,54 @@ class EvalTransforms:
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> tv_tensors.Mask:
-    """Each new pixel takes the label under its centre, so that mask and picture stay aligned.
+    """Resize a mask so that each new pixel takes the label under its centre.
 
-    torchvision resizes masks with `nearest`, which takes the pixel's corner instead.
+    This keeps mask and image aligned. torchvision resizes masks with `nearest`, which takes the label under
+    the pixel's corner instead.
+
+    Args:
+        mask: (h, w) uint8 train ids.
+        size: New (height, width) in pixels.
     """
     rows, columns = (_centres(length, new) for length, new in zip(mask.shape, size, strict=True))
     return tv_tensors.Mask(torch.from_numpy(mask.as_subclass(Tensor).numpy().take(rows, axis=0).take(columns, axis=1)))
 
 
 def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation: float) -> Tensor:
-    """Change brightness, contrast and saturation in one go.
+    """Change brightness, contrast and saturation in one pass.
 
-    Saturation mixes each pixel with its grey, contrast mixes it with the mean grey of the picture,
-    brightness multiplies; apart from clamping the three commute, so their order needs no draw. They are
-    clamped and rounded once at the end, where torchvision does it after each.
+    Saturation mixes each pixel with its grey value, contrast mixes it with the mean grey value of the image,
+    and brightness multiplies it. Apart from clamping, the three commute, so no random order is needed.
+    Values are clamped and rounded once at the end, where torchvision does so after each step.
 
     Args:
         image: (3, H, W) uint8 RGB, in any memory order.
-        brightness: Factor; 1 changes nothing, as of the next two.
-        contrast: Factor.
-        saturation: Factor.
+        brightness: Factor; 1 changes nothing.
+        contrast: Factor; 1 changes nothing.
+        saturation: Factor; 1 changes nothing.
 
     Returns:
-        (3, H, W) uint8, contiguous, in memory of its own.
+        (3, H, W) uint8, contiguous, in its own memory.
     """
     if brightness == contrast == saturation == 1:
-        return planar(image, is_copied=True)
-    colors, grey, short = _scratch(image.shape)
-    ordered = short.view(-1).view(torch.uint8)[: image.numel()].view(image.shape)  # until `short` is written
-    np.copyto(ordered.numpy(), image.as_subclass(Tensor).numpy())  # quicker at another memory order than torch
-    colors.copy_(ordered)
-    torch.mul(colors[0], _GREY[0], out=grey)
-    grey.add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
-    offset = brightness * (1 - contrast) * float(grey.mean()) + 0.5  # 0.5: converting cuts the fraction off
+        return torch.from_numpy(np.array(image.numpy(), order="C"))
+    colors = planar(image.as_subclass(Tensor)).float()
+    grey = torch.mul(colors[0], _GREY[0]).add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
+    offset = brightness * (1 - contrast) * float(grey.mean()) + 0.5  # 0.5: conversion to uint8 truncates
     grey.mul_(brightness * contrast * (1 - saturation)).add_(offset)
     colors.mul_(brightness * contrast * saturation).add_(grey).clamp_(0, 255)
-    return short.copy_(colors).to(torch.uint8)  # by way of int16, 10 times as fast
+    return colors.to(torch.uint8)
 
 
-_memory = threading.local()
+class _CropAxis(NamedTuple):
+    """Describe one axis of a crop, in pixels.
 
-
-def _scratch(shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Memory for (3, H, W) float, (H, W) float and (3, H, W) int16, kept per thread.
-
-    Where the system hands out new memory, its first use takes as long as the sums.
+    Attributes:
+        window: Slice of the decoded image.
+        in_file: The same slice at the file's full size, for the mask.
+        size: Length after resizing.
+        before: Padding before the resized slice.
     """
-    num_pixels = shape[-2] * shape[-1]
-    kept: Tensor | None = getattr(_memory, "kept", None)
-    if kept is None or len(kept) < 6 * num_pixels:
-        kept = _memory.kept = torch.empty(6 * num_pixels)
-    colors, grey, short = kept[: 6 * num_pixels].split([3 * num_pixels, num_pixels, 2 * num_pixels])
-    return colors.view(*shape), grey.view(*shape[1:]), short.view(torch.int16)[: 3 * num_pixels].view(*shape)
-
-
-class _Span(NamedTuple):
-    """One axis of a crop: what is cut from the decoded picture and from the file, its new size, padding before it."""
 
     window: slice
     in_file: slice
@@ -180,7 +183,8 @@ class _Span(NamedTuple):
     before: int
 
 
-def _span(length: int, crop: int, scale: float, reduction: int) -> _Span:
+def _crop_axis(length: int, crop: int, scale: float, reduction: int) -> _CropAxis:
+    """Draw the position of a crop of `crop` pixels along an axis of `length` pixels."""
     decoded = -(-length // reduction)
     window = max(1, round(crop / (scale * reduction)))
     if window <= decoded:
@@ -189,11 +193,11 @@ def _span(length: int, crop: int, scale: float, reduction: int) -> _Span:
         start, window, size = 0, decoded, min(crop, max(1, round(length * scale)))
         before = int(torch.randint(crop - size + 1, ()))
     end = start + window
-    return _Span(slice(start, end), slice(start * reduction, min(end * reduction, length)), size, before)
+    return _CropAxis(slice(start, end), slice(start * reduction, min(end * reduction, length)), size, before)
 
 
 def _centres(length: int, size: int) -> npt.NDArray[np.int64]:
-    """(size,) positions in an axis of `length` pixels that lie under the centres of `size` pixels."""
+    """Return the (size,) positions in an axis of `length` pixels under the centres of `size` equal parts."""
     return (2 * np.arange(size) + 1) * length // (2 * size)
 
 

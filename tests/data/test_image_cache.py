@@ -21,7 +21,7 @@ from tests.data.test_datamodule import dataset
 
 
 def batches(folder: Path, cache: CacheMode) -> list[torch.Tensor]:
-    """All that the loaders give, training and validation."""
+    """Return all images and masks of the training and the validation loader."""
     module = SegmentationDataModule(
         dataset(folder), 3, batch_size=2, num_workers=0, train_transforms=TrainTransforms(32), cache=cache
     )
@@ -36,7 +36,7 @@ def batches(folder: Path, cache: CacheMode) -> list[torch.Tensor]:
 
 @pytest.fixture
 def jpeg_folder(mask_folder: Path) -> Path:
-    """Half of the pictures as JPEG, which may be decoded at half size."""
+    """Convert half of the images to JPEG, which may be decoded at half size."""
     for path in sorted((mask_folder / "images").iterdir())[::2]:
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
@@ -44,7 +44,7 @@ def jpeg_folder(mask_folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
-def test_batches_are_those_of_the_files(jpeg_folder: Path, mode: CacheMode) -> None:
+def test_batches_are_the_same_as_from_the_files(jpeg_folder: Path, mode: CacheMode) -> None:
     plain, first, second = (batches(jpeg_folder, cache) for cache in ("none", mode, mode))
     assert len(plain) == len(first) == len(second) > 4
     for a, b, c in zip(plain, first, second, strict=True):
@@ -52,7 +52,7 @@ def test_batches_are_those_of_the_files(jpeg_folder: Path, mode: CacheMode) -> N
         assert torch.equal(a, c)
 
 
-def test_a_changed_picture_is_decoded_again(mask_folder: Path) -> None:
+def test_a_changed_image_is_decoded_again(mask_folder: Path) -> None:
     DecodedDataset(dataset(mask_folder), "disk").build()
     Image.fromarray(np.full((48, 64, 3), 7, dtype=np.uint8)).save(mask_folder / "images" / "03.png")
     cached = DecodedDataset(dataset(mask_folder), "disk")
@@ -74,7 +74,7 @@ def test_the_size_is_known_before_it_is_built(mask_folder: Path) -> None:
     assert DecodedDataset(dataset(mask_folder), "ram").num_bytes == 10 * 4 * 48 * 64
 
 
-def test_another_class_table_decodes_no_picture_again(
+def test_another_class_table_decodes_no_image_again(
     mask_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "cache"))
@@ -85,7 +85,7 @@ def test_another_class_table_decodes_no_picture_again(
         masks="masks",
         classes=ClassTable(["sky", "ground"], raw_ids={0: 0, 1: 1, 2: 1}, ignore_ids=[11]),
     )
-    monkeypatch.setattr(ImageFile, "pixels", lambda *_: pytest.fail("decoded a picture"))
+    monkeypatch.setattr(ImageFile, "pixels", lambda *_: pytest.fail("decoded an image"))
     cached = DecodedDataset(other, "disk")
     cached.build()
     assert cached.read_mask(0).unique().tolist() == other.read_mask(0).unique().tolist() == [0, 1, 255]
@@ -101,7 +101,7 @@ def test_sizes_come_from_the_headers(jpeg_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["ram", "disk"])
-def test_too_little_space_says_what_to_do(
+def test_the_error_of_too_little_space_names_a_remedy(
     mask_folder: Path, tmp_path: Path, mode: Literal["ram", "disk"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "free")
@@ -111,13 +111,15 @@ def test_too_little_space_says_what_to_do(
     monkeypatch.setattr(image_cache, "_MEMORY", tmp_path / "meminfo")
     if mode == "ram":
         DecodedDataset(dataset(mask_folder), mode).build()  # 120 of 121 kB
-    with pytest.raises(DataError, match=f"data.cache: {mode} needs 0.00 GB for 10 decoded .* Set data.cache: none"):
+    with pytest.raises(
+        DataError, match=f"data.cache: {mode} needs 0.00 GB for 10 decoded images .* Set data.cache: none"
+    ):
         DecodedDataset(dataset(mask_folder), mode, num_processes=2).build()
-    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process asks for all
+    monkeypatch.setenv("LOCAL_RANK", "1")  # only the first process checks
     if mode == "ram":
         DecodedDataset(dataset(mask_folder), mode, num_processes=2).build()
 
 
-def test_memory_is_that_of_the_system() -> None:
+def test_available_memory_is_at_most_the_memory_of_the_system() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < image_cache.available_memory() <= total

@@ -18,7 +18,7 @@ NEAREST = InterpolationMode.NEAREST_EXACT
 
 
 def pair(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
-    """A picture whose red channel is its mask, times 40: classes 1 to 4 in quarters."""
+    """Build an image that is its mask times 40, with the classes 1 to 4 in its quarters."""
     mask = torch.ones(height, width, dtype=torch.uint8)
     mask[:, width // 2 :] += 1
     mask[height // 2 :] += 2
@@ -26,14 +26,14 @@ def pair(height: int, width: int) -> tuple[tv_tensors.Image, tv_tensors.Mask]:
 
 
 def crops(crop_size: tuple[int, int], scale: float, fill: tuple[int, int, int] = (0, 0, 0)) -> TrainTransforms:
-    """Crops of one scale, in the picture's own colours."""
+    """Build transforms that crop at one scale and keep the colours."""
     return TrainTransforms(
         crop_size, scale_range=(scale, scale), flip_probability=0, brightness=0, contrast=0, saturation=0, fill=fill
     )
 
 
 def plain(image: Tensor, mask: Tensor, crop: tuple[int, int], low: float, high: float) -> tuple[Tensor, Tensor]:
-    """What TrainTransforms promises, step by step on whole tensors with torchvision, from the same draws."""
+    """Compute a crop step by step on whole tensors with torchvision, from the same random numbers."""
     scale = float(torch.empty(()).uniform_(low, high))
     spans = []
     for length, size in zip(image.shape[-2:], crop, strict=True):
@@ -55,7 +55,7 @@ def plain(image: Tensor, mask: Tensor, crop: tuple[int, int], low: float, high: 
 
 
 @pytest.mark.parametrize("size", [(60, 81), (97, 44), (300, 200)])
-def test_crops_are_those_of_torchvision_on_whole_pictures(size: tuple[int, int]) -> None:
+def test_crops_are_those_of_torchvision_on_whole_images(size: tuple[int, int]) -> None:
     noise = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
     mask = tv_tensors.Mask(torch.randint(0, 9, size, dtype=torch.uint8))
     transforms = TrainTransforms((64, 50), brightness=0, contrast=0, saturation=0, fill=(1, 2, 3))
@@ -65,21 +65,21 @@ def test_crops_are_those_of_torchvision_on_whole_pictures(size: tuple[int, int])
         torch.manual_seed(seed)
         expected_image, expected_labels = plain(tv_tensors.Image(noise), mask, (64, 50), 0.5, 2.0)
         assert torch.equal(image, expected_image)
-        # torch's float32 falls short of centres that lie exactly between two pixels: a row at most, or two.
+        # torch's float32 misses centres that are exactly between two pixels: in one row, or two.
         assert (labels == expected_labels).float().mean() > 0.95
 
 
-def test_files_give_the_crops_of_their_pixels(tmp_path: Path) -> None:
+def test_files_and_their_pixels_give_the_same_crops(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     for name in ("a.png", "a.jpg"):
         Image.fromarray(noise).save(tmp_path / name)
-        picture = ImageFile(tmp_path / name)
+        source = ImageFile(tmp_path / name)
         mask = torch.zeros(60, 80, dtype=torch.uint8)
         for seed in range(5):
             torch.manual_seed(seed)
-            from_file = TrainTransforms(48, scale_range=(0.51, 2))(picture, mask)
+            from_file = TrainTransforms(48, scale_range=(0.51, 2))(source, mask)
             torch.manual_seed(seed)
-            from_pixels = TrainTransforms(48, scale_range=(0.51, 2))(picture.pixels(), mask)
+            from_pixels = TrainTransforms(48, scale_range=(0.51, 2))(source.pixels(), mask)
             assert torch.equal(from_file[0], from_pixels[0])
             assert torch.equal(from_file[1], from_pixels[1])
 
@@ -89,12 +89,12 @@ def test_reduced_decoding_stays_close_and_aligned(tmp_path: Path, scale: float, 
     mask = torch.zeros(403, 517, dtype=torch.uint8)
     mask[120:, 200:] = 5
     Image.fromarray(np.repeat(mask.numpy()[..., None] * 40, 3, axis=2)).save(tmp_path / "a.jpg", quality=95)
-    picture = ImageFile(tmp_path / "a.jpg")
-    assert picture.reduction(scale) == reduction
+    source = ImageFile(tmp_path / "a.jpg")
+    assert source.reduction(scale) == reduction
     shapes = set()
     for seed in range(6):
         torch.manual_seed(seed)
-        image, labels = crops((40, 48), scale)(picture, mask)
+        image, labels = crops((40, 48), scale)(source, mask)
         shapes.add((tuple(image.shape), tuple(labels.shape)))
         inside = labels != 255
         difference = (image[0].int() - labels.as_subclass(Tensor).int() * 40).abs()[inside].float()
@@ -102,7 +102,7 @@ def test_reduced_decoding_stays_close_and_aligned(tmp_path: Path, scale: float, 
     assert shapes == {((3, 40, 48), (40, 48))}
 
 
-def test_a_picture_that_is_not_shrunk_to_half_is_decoded_in_full(tmp_path: Path) -> None:
+def test_an_image_larger_than_half_its_size_is_decoded_in_full(tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert ImageFile(tmp_path / "a.jpg").reduction(0.51) == 1
@@ -110,7 +110,7 @@ def test_a_picture_that_is_not_shrunk_to_half_is_decoded_in_full(tmp_path: Path)
 
 
 def test_a_crop_does_not_change_when_the_next_is_made(tmp_path: Path) -> None:
-    """Pictures are decoded into the same memory; nothing is resized, flipped or recoloured here."""
+    """Nothing is resized, flipped or recoloured here, so a crop could share the memory of the next one."""
     made, mask = [], tv_tensors.Mask(torch.zeros(32, 32, dtype=torch.uint8))
     for seed in (0, 1):
         write_image(tmp_path / f"{seed}.jpg", (32, 32), seed)
@@ -121,19 +121,20 @@ def test_a_crop_does_not_change_when_the_next_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_colours_are_those_of_torchvision_in_any_order(order: tuple[int, ...]) -> None:
-    image = torch.randint(90, 160, (3, 32, 40), dtype=torch.uint8)  # so that nothing is clamped on the way
+    image = torch.randint(90, 160, (3, 32, 40), dtype=torch.uint8)  # so that no step clamps
     factors = (1.2, 0.8, 1.3)
     steps = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation)
     expected = image
     for step in order:
         expected = steps[step](expected, factors[step])
-    # torchvision cuts the fraction off after each step, the mean grey included.
+    # torchvision truncates after each step, also the mean grey value.
     assert (adjust_colors(image, *factors).int() - expected.int()).abs().max() <= 3
 
 
 def test_colours_are_clamped_and_ones_change_nothing() -> None:
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
     assert torch.equal(adjust_colors(image, 1, 1, 1), image)
+    assert adjust_colors(image, 1, 1, 1).data_ptr() != image.data_ptr()
     assert int(adjust_colors(image, 300, 1, 1)[image > 0].min()) == 255
     assert int(adjust_colors(image, 0, 1, 1).max()) == 0
 
@@ -147,7 +148,7 @@ def test_padding_is_the_mean_colour_and_the_ignore_index() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.37, 0.5, 1.0, 1.9])
-def test_no_labels_are_invented_and_picture_and_mask_stay_together(scale: float) -> None:
+def test_no_labels_are_invented_and_image_and_mask_stay_aligned(scale: float) -> None:
     torch.manual_seed(0)
     for _ in range(10):
         image, mask = crops((33, 47), scale)(*pair(60, 80))
@@ -158,7 +159,7 @@ def test_no_labels_are_invented_and_picture_and_mask_stay_together(scale: float)
         assert agrees[mask != 255].float().mean() > 0.8
 
 
-def test_downscaled_masks_are_aligned_with_their_pictures() -> None:
+def test_downscaled_masks_are_aligned_with_their_images() -> None:
     # 8 pixels to 2: the labels under the new centres (pixel 2 and 6), not under the corners (0 and 4).
     row = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=torch.uint8)
     assert resize_mask(tv_tensors.Mask(row), (1, 2)).tolist() == [[2, 6]]
@@ -170,7 +171,7 @@ def test_train_transforms_keep_uint8_and_the_crop_size() -> None:
     assert (image.shape, mask.shape) == ((3, 24, 32), (24, 32))
 
 
-def test_flip_turns_picture_and_mask() -> None:
+def test_flip_mirrors_image_and_mask() -> None:
     transforms = TrainTransforms(
         (20, 30), scale_range=(1, 1), flip_probability=1.0, brightness=0, contrast=0, saturation=0
     )
@@ -180,7 +181,7 @@ def test_flip_turns_picture_and_mask() -> None:
     assert torch.equal(flipped_mask, mask.flip(-1))
 
 
-def test_evaluation_shrinks_only_what_is_larger() -> None:
+def test_evaluation_shrinks_only_larger_images() -> None:
     image, mask = pair(60, 80)
     assert EvalTransforms()(image, mask) == (image, mask)
     assert EvalTransforms(max_size=80)(image, mask)[0] is image
@@ -189,8 +190,8 @@ def test_evaluation_shrinks_only_what_is_larger() -> None:
     assert (small_image.shape, small_mask.shape) == ((3, 30, 40), (30, 40))
 
 
-def test_bad_sizes_say_what_came() -> None:
-    with pytest.raises(ValueError, match="got None|positive number of pixels, got 0"):
+def test_errors_of_invalid_sizes_name_the_values() -> None:
+    with pytest.raises(ValueError, match="max_size must be a positive number of pixels or null, got 0"):
         EvalTransforms(max_size=0)
     with pytest.raises(ValueError, match=r"positive and ordered, got \(8, 8\), \(2, 1\)"):
         TrainTransforms((8, 8), scale_range=(2, 1))

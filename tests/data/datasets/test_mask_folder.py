@@ -28,7 +28,7 @@ def test_pairs_are_sorted_and_uint8(mask_folder: Path) -> None:
     assert set(sample.mask.unique().tolist()) == {0, 1, 2, 255}
 
 
-def test_it_can_be_pickled(mask_folder: Path) -> None:
+def test_a_data_set_can_be_pickled(mask_folder: Path) -> None:
     dataset = pickle.loads(pickle.dumps(build(mask_folder)))
     assert torch.equal(dataset[0].mask, build(mask_folder)[0].mask)  # type: ignore[arg-type]
 
@@ -73,7 +73,7 @@ def test_image_and_mask_of_different_size_are_named(mask_folder: Path) -> None:
 
 
 def test_unreadable_header_is_named(mask_folder: Path) -> None:
-    (mask_folder / "images" / "06.png").write_bytes(b"not a picture")
+    (mask_folder / "images" / "06.png").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"06.png: cannot be decoded"):
         build(mask_folder)
 
@@ -99,7 +99,7 @@ def test_unknown_values_are_listed_with_their_files(mask_folder: Path) -> None:
 def test_colour_masks_are_refused(mask_folder: Path) -> None:
     write_image(mask_folder / "masks" / "01.png")
     dataset = build(mask_folder)
-    with pytest.raises(DataError, match=r"01.png: is a colour picture \(RGB\)"):
+    with pytest.raises(DataError, match=r"01.png: is a colour image \(RGB\)"):
         dataset.report(scan_dataset(dataset).problems)
 
 
