@@ -1,4 +1,4 @@
-"""Tiny data sets made on the spot, and a cache of the tests' own."""
+"""Write tiny data sets, and use a separate cache for the tests."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """Real data sets, where they are: `$DEEPLAB_DATA`, or `shared/data` beside the checkout."""
+    """Return the folder of real data sets: `$DEEPLAB_DATA`, or `shared/data` in the checkout's parent folder."""
     folder = Path(os.environ.get("DEEPLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set DEEPLAB_DATA")
@@ -30,22 +30,22 @@ def real_data() -> Path:
 
 
 def write_image(path: Path, size: tuple[int, int] = (48, 64), seed: int = 0) -> None:
-    """A picture of noise of (height, width) pixels."""
+    """Write an image of noise of (height, width) pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
 
 
 def write_mask(path: Path, mask: "np.ndarray[Any, Any]", *, has_palette: bool = False) -> None:
-    """An index mask, or one with a palette as VOC has."""
+    """Write an index mask, or one with a palette like those of VOC."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(mask)
+    image = Image.fromarray(mask)
     if has_palette:
-        picture.putpalette(list(range(256)) * 3)
-    picture.save(path)
+        image.putpalette(list(range(256)) * 3)
+    image.save(path)
 
 
 def draw_noise_data(folder: Path) -> None:
-    """Ten pictures of 48x64 with masks of the values 0, 1, 2 and 11 (void)."""
+    """Write ten images of 48x64 with masks of the values 0, 1, 2 and 11 (void)."""
     rng = np.random.default_rng(0)
     for index in range(10):
         write_image(folder / "images" / f"{index:02d}.png", seed=index)
@@ -60,14 +60,14 @@ def draw_noise_data(folder: Path) -> None:
 
 @pytest.fixture
 def mask_folder(tmp_path: Path) -> Path:
-    """The data of `draw_noise_data` in a temporary folder."""
+    """Write the data of `draw_noise_data` to a temporary folder."""
     draw_noise_data(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a COCO JSON with its pictures: coco(annotations, categories=..., images=...) -> path of the JSON."""
+    """Return a function that writes a COCO JSON file and its images, and returns the path of the JSON file."""
 
     def write(
         annotations: list[dict[str, Any]],

@@ -322,7 +322,8 @@ def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> Non
     main(["validate", "--ckpt_path", checkpoint])
     assert yaml.safe_load((own / "config_validate-3.yaml").read_text())["data"]["fold_file"] == str(own / "folds.csv")
     (own / "folds.csv").write_text((own / "folds.csv").read_text().replace("4.png", "old.png"))
-    with pytest.raises(DataError, match=r"1 images are not in it \(4.png\); 1 of its images are gone \(old.png\)"):
+    differences = r"1 images of the data set are missing \(4.png\); 1 images are not in the data set \(old.png\)"
+    with pytest.raises(DataError, match=differences):
         main(["validate", "--ckpt_path", checkpoint])
 
 

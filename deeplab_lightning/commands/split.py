@@ -78,7 +78,7 @@ def _document(
     """What `balance.json` holds."""
     assert datamodule.dataset is not None
     own = balances[datamodule.fold_method]
-    by_class = {limit.index: limit for limit in found}
+    by_class = {limit.class_index: limit for limit in found}
     classes = {}
     for index, name in enumerate(datamodule.foreground_names):
         columns = {
@@ -151,8 +151,8 @@ def _limit_table(found: Sequence[UnbalanceableClass], classes: Sequence[str]) ->
     for column in columns:
         table.add_column(column, justify="left" if column in {"class", "why"} else "right")
     for limit in found:
-        figures = (limit.object_reached, limit.object_bound, limit.pixel_reached, limit.pixel_bound)
+        figures = (limit.object_deviation, limit.object_bound, limit.pixel_deviation, limit.pixel_bound)
         numbers = (limit.num_images, limit.num_groups, limit.num_objects)
         deviations = ("-" if math.isnan(value) else f"{value:.2f}" for value in figures)
-        table.add_row(classes[limit.index], *map(str, numbers), *deviations, limit.reason)
+        table.add_row(classes[limit.class_index], *map(str, numbers), *deviations, limit.reason)
     return table

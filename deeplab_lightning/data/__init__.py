@@ -1,4 +1,4 @@
-"""Data sets, their statistics, folds, transforms and loaders."""
+"""Read data sets, split them into folds, and augment and load their images."""
 
 from typing import TYPE_CHECKING
 

@@ -1,7 +1,7 @@
-"""What travels from the data to the network.
+"""Define samples and batches, the values that travel from the data to the network.
 
-Shape legend of the whole package: B batch, C channels, H W pixels, K classes (void not counted),
-s output stride. Pictures are RGB; `mask` holds train ids in [0, K) or `IGNORE_INDEX`.
+Shape letters of the whole package: B batch, C channels, H height and W width in pixels, K classes (void
+not counted), s output stride. Images are RGB; `mask` holds train ids in [0, K) or `IGNORE_INDEX`.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ __all__ = ["IGNORE_INDEX", "Batch", "Sample", "collate", "collate_by_size"]
 
 
 class Sample(NamedTuple):
-    """One picture.
+    """Hold one image with its mask.
 
     Attributes:
         image: (3, H, W) uint8, RGB.
-        mask: (H, W) uint8 train ids, or None where there is no truth (predict).
-        name: The image's key in its data set, a relative path.
-        size: (height, width) in pixels of the file, before any transform.
+        mask: (H, W) uint8 train ids, or None without labels (predict).
+        name: Key of the image in its data set, a relative path.
+        size: (height, width) of the file in pixels, before any transform.
     """
 
     image: Tensor
@@ -32,13 +32,13 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Pictures of one size.
+    """Hold images of one size with their masks.
 
     Attributes:
-        image: (B, 3, H, W) uint8 from the loader; float, normalised, once on the device.
+        image: (B, 3, H, W) uint8 from the loader; float and normalised once it is on the device.
         mask: (B, H, W) uint8 train ids, or None.
         names: B image keys.
-        sizes: B pairs (height, width) of the files.
+        sizes: B pairs (height, width) of the files, in pixels.
     """
 
     image: Tensor
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size. The tv_tensors become plain tensors here."""
+    """Stack samples of one size into a batch of plain tensors (no tv_tensors)."""
     masks = [s.mask.as_subclass(Tensor) for s in samples if s.mask is not None]
     return Batch(
         image=torch.stack([s.image.as_subclass(Tensor) for s in samples]),  # (B, 3, H, W)
@@ -59,10 +59,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:
-    """One batch per picture size, in order of first appearance.
+    """Stack samples into one batch per image size, in order of first appearance.
 
-    Evaluation pictures keep their own sizes. Padding them to a common one would change what the
-    image pooling sees, and so make the figures depend on the batch size.
+    Evaluation images keep their own sizes. Padding them to a common size would change the input of the
+    image pooling, and the metrics would depend on the batch size.
     """
     by_size: dict[tuple[int, ...], list[Sample]] = {}
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Where computed things wait for the next run, and how they are written."""
+"""Store computed values in the user's cache folder for later runs."""
 
 import hashlib
 import os
@@ -16,24 +16,29 @@ Row = npt.NDArray[np.int64]
 
 
 def cache_folder() -> Path:
-    """`$DEEPLAB_CACHE`, or `deeplab_lightning` in the user's cache folder. It can be deleted at any time."""
+    """Return `$DEEPLAB_CACHE`, or `deeplab_lightning` in the user's cache folder. It may be deleted at any time."""
     if chosen := os.environ.get("DEEPLAB_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deeplab_lightning"
 
 
 def content_key(*parts: object) -> str:
-    """A short name for what something depends on."""
+    """Hash the parts that a value depends on to a short name of 32 hexadecimal digits."""
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
 def try_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Like `write_atomically`, but a full or read-only disk only costs the time to compute again."""
+    """Write a cache file, and only warn if the disk is full or read-only.
+
+    Args:
+        path: The file; its folder is made if needed.
+        write: Called with the open binary file.
+    """
     try:
         write_atomically(path, write)
     except OSError as error:
         warnings.warn(
-            f"cannot write to the cache {path.parent} ({error}); going on without it. "
+            f"cannot write to the cache {path.parent} ({error}); continuing without it. "
             "Set DEEPLAB_CACHE to a folder with space.",
             stacklevel=2,
         )
@@ -42,16 +47,17 @@ def try_cache(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def cached_rows(
     store: Path, keys: Sequence[str], width: int, compute: Callable[[list[int]], Iterable[Row | None]]
 ) -> dict[str, Row]:
-    """Numbers of each file that are computed once, and again only for files that changed.
+    """Compute one row of numbers per file, or read it from the cache if the file has not changed.
 
     Args:
-        store: The `.npz` file that remembers them, and those of other keys: two lists may share a folder.
-        keys: What each file's row depends on, such as its path, size and time.
-        width: Numbers in a row.
-        compute: Takes indices into `keys` and yields their (width,) int64 rows, or None where there is none.
+        store: The `.npz` file that stores the rows. Rows of other keys in it are kept, since two lists of
+            files may share a folder.
+        keys: Everything each file's row depends on, such as its path, size and time, as one key per file.
+        width: Number of values in a row.
+        compute: Function from indices into `keys` to their (width,) int64 rows, None for a file without row.
 
     Returns:
-        Row by key, without those that were None.
+        Row by key, without the keys whose row is None.
     """
     known = _read_rows(store, width)
     missing = [index for index, key in enumerate(keys) if key not in known]
@@ -65,11 +71,12 @@ def cached_rows(
 
 
 def _read_rows(store: Path, width: int) -> dict[str, Row]:
+    """Read the stored rows; none if the file is missing, damaged or has rows of another width."""
     try:
         with np.load(store) as content:
             rows = content["rows"]
             if rows.shape[1:] != (width,):
                 return {}
             return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
-    except (OSError, ValueError, KeyError):  # absent or damaged: compute again
+    except (OSError, ValueError, KeyError):
         return {}

@@ -1,4 +1,4 @@
-"""The class table: what a data set's pixels mean. Free of torch."""
+"""Describe the classes of a data set: names, colours and ids. Does not import torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +10,25 @@ import numpy.typing as npt
 from deeplab_lightning.errors import UserError
 
 IGNORE_INDEX = 255
-"""Train id of pixels that count nowhere: not in the loss, not in a metric. The same in all data sets;
-what differs between them is which raw ids map to it."""
+"""Train id of pixels that are ignored in the loss and in all metrics. It is the same for all data sets;
+they differ in the raw ids that map to it."""
 
 _UNKNOWN = 254  # marks raw ids outside the table while encoding
 MAX_CLASSES = 253
 
 
 def voc_palette(num_colors: int) -> list[tuple[int, int, int]]:
-    """The colours of the PASCAL VOC development kit: the bits of the index spread over R, G and B."""
+    """Compute the colours of the PASCAL VOC development kit.
+
+    The bits of the index are spread over R, G and B: its lowest three bits become the highest bits of the
+    three channels, and so on.
+
+    Args:
+        num_colors: Number of colours.
+
+    Returns:
+        One (R, G, B) in 0-255 per index.
+    """
     colors = []
     for index in range(num_colors):
         rgb = [0, 0, 0]
@@ -31,18 +41,18 @@ def voc_palette(num_colors: int) -> list[tuple[int, int, int]]:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Names, colours and ids of the classes of a data set.
+    """Describe the classes of a data set by their names, colours and ids.
 
     Args:
         names: Class names in the order of their train ids 0..K-1; at most 253.
-        colors: One (R, G, B) in 0-255 per class for pictures of masks; the VOC palette if null.
-        raw_ids: Raw id in the files -> train id. Several raw ids may share a train id. If null, raw
-            ids are train ids.
-        ignore_ids: Raw ids of pixels that count nowhere (void, border).
+        colors: One (R, G, B) in 0-255 per class for drawing masks; the VOC palette if null.
+        raw_ids: Mapping from raw ids in the mask files to train ids. Several raw ids may share a train id.
+            If null, raw ids are train ids.
+        ignore_ids: Raw ids of pixels to ignore in the loss and in all metrics (void, border).
 
     Raises:
-        ValueError: For no, too many or duplicate names, a wrong number of colours, a train id outside
-            [0, K), or a raw id that is both a class and ignored.
+        ValueError: If there are no, too many or duplicate names, a wrong number of colours, a train id
+            outside [0, K), or a raw id that is both a class and ignored.
     """
 
     names: Sequence[str]
@@ -56,7 +66,7 @@ class ClassTable:
             raise UserError(f"a class table needs 1 to {MAX_CLASSES} names, got {len(names)}.")
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"class names must differ; these stand more than once: {', '.join(twice)}.")
+            raise UserError(f"class names must be unique; these are used more than once: {', '.join(twice)}.")
         colors = voc_palette(len(names)) if self.colors is None else self.colors
         if len(colors) != len(names) or any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in colors):
             raise UserError(
@@ -70,7 +80,9 @@ class ClassTable:
             raise UserError(f"raw_ids must map to train ids in [0, {len(names)}), got {wrong}.")
         both = sorted(set(raw_ids) & set(self.ignore_ids))
         if both:
-            raise UserError(f"raw ids {both} are both a class and ignored; take them out of one of the two.")
+            raise UserError(
+                f"raw ids {both} are both a class and ignored. Remove them from raw_ids or from ignore_ids."
+            )
         object.__setattr__(self, "names", names)
         object.__setattr__(self, "colors", tuple(tuple(int(v) for v in c) for c in colors))
         object.__setattr__(self, "raw_ids", dict(sorted(raw_ids.items())))
@@ -78,23 +90,23 @@ class ClassTable:
 
     @property
     def num_classes(self) -> int:
-        """K, without void."""
+        """Return K, the number of classes without void."""
         return len(self.names)
 
     @property
     def ignore_index(self) -> int:
-        """Train id of ignored pixels: 255."""
+        """Return the train id of ignored pixels: 255."""
         return IGNORE_INDEX
 
     def encode(self, raw: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], list[int]]:
-        """Raw ids -> train ids.
+        """Convert raw ids to train ids.
 
         Args:
             raw: (H, W) unsigned integers of 8 or 16 bits.
 
         Returns:
-            The (H, W) uint8 train ids, and the raw values that the table does not hold (ascending;
-            their pixels are ignored in the mask).
+            The (H, W) uint8 train ids, and the raw values that are not in the table, ascending. Their
+            pixels are ignored in the mask.
         """
         table = np.full(int(np.iinfo(raw.dtype).max) + 1, _UNKNOWN, dtype=np.uint8)
         for raw_id, train_id in dict(self.raw_ids or {}).items():
@@ -110,14 +122,14 @@ class ClassTable:
         return mask, unknown
 
     def flat_palette(self) -> list[int]:
-        """256 x 3 values for a palette PNG: the classes' colours, light grey for ignored pixels."""
+        """Return the 256 x 3 values of a palette PNG: the classes' colours, and light grey for ignored pixels."""
         palette = np.zeros((256, 3), dtype=np.uint8)
         palette[: self.num_classes] = np.asarray(self.colors)
         palette[IGNORE_INDEX] = 224
         return [int(v) for v in palette.reshape(-1)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and dicts, as they may stand in YAML, JSON and checkpoints."""
+        """Convert the table to plain lists and dictionaries for YAML, JSON and checkpoints."""
         return {
             "names": list(self.names),
             "colors": [list(color) for color in self.colors or ()],

@@ -1,4 +1,4 @@
-"""The data part of a configuration -> a datamodule, without a model."""
+"""Build a datamodule from the data part of a configuration, without a model."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,8 @@ def datamodule_from_config(data: Mapping[str, Any], *, on_error: OnError | None 
 
     Args:
         data: The `data` part, such as `config["data"]`.
-        on_error: What data sets do with bad files, instead of their own setting: `skip` collects them in `problems`.
+        on_error: Setting that overrides the data sets' own `on_error`: `raise` stops at faulty files, `skip`
+            collects them in `problems`.
     """
     parser = _parser("deeplab")
     return _build(parser, parser.parse_object({"data": dict(data)}), on_error)
@@ -32,16 +33,18 @@ def datamodule_from_args(
     """Build the datamodule that a command line describes.
 
     Args:
-        args: `-c CONFIG ...`, of which only the data part is read, and options `--data.*` that override it.
-        program: What the help calls the command.
-        on_error: As of `datamodule_from_config`.
+        args: Options `-c CONFIG`, of which only the data part is read, and `--data.*`, which override it.
+        program: Name of the command in the help text.
+        on_error: Setting that overrides the data sets' own `on_error`, see `datamodule_from_config`.
 
     Raises:
-        FileNotFoundError: If a config does not exist.
-        SystemExit: 2 for a wrong key or type.
+        FileNotFoundError: If a configuration file does not exist.
+        SystemExit: With code 2, if a key or a type is wrong.
     """
     options = argparse.ArgumentParser(prog=program, allow_abbrev=False)
-    options.add_argument("-c", "--config", action="append", default=[], help="a config; only its data part is read")
+    options.add_argument(
+        "-c", "--config", action="append", default=[], help="a configuration file, of which only the data part is read"
+    )
     given, overrides = options.parse_known_args(args)
     parser = _parser(program)
     parsed = parser.get_defaults()
@@ -51,30 +54,32 @@ def datamodule_from_args(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a YAML configuration.
+    """Read a YAML configuration file.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is no mapping.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not YAML, or not a mapping.
     """
     if not path.is_file():
         raise MissingFileError(f"no such config: {path.absolute()}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise UserError(f"{path} must map keys to values, as configs/base.yaml does, got a {type(content).__name__}.")
     return content or {}
 
 
 def _parser(program: str) -> ArgumentParser:
+    """Build a parser with the options of the datamodule below `data`."""
     parser = ArgumentParser(prog=program)
     parser.add_class_arguments(SegmentationDataModule, "data", sub_configs=True)
     return parser
 
 
 def _build(parser: ArgumentParser, parsed: Namespace, on_error: OnError | None) -> SegmentationDataModule:
+    """Instantiate the datamodule, with `on_error` in all its data sets if given."""
     for key in DATASETS:
         if on_error is not None and parsed.data.get(key) is not None:
             parsed.data[key].init_args.on_error = on_error

@@ -1,4 +1,4 @@
-"""Data set and folds -> loaders."""
+"""Build the data loaders of a data set and its folds."""
 
 import os
 import random
@@ -36,42 +36,46 @@ Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
 
 class SegmentationDataModule(L.LightningDataModule):
-    """Loaders of one fold, or of a data set's own split.
+    """Provide the data loaders of one fold, or of a data set's official split.
 
-    Every image and mask is read once before the first training (the result is remembered), so that
-    a bad file stops the run at its start and not in a later epoch.
+    Every image and mask is read once before the first training and the result is cached, so that a faulty
+    file stops the run at its start and not in a later epoch.
 
     Args:
-        dataset: The pictures that are split into folds, or the training part of an official split.
+        dataset: The images that are split into folds, or the training part of an official split.
         n_folds: Number of folds, at least 2. Used with `split: folds`.
-        fold: The fold that validates, 0-based; the others train. Null trains on everything, without
-            validation.
-        split_seed: Seed of the split, apart from the seed of the training.
+        fold: The validation fold, 0-based; the other folds are for training. Null trains on all images,
+            without validation.
+        split_seed: Seed of the split, independent of the seed of the training.
         split: `folds` splits `dataset`; `official` trains on `dataset` and validates on `val_dataset`.
-        fold_method: How images are assigned to folds, see `stratified_folds`.
-        groups: What stays in one fold: `PatternGroups` (of file names), `TableGroups` (a CSV column) or
-            `DuplicateGroups` (pictures that look alike); null for no groups.
-        exact_areas: Whether folds balance the areas of the masks as trained, for which every file is read
-            once; false takes those of the annotations, overlaps counted twice, and opens nothing.
-        fold_file: A `folds.csv` of an earlier run to take the folds from, instead of splitting.
+        fold_method: Method of assigning images to folds: `balanced`, `iterstrat`, `random` or `group`, see
+            `stratified_folds`.
+        groups: Groups of images that stay in one fold: `PatternGroups` (by file names), `TableGroups` (by a
+            CSV column) or `DuplicateGroups` (near-duplicates); null for no groups.
+        exact_areas: Whether folds balance the areas in the masks used for training, for which every file is
+            read once. False takes the areas of the annotations, where overlaps count for each object, and
+            opens no file.
+        fold_file: A `folds.csv` of an earlier run whose folds are used; null to split.
         val_dataset: Validation part of an official split.
-        test_dataset: What `test` evaluates; the validation part if null.
-        classes: Class table where there is no data set (predict takes it from the checkpoint).
-        predict_images: What `predict` reads: folders, picture files, `.txt` lists.
-        batch_size: Pictures per step and device.
-        eval_batch_size: Pictures per evaluation step and device; `batch_size` if null. Pictures of
-            different sizes are evaluated apart, so the figures do not depend on it.
-        num_workers: Processes per device that read pictures; 0 reads in the training process.
-        train_transforms: Applied to training pictures; `TrainTransforms()` if null.
-        eval_transforms: Applied to all others; `EvalTransforms()` if null.
-        cache: Keep pictures and masks decoded: `ram` in memory, once per process, `disk` in files that all
-            processes, folds and later runs share; the size is announced before. `none` reads the files.
-            The crops are the same. It pays where decoding is the larger part: large pictures, small crops.
-        seed: Seed of the order and the augmentation of training pictures. Each depends on seed, epoch
-            and image only, whatever the number of workers.
+        test_dataset: Data set that `test` evaluates; the validation part if null.
+        classes: Class table if there is no data set (predict takes it from the checkpoint).
+        predict_images: Folders, image files or `.txt` lists that `predict` reads.
+        batch_size: Number of images per step and device.
+        eval_batch_size: Number of images per evaluation step and device; `batch_size` if null. Images of
+            different sizes are evaluated separately, so the metrics do not depend on it.
+        num_workers: Number of processes per device that read images; 0 reads in the training process.
+        train_transforms: Transforms of training images; `TrainTransforms()` if null.
+        eval_transforms: Transforms of all other images; `EvalTransforms()` if null.
+        cache: Place of decoded images and masks: `ram` keeps them in memory, once per process, `disk` in
+            files that all processes, folds and later runs share; the size is printed first. `none` reads the
+            files each time. The crops are the same. A cache helps most with large images and small crops,
+            where decoding takes most of the time.
+        seed: Seed of the order and the augmentation of training images. They depend on seed, epoch and
+            image only, not on the number of workers.
 
     Raises:
-        ValueError: For a fold outside [0, n_folds), or an official split without `val_dataset`.
+        ValueError: If the fold is outside [0, n_folds), an official split has no `val_dataset`, or there is
+            neither a data set nor a class table.
         DataError: If the class tables of the data sets differ.
     """
 
@@ -105,7 +109,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if split == "official" and dataset is not None and val_dataset is None:
             raise UserError("split: official needs data.val_dataset, got null. Set it, or split: folds.")
         if dataset is None and classes is None:
-            raise UserError("data.dataset is required; only predict with a checkpoint works without one.")
+            raise UserError("data.dataset is required, got null. Only predict with a checkpoint works without it.")
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
@@ -121,27 +125,27 @@ class SegmentationDataModule(L.LightningDataModule):
             if other is not None and other.classes.names != self.classes.names:
                 raise DataError(
                     f"data.{name} has the classes {list(other.classes.names)}, but data.dataset has "
-                    f"{list(self.classes.names)}. Give both the same class table or class_map."
+                    f"{list(self.classes.names)}. Set the same class table or class_map for both."
                 )
 
     @property
     def classes(self) -> ClassTable:
-        """Names, colours and ids of the classes."""
+        """Return the class table: names, colours and ids of the classes."""
         assert self._classes is not None
         return self._classes
 
     @property
     def num_classes(self) -> int:
-        """K, without void."""
+        """Return K, the number of classes without void."""
         return self.classes.num_classes
 
     @property
     def has_validation(self) -> bool:
-        """Whether anything is held out."""
+        """Check whether there are validation images."""
         return self.split == "official" or self.fold is not None
 
     def prepare_data(self) -> None:
-        """Read every file once, on one process per node; `setup` finds the result in the cache."""
+        """Read every file once on one process per node, and cache the result for `setup`."""
         if self.predict_images is None:
             for dataset in self._datasets():
                 problems = scan_dataset(dataset).problems
@@ -149,10 +153,13 @@ class SegmentationDataModule(L.LightningDataModule):
                     self._decoded(dataset)
 
     def setup(self, stage: str) -> None:
-        """Stop at bad data, then assign the folds.
+        """Stop at faulty data, or list the images that are left out.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`; nothing is checked for `predict`.
 
         Raises:
-            DataError: For data that cannot be used, see `deeplab data check`.
+            DataError: If data cannot be used, see `deeplab data check`.
         """
         if stage == "predict":
             return
@@ -165,16 +172,22 @@ class SegmentationDataModule(L.LightningDataModule):
 
     @property
     def folds(self) -> dict[str, int]:
-        """Image key -> validation fold of `dataset`.
+        """Return the validation fold (0-based) of each image in `dataset` by image key.
 
         Raises:
-            DataError: If `fold_file` is of other images, or an image has no group.
+            DataError: If `fold_file` does not match the data set, or an image has no group.
         """
         return self.fold_table.folds
 
     @cached_property
     def fold_table(self) -> FoldTable:
-        """Folds and groups, from `fold_file` or made now."""
+        """Return the folds and groups of `dataset`.
+
+        They are read from `fold_file`, or computed if it is null.
+
+        Raises:
+            DataError: If `fold_file` does not match the data set, or an image has no group.
+        """
         assert self.dataset is not None
         names = self.dataset.names
         labels = None if self.groups is None else self.groups.labels(self.dataset)
@@ -191,30 +204,45 @@ class SegmentationDataModule(L.LightningDataModule):
 
     @property
     def foreground_names(self) -> Sequence[str]:
-        """Names of the classes that folds balance: all but `background`."""
+        """Return the names of the classes that folds balance: all without a leading class `background`.
+
+        They are the columns of `balance_features()` and of `balance()`.
+        """
         names = self.classes.names
         return names[1:] if names[0] == "background" else names
 
     def balance_features(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """What folds balance: (N, K) objects, and (N, K) shares of the picture, of the foreground classes."""
+        """Compute the values that folds balance: objects and area of each foreground class in each image.
+
+        With `exact_areas`, they come from a scan of all masks; otherwise from the annotations alone, where
+        overlaps count for each object and no file is opened. They are the first two arguments of
+        `stratified_folds` and `fold_balance`.
+
+        Returns:
+            (N, F) number of objects, and (N, F) area as a fraction of the image, where N is the number of
+            images in `dataset` and F the number of foreground classes, see `foreground_names`.
+
+        Raises:
+            DataError: If `exact_areas` is false and the data set has masks but no annotations.
+        """
         assert self.dataset is not None
         first = self.num_classes - len(self.foreground_names)
         if self.exact_areas:
             statistics = scan_dataset(self.dataset, is_quiet=True)
             return statistics.objects[:, first:], statistics.areas[:, first:]
-        objects, areas = zip(*map(self.dataset.annotated, range(len(self.dataset))), strict=True)
+        objects, areas = zip(*map(self.dataset.measure_annotations, range(len(self.dataset))), strict=True)
         return np.array(objects)[:, first:], np.array(areas)[:, first:]
 
     def balance(self) -> Balance:
-        """How even the folds are."""
+        """Measure the balance of the folds."""
         return fold_balance(*self.balance_features(), list(self.folds.values()), self.n_folds)
 
     def balance_csv(self) -> str | None:
-        """The evenness of the folds as CSV, a row per fold and class; None for an official split."""
+        """Format the balance of the folds as CSV, one row per fold and class; None for an official split."""
         return self.balance().to_csv(self.foreground_names) if self.split == "folds" else None
 
     def folds_csv(self) -> str:
-        """The split as CSV with the columns image, group, fold: what a later run reads back."""
+        """Format the split as CSV with the columns image, group, fold, which a later run can read."""
         if self.split == "folds":
             return self.fold_table.to_csv()
         parts = (("train", self.dataset), ("val", self.val_dataset))
@@ -222,7 +250,7 @@ class SegmentationDataModule(L.LightningDataModule):
         return csv_text([["image", "group", "fold"], *rows])
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled crops; the last batch is dropped if it is not full and not the only one."""
+        """Build the loader of shuffled training crops. An incomplete last batch is dropped if there are others."""
         assert self.dataset is not None
         indices = range(len(self.dataset))
         if self.split == "folds" and self.fold is not None:
@@ -232,7 +260,7 @@ class SegmentationDataModule(L.LightningDataModule):
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The held-out pictures; an empty list if nothing is held out."""
+        """Build the loader of the validation images; an empty list without validation."""
         if not self.has_validation:
             return []
         if self.split == "official":
@@ -242,18 +270,28 @@ class SegmentationDataModule(L.LightningDataModule):
         return self._eval_loader(self.dataset, self._fold_indices(is_validation=True))
 
     def test_dataloader(self) -> DataLoader[Batch] | list[Any]:
-        """The test pictures, or the validation part where there are none."""
+        """Build the loader of the test images, or of the validation part without a test data set.
+
+        Raises:
+            DataError: If there is neither.
+        """
         if self.test_dataset is not None:
             return self._eval_loader(self.test_dataset, range(len(self.test_dataset)))
         if not self.has_validation:
-            raise DataError("test needs data.test_dataset or a validation part; data.fold is null.")
+            raise DataError(
+                "test needs data.test_dataset or a validation part, but data.fold is null. Set one of the two."
+            )
         rank_zero_info("No data.test_dataset: test evaluates the validation part.")
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Pictures without masks."""
+        """Build the loader of images without masks.
+
+        Raises:
+            DataError: If `predict_images` is empty, or holds no usable image.
+        """
         if not self.predict_images:
-            raise DataError("predict needs pictures: --images FOLDER (or data.predict_images).")
+            raise DataError("predict needs images: set --images FOLDER (or data.predict_images).")
         sources = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
         dataset = ImageFolderDataset(sources)
         return self._eval_loader(dataset, range(len(dataset)))
@@ -266,14 +304,14 @@ class SegmentationDataModule(L.LightningDataModule):
         return [i for i, name in enumerate(self.dataset.names) if (self.folds[name] == self.fold) == is_validation]
 
     def _decoded(self, dataset: SegmentationDataset) -> SegmentationDataset:
-        """The data set as `cache` says."""
+        """Return the data set, decoded and kept as `cache` demands."""
         if self.cache == "none":
             return dataset
         if id(dataset) not in self._caches:
             num_processes = self.trainer.num_devices if self.trainer else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
             cached = DecodedDataset(dataset, self.cache, num_processes=num_processes)
             rank_zero_info(
-                f"data.cache: {len(cached)} decoded pictures of {dataset.source}, {cached.num_bytes / 1e9:.2f} GB "
+                f"data.cache: {len(cached)} decoded images of {dataset.source}, {cached.num_bytes / 1e9:.2f} GB "
                 f"in {cached.place}"
             )
             cached.build()
@@ -284,7 +322,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if isinstance(dataset, SegmentationDataset):
             dataset = self._decoded(dataset)
         view = _EvalView(dataset, list(indices), self.eval_transforms)
-        # DistributedSampler would repeat pictures to make the processes even, and count them twice.
+        # DistributedSampler would repeat images to give all processes the same number, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         sampler = UnrepeatedDistributedSampler(view, shuffle=False) if is_distributed else None
         return self._loader(view, sampler, collate_by_size, self.eval_batch_size, drop_last=False)
@@ -305,10 +343,14 @@ class SegmentationDataModule(L.LightningDataModule):
 
 
 class EpochSampler(DistributedSampler[Sample]):
-    """Shuffles by (seed, epoch) alone, so that a resumed run sees what an uninterrupted one would.
+    """Shuffle by seed and epoch alone, so that a resumed run sees the same images as an uninterrupted run.
 
-    Yields (epoch, position) instead of position: workers that live through the epochs learn the epoch
-    from it. Lightning calls `set_epoch`, and leaves a DistributedSampler as it is.
+    It yields (epoch, position) instead of position: persistent workers learn the epoch from it. Lightning calls
+    `set_epoch`, and does not replace a DistributedSampler.
+
+    Args:
+        dataset: The data set to sample from.
+        seed: Seed of the order.
     """
 
     def __init__(self, dataset: Dataset[Sample], *, seed: int) -> None:
@@ -321,7 +363,7 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class _TrainView(Dataset[Sample]):
-    """Some pictures of a data set, augmented with randomness from (seed, epoch, image)."""
+    """Augment some images of a data set by random numbers that depend on seed, epoch and image only."""
 
     def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int) -> None:
         self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
@@ -332,22 +374,22 @@ class _TrainView(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
         index = self.indices[position]
-        name, picture, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
-        # Ours decide what is decoded; those of other libraries take pixels.
+        name, source, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
+        # Our transforms decode only the pixels they need; those of other libraries take decoded images.
         is_own = isinstance(self.transforms, TrainTransforms)
-        image: Any = picture if is_own else tv_tensors.Image(planar(picture.pixels()))
+        image: Any = source if is_own else tv_tensors.Image(planar(source.pixels()))
         seed = int(content_key(self.seed, epoch, name)[:15], 16)
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond, for the GPUs' sake
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond to seed GPUs as well
             random.seed(seed)  # for transforms of other libraries
             crop, labels = self.transforms(image, tv_tensors.Mask(mask))
         random.setstate(python_state)
-        return Sample(crop, labels, name, picture.size)
+        return Sample(crop, labels, name, source.size)
 
 
 class _EvalView(Dataset[Sample]):
-    """Some pictures of a data set through the evaluation transforms."""
+    """Apply the evaluation transforms to some images of a data set."""
 
     def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], transforms: Transforms) -> None:
         self.dataset, self.indices, self.transforms = dataset, indices, transforms

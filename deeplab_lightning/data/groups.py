@@ -1,6 +1,5 @@
-"""Which images must not be separated: neighbours in a video, pictures of one place, near-duplicates."""
+"""Group images that must stay in one fold: neighbours in a video, images of one place, near-duplicates."""
 
-import csv
 import os
 import re
 from abc import ABC, abstractmethod
@@ -20,35 +19,37 @@ from scipy.sparse.csgraph import connected_components
 from deeplab_lightning.data.cache import cache_folder, cached_rows, content_key
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
+from deeplab_lightning.tables import read_csv
 
-_HASH_BITS, _MAX_BITS = 64, 12
-_COMPARED = 512  # hashes against all others at once
-_HASHED_SIZE = (64, 64)  # pixels that a JPEG decoder may stop at
+_HASH_BITS, _MAX_DISTANCE = 64, 12
+_BLOCK_SIZE = 512  # hashes that are compared with all others at once
+_HASHED_SIZE = (64, 64)  # pixels; a JPEG may be decoded at any size from this one on
 
 
 class Grouping(ABC):
-    """Labels the images of a data set; images of one label stay in one fold."""
+    """Label the images of a data set; images with the same label stay in one fold."""
 
     @abstractmethod
     def labels(self, dataset: SegmentationDataset) -> list[str]:
-        """One label per image, parallel to `dataset.names`.
+        """Return one label per image, in the order of `dataset.names`.
 
         Raises:
-            DataError: If an image has none.
+            DataError: If an image has no label.
         """
 
 
 class PatternGroups(Grouping):
-    """Groups by file name, such as the sequences of a video data set.
+    """Group images by their file names, such as the sequences of a video data set.
 
     Args:
-        pattern: Regular expression searched in file names; its first group, or the whole match if it has
-            none, is the label. `^(.*?)_` for CamVid's `0001TP_006690.png`.
-        chunk_size: Divides each group's images, in the order of their names, into chunks of at most this
-            many neighbours: more folds to choose from, and only a chunk's ends have neighbours elsewhere.
+        pattern: Regular expression that is searched in file names. Its first group is the label, or the
+            whole match if it has no group. Example: `^(.*?)_` for CamVid's `0001TP_006690.png`.
+        chunk_size: Largest number of images per group. Each group's images are divided in the order of their
+            names into chunks of neighbours: more groups allow more even folds, and only the ends of a chunk
+            have neighbours in other folds. If null, groups are not divided.
 
     Raises:
-        ValueError: For a pattern that is no regular expression, or a chunk size below 1.
+        ValueError: If the pattern is not a regular expression, or the chunk size is below 1.
     """
 
     def __init__(self, pattern: str, chunk_size: int | None = None) -> None:
@@ -61,13 +62,16 @@ class PatternGroups(Grouping):
         self.chunk_size = chunk_size
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
-        """What the pattern finds in each file name, and the number of the chunk."""
+        """Return the pattern's match in each file name, with the number of its chunk if chunks are used."""
         found = []
         for name in dataset.names:
             match = self.pattern.search(PurePosixPath(name).name)
             label = match and (match.group(1) if self.pattern.groups else match.group(0))
             if not label:
-                raise DataError(f"the pattern of data.groups, {self.pattern.pattern!r}, does not match {name}.")
+                raise DataError(
+                    f"the pattern of data.groups, {self.pattern.pattern!r}, does not match {name}. "
+                    "It must match the file names of all images."
+                )
             found.append(label)
         if self.chunk_size is None:
             return found
@@ -81,28 +85,32 @@ class PatternGroups(Grouping):
 
 
 class TableGroups(Grouping):
-    """Groups from a column of a CSV file.
+    """Read the groups from a column of a CSV file.
 
     Args:
-        file: CSV with a header and a row for every image.
-        image_column: Column of the images' keys, as `folds.csv` has them.
-        group_column: Column of the labels.
+        file: CSV file with a header and one row per image.
+        image_column: Name of the column with the images' keys, the same keys as in `folds.csv`.
+        group_column: Name of the column with the labels.
     """
 
     def __init__(self, file: str, image_column: str = "image", group_column: str = "group") -> None:
         self.file, self.image_column, self.group_column = Path(file), image_column, group_column
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
-        """The label in each image's row."""
+        """Return the label in each image's row.
+
+        Raises:
+            FileNotFoundError: If the CSV file does not exist.
+            DataError: If it lacks a column, or the label of an image.
+        """
         if not self.file.is_file():
             raise MissingFileError(f"no such table of groups: {self.file.absolute()}")
-        with self.file.open(newline="") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            for column in (self.image_column, self.group_column):
-                if column not in columns:
-                    raise DataError(f"{self.file}: has no column {column!r}; its columns are {list(columns)}.")
-            table = {row[self.image_column]: row[self.group_column] for row in reader}
+        rows = read_csv(self.file)
+        columns = list(rows[0]) if rows else []
+        for column in (self.image_column, self.group_column):
+            if column not in columns:
+                raise DataError(f"{self.file}: has no rows with the column {column!r}; its columns are {columns}.")
+        table = {row[self.image_column]: row[self.group_column] for row in rows}
         missing = [name for name in dataset.names if not table.get(name)]
         if missing:
             raise DataError(
@@ -113,37 +121,39 @@ class TableGroups(Grouping):
 
 
 class DuplicateGroups(Grouping):
-    """Near-duplicates together: pictures whose perceptual hashes differ in few bits, and theirs in turn.
+    """Group near-duplicates: images that are linked by perceptual hashes with few different bits.
 
-    The hash is the pHash of Zauner (2010), 64 signs of low frequencies of the grey picture: it survives
-    resizing, compression and mild changes of light, not crops or rotations. Hashes are remembered.
+    Two images are linked if their hashes differ in at most `max_distance` bits, and a group holds all images
+    that are linked directly or through others. The hash is the pHash of Zauner (2010), the 64 signs of low
+    frequencies of the grey image: it is robust to resizing, compression and mild changes of light, but not to
+    crops or rotations. Hashes are stored in the cache folder.
 
     Args:
-        max_distance: Bits of 64 that may differ. 0 groups only what looks the same; unrelated photographs
-            rarely come below 16.
+        max_distance: Largest number of the 64 bits that may differ, in [0, 12]. 0 groups only images that
+            look the same; unrelated photographs rarely differ in fewer than 16 bits.
 
     Raises:
-        ValueError: For a distance outside [0, 12].
+        ValueError: If the distance is outside [0, 12].
     """
 
     def __init__(self, max_distance: int = 6) -> None:
-        if not 0 <= max_distance <= _MAX_BITS:
-            raise UserError(f"max_distance must be in [0, {_MAX_BITS}], got {max_distance}.")
+        if not 0 <= max_distance <= _MAX_DISTANCE:
+            raise UserError(f"max_distance must be in [0, {_MAX_DISTANCE}], got {max_distance}.")
         self.max_distance = max_distance
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
-        """The name of the first picture that looks like it."""
+        """Return the name of the first image in each image's group of near-duplicates."""
         keys = [content_key(path.absolute(), *_size_and_time(path)) for path in dataset.paths]
         store = cache_folder() / "hashes" / f"{content_key(dataset.source)}.npz"
         rows = cached_rows(store, keys, 1, lambda missing: _hashes([dataset.paths[i] for i in missing]))
         hashes = np.array([rows[key][0] for key in keys], dtype=np.int64).view(np.uint64)
-        component = _near(hashes, self.max_distance)
+        component = _linked_components(hashes, self.max_distance)
         _, first = np.unique(component, return_index=True)
         return [dataset.names[first[label]] for label in component]
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts frame 9 before frame 10."""
+    """Return a sort key that orders frame 9 before frame 10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
@@ -153,22 +163,31 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def _hashes(paths: Sequence[Path]) -> Iterable[npt.NDArray[np.int64]]:
+    """Compute the hashes of image files in threads and yield them in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(_hash, paths)
 
 
 def _hash(path: Path) -> npt.NDArray[np.int64]:
-    """(1,) the 64 bits as a number."""
-    with Image.open(path) as picture:
-        picture.draft("L", _HASHED_SIZE)
-        bits = imagehash.phash(picture).hash
+    """Compute the 64 bits of an image file's hash as one number, (1,)."""
+    with Image.open(path) as image:
+        image.draft("L", _HASHED_SIZE)
+        bits = imagehash.phash(image).hash
     return np.packbits(bits.reshape(-1)).view(np.int64)
 
 
-def _near(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int32]:
-    """Component of each hash in the graph of those at most `distance` bits apart.
+def _linked_components(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int32]:
+    """Number the connected components of the graph that links hashes at most `distance` bits apart.
 
-    Cut into distance + 1 bands, two such hashes agree in at least one band: only those are compared.
+    If the bits are divided into distance + 1 bands, two such hashes agree in at least one band, so only
+    hashes that agree in a band are compared.
+
+    Args:
+        hashes: (N,) hashes of 64 bits.
+        distance: Largest number of different bits of a link.
+
+    Returns:
+        (N,) component of each hash.
     """
     unique, inverse = np.unique(hashes, return_inverse=True)
     bounds = np.linspace(0, _HASH_BITS, distance + 2).astype(int)
@@ -177,7 +196,7 @@ def _near(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int32
         bands = (unique >> np.uint64(start)) & np.uint64(2 ** (stop - start) - 1)
         order = np.argsort(bands, kind="stable")
         for members in np.split(order, np.flatnonzero(np.diff(bands[order])) + 1):
-            for block in np.split(members, range(_COMPARED, len(members), _COMPARED)):
+            for block in np.split(members, range(_BLOCK_SIZE, len(members), _BLOCK_SIZE)):
                 differing = np.bitwise_count(unique[block][:, None] ^ unique[members])
                 one, other = np.nonzero(differing <= distance)
                 edges.append(np.stack([block[one], members[other]]))

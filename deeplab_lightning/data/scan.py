@@ -1,4 +1,4 @@
-"""One pass over a data set: every file read once, every problem found, pixels counted, masks cached."""
+"""Scan a data set: read every file once, find all problems and count the pixels of each class."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,20 +16,22 @@ from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datasets.base import SegmentationDataset, UnknownMaskValuesError, size_problem
 from deeplab_lightning.data.problems import Problem
 
-_FILES_SHOWN = 3
+_MAX_FILES = 3  # in one message
 _VERSION = 3  # part of the cache key: raise it when the same files give other counts
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What a pass found.
+    """Hold the counts and the problems that a scan found.
 
     Attributes:
-        names: N image keys, those with a problem included.
-        objects: (N, K) int64 objects of each class: annotations, or connected regions of a mask.
-        pixels: (N, K) int64 pixels of each class. Rows of images with a problem are zero, in both.
-        image_pixels: (N,) int64 pixels of each picture, ignored ones included; 1 for those with a problem.
-        problems: All problems, in the order of the images; one for all masks with unknown values.
+        names: N image keys, including images with a problem.
+        objects: (N, K) int64 number of objects of each class: annotations, or connected regions of a mask.
+            Zero for images with a problem.
+        pixels: (N, K) int64 number of pixels of each class. Zero for images with a problem.
+        image_pixels: (N,) int64 number of pixels of each image, ignored pixels included; 1 for images with
+            a problem.
+        problems: All problems in the order of the images. Unknown mask values are one problem for all masks.
     """
 
     names: list[str]
@@ -40,26 +42,31 @@ class Statistics:
 
     @property
     def areas(self) -> npt.NDArray[np.float64]:
-        """(N, K) share of each picture that each class covers: what counts where pictures differ in size."""
+        """Return the fraction of each image that each class covers, (N, K).
+
+        Unlike pixels, fractions can be added up over images of different sizes.
+        """
         return self.pixels / self.image_pixels[:, None]
 
 
 @dataclass(frozen=True)
 class _Finding:
-    counts: Row | None  # (2 K + 1,): objects, pixels, pixels of the picture
+    """Hold the counts of one image, or its problem."""
+
+    counts: Row | None  # (2 K + 1,): objects, pixels, pixels of the image
     problem: Problem | None = None
     unknown: UnknownMaskValuesError | None = None
 
 
 def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Statistics:
-    """Read every image and mask once, or only those that changed since the last time.
+    """Read every image and mask that changed since the last scan, and count objects and pixels.
 
-    What was found sound is remembered in the cache folder under the content of each image and mask,
-    so a second call reads nothing, and after one file was touched only that file.
+    The counts of faultless images are stored in the cache folder under their fingerprints: a second call
+    reads no file, and after one file was touched only that file.
 
     Args:
         dataset: Any data set; it is not changed.
-        is_quiet: Without a progress bar.
+        is_quiet: Whether to hide the progress bar.
     """
     num_classes = dataset.classes.num_classes
     keys = [_key(dataset, index) for index in range(len(dataset))]
@@ -79,8 +86,8 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
     known = cached_rows(store, keys, width, count)
     if unknown:
         problems.append(_unknown_values_problem(dataset, unknown))
-    nothing = np.array([0] * (width - 1) + [1])
-    rows = np.array([known.get(key, nothing) for key in keys], dtype=np.int64).reshape(-1, width)
+    no_counts = np.array([0] * (width - 1) + [1])
+    rows = np.array([known.get(key, no_counts) for key in keys], dtype=np.int64).reshape(-1, width)
     objects, pixels, image_pixels = np.split(rows, [num_classes, 2 * num_classes], axis=1)
     return Statistics(list(dataset.names), objects, pixels, image_pixels[:, 0], problems)
 
@@ -88,12 +95,15 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
 def _key(dataset: SegmentationDataset, index: int) -> str:
     try:
         return dataset.fingerprint(index)
-    except OSError:  # the file is gone: inspecting it will say so
+    except OSError:  # the file is missing: the inspection reports it
         return f"unreadable {index}"
 
 
 def _inspect_all(dataset: SegmentationDataset, indices: Sequence[int], is_quiet: bool) -> Iterator[_Finding]:
-    """Findings in the order of the indices. Threads: decoding does not hold the interpreter's lock."""
+    """Inspect images in threads and yield the findings in the order of the indices.
+
+    Threads are enough, since decoding does not hold the interpreter's lock.
+    """
     if not indices:
         return
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -105,11 +115,11 @@ def _inspect_all(dataset: SegmentationDataset, indices: Sequence[int], is_quiet:
 
 
 def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
+    """Read one image and its mask, compare their sizes and count objects and pixels."""
     name, path = dataset.names[index], dataset.paths[index]
     image = _attempt(lambda: dataset.read_image(index))
     if isinstance(image, Exception):
-        where, _, found = str(image).partition(": ")
-        return _Finding(None, Problem(where, found, "Replace the file.", (name,)))
+        return _Finding(None, Problem.from_error(image, "Replace the file.", name))
     mask = _attempt(lambda: dataset.read_mask(index))
     if isinstance(mask, UnknownMaskValuesError):
         return _Finding(None, unknown=mask)
@@ -123,6 +133,7 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
 
 
 def _attempt(read: Callable[[], Tensor]) -> Tensor | Exception:
+    """Return the tensor, or the error of a file that cannot be read."""
     try:
         return read()
     except (OSError, ValueError) as error:
@@ -132,9 +143,10 @@ def _attempt(read: Callable[[], Tensor]) -> Tensor | Exception:
 def _unknown_values_problem(
     dataset: SegmentationDataset, found: Sequence[tuple[str, UnknownMaskValuesError]]
 ) -> Problem:
+    """Describe all masks with unknown values as one problem."""
     values = sorted({value for _, error in found for value in error.values})
-    files = ", ".join(str(error.path) for _, error in found[:_FILES_SHOWN])
-    others = f" and {len(found) - _FILES_SHOWN} more" if len(found) > _FILES_SHOWN else ""
+    files = ", ".join(str(error.path) for _, error in found[:_MAX_FILES])
+    others = f" and {len(found) - _MAX_FILES} more" if len(found) > _MAX_FILES else ""
     table = dict(dataset.classes.raw_ids or {})
     return Problem(
         f"{files}{others}",

@@ -4,7 +4,7 @@ import pytest
 from deeplab_lightning.data.classes import ClassTable, voc_palette
 
 
-def test_palette_is_that_of_voc() -> None:
+def test_palette_is_the_one_of_voc() -> None:
     # The first colours as the VOC development kit documents them.
     assert voc_palette(6) == [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
 
@@ -42,6 +42,6 @@ def test_dict_round_trip() -> None:
         ({"names": ["a"], "raw_ids": {3: 0}, "ignore_ids": [3]}, r"raw ids \[3\] are both"),
     ],
 )
-def test_bad_tables_say_what_is_wrong(arguments: dict, message: str) -> None:  # type: ignore[type-arg]
+def test_errors_of_invalid_tables_name_the_fault(arguments: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(ValueError, match=message):
         ClassTable(**arguments)

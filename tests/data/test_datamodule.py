@@ -58,11 +58,11 @@ def test_batches_are_uint8(mask_folder: Path) -> None:
     assert type(batch.image) is torch.Tensor
 
 
-def test_pictures_depend_on_seed_epoch_and_name_only(mask_folder: Path) -> None:
+def test_crops_depend_on_seed_epoch_and_name_only(mask_folder: Path) -> None:
     def epoch(number: int, num_workers: int = 0, seed: int = 0) -> dict[str, torch.Tensor]:
         loader = datamodule(mask_folder, batch_size=1, num_workers=num_workers, seed=seed).train_dataloader()
         loader.sampler.set_epoch(number)  # type: ignore[attr-defined]
-        torch.rand(number + num_workers)  # the global generator stands elsewhere each time
+        torch.rand(number + num_workers)  # the global generator has another state each time
         return {batch.names[0]: batch.image for batch in loader}
 
     first, again, workers, second, other = epoch(0), epoch(0), epoch(0, 2), epoch(1), epoch(0, seed=1)
@@ -75,7 +75,7 @@ def test_pictures_depend_on_seed_epoch_and_name_only(mask_folder: Path) -> None:
         assert not image.equal(other[name])
 
 
-def test_evaluation_batches_hold_pictures_of_one_size(mask_folder: Path) -> None:
+def test_evaluation_batches_hold_images_of_one_size(mask_folder: Path) -> None:
     write_image(mask_folder / "images" / "03.png", (40, 40))
     write_mask(
         mask_folder / "masks" / "03.png",
@@ -108,14 +108,17 @@ def test_groups_stay_in_one_fold(mask_folder: Path) -> None:
     assert "seq2_6.png,seq2," in module.folds_csv()
 
 
-def test_a_fold_file_of_other_images_stops(mask_folder: Path, tmp_path: Path) -> None:
+def test_a_fold_file_of_other_images_is_an_error(mask_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "folds.csv"
     file.write_text(datamodule(mask_folder).folds_csv().replace("04.png", "old.png"))
-    with pytest.raises(DataError, match=r"1 images are not in it \(04.png\); 1 of its images are gone \(old.png\)"):
+    with pytest.raises(
+        DataError,
+        match=r"1 images of the data set are missing \(04.png\); 1 images are not in the data set \(old.png\)",
+    ):
         _ = datamodule(mask_folder, fold_file=str(file)).folds
 
 
-def test_bad_data_stop_before_training(mask_folder: Path) -> None:
+def test_faulty_data_stop_the_run_before_training(mask_folder: Path) -> None:
     (mask_folder / "masks" / "02.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"02.png"):
         datamodule(mask_folder)
@@ -144,6 +147,6 @@ def test_class_tables_must_agree(mask_folder: Path) -> None:
         ({"split": "official"}, "needs data.val_dataset"),
     ],
 )
-def test_bad_arguments_say_what_is_wrong(mask_folder: Path, arguments: dict[str, Any], message: str) -> None:
+def test_errors_of_invalid_arguments_name_the_fault(mask_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationDataModule(dataset(mask_folder), **arguments)

@@ -10,7 +10,7 @@ from PIL import Image
 from deeplab_lightning import stratified_folds
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
-from deeplab_lightning.data.groups import DuplicateGroups, PatternGroups, TableGroups, _near
+from deeplab_lightning.data.groups import DuplicateGroups, PatternGroups, TableGroups, _linked_components
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.errors import DataError
 from tests.conftest import CLASSES
@@ -38,7 +38,7 @@ def test_chunks_are_neighbours_of_one_group(frames: MaskFolderDataset) -> None:
     assert labels == ["a-0000"] * 3 + ["a-0001"] * 3 + ["a-0002"] + ["b-0000"] * 3
 
 
-def test_chunks_count_as_people_do(mask_folder: Path) -> None:
+def test_chunks_follow_the_numbers_in_file_names(mask_folder: Path) -> None:
     for part in ("images", "masks"):
         for index in range(10):
             (mask_folder / part / f"{index:02d}.png").rename(mask_folder / part / f"a_{index + 1}.png")
@@ -49,7 +49,7 @@ def test_chunks_count_as_people_do(mask_folder: Path) -> None:
         PatternGroups("^a_(x)?").labels(dataset)
 
 
-def test_bad_patterns_say_what_is_wrong(frames: MaskFolderDataset) -> None:
+def test_errors_of_invalid_patterns_name_the_fault(frames: MaskFolderDataset) -> None:
     with pytest.raises(DataError, match=r"'\^b', does not match a_0.png"):
         PatternGroups("^b").labels(frames)
     with pytest.raises(ValueError, match=r"must be a regular expression, got '\('"):
@@ -61,12 +61,12 @@ def test_bad_patterns_say_what_is_wrong(frames: MaskFolderDataset) -> None:
 def test_a_table_gives_the_labels(frames: MaskFolderDataset, tmp_path: Path) -> None:
     table = tmp_path / "sites.csv"
     rows = [f"{name},site{index % 4}" for index, name in enumerate(frames.names)]
-    table.write_text("\n".join(["picture,site", *reversed(rows)]))
-    groups = TableGroups(str(table), image_column="picture", group_column="site")
+    table.write_text("\n".join(["file,site", *reversed(rows)]))
+    groups = TableGroups(str(table), image_column="file", group_column="site")
     assert groups.labels(frames) == [f"site{index % 4}" for index in range(10)]
-    with pytest.raises(DataError, match=r"no column 'image'; its columns are \['picture', 'site'\]"):
+    with pytest.raises(DataError, match=r"no rows with the column 'image'; its columns are \['file', 'site'\]"):
         TableGroups(str(table)).labels(frames)
-    table.write_text("\n".join(["picture,site", *rows[1:]]))
+    table.write_text("\n".join(["file,site", *rows[1:]]))
     with pytest.raises(DataError, match=r"no group for 1 of 10 images \(a_0.png\)"):
         groups.labels(frames)
     with pytest.raises(FileNotFoundError, match="no such table of groups"):
@@ -75,9 +75,9 @@ def test_a_table_gives_the_labels(frames: MaskFolderDataset, tmp_path: Path) -> 
 
 def test_near_duplicates_share_a_label(frames: MaskFolderDataset) -> None:
     blots = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
-    picture = Image.fromarray(blots).resize((320, 240), Image.Resampling.BICUBIC)
-    picture.resize((64, 48)).save(frames.paths[2])
-    picture.resize((128, 96)).resize((64, 48)).point(lambda v: v * 0.9 + 10).save(frames.paths[8])
+    image = Image.fromarray(blots).resize((320, 240), Image.Resampling.BICUBIC)
+    image.resize((64, 48)).save(frames.paths[2])
+    image.resize((128, 96)).resize((64, 48)).point(lambda v: v * 0.9 + 10).save(frames.paths[8])
     labels = DuplicateGroups().labels(frames)
     assert labels[2] == labels[8] == "a_2.png"
     assert len(set(labels)) == 9
@@ -91,7 +91,7 @@ def test_near_duplicates_share_a_label(frames: MaskFolderDataset) -> None:
 
 
 @pytest.mark.parametrize("distance", [0, 3, 6, 12])
-def test_near_hashes_are_those_that_comparing_all_finds(distance: int) -> None:
+def test_linked_hashes_are_those_of_comparing_all_pairs(distance: int) -> None:
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 2**63, 60).astype(np.uint64)
     for index in range(20, 60):  # flip a few bits of an earlier one
@@ -100,16 +100,16 @@ def test_near_hashes_are_those_that_comparing_all_finds(distance: int) -> None:
             np.uint64(1) << flips.astype(np.uint64), initial=np.uint64(0)
         )
     expected = np.arange(60)
-    for _ in range(60):  # labels spread along near pairs
+    for _ in range(60):  # labels spread along linked pairs
         for one in range(60):
-            near = np.bitwise_count(hashes ^ hashes[one]) <= distance
-            expected[near] = expected[near].min()
-    found = _near(hashes, distance)
+            is_linked = np.bitwise_count(hashes ^ hashes[one]) <= distance
+            expected[is_linked] = expected[is_linked].min()
+    found = _linked_components(hashes, distance)
     assert np.array_equal(found[:, None] == found, expected[:, None] == expected)
     assert len(set(found.tolist())) < 60
 
 
-def test_camvid_leaks_without_groups_and_not_with_them(real_data: Path) -> None:
+def test_groups_prevent_leaks_between_the_folds_of_camvid(real_data: Path) -> None:
     if not (real_data / "camvid").is_dir():
         pytest.skip(f"no CamVid in {real_data}")
     dataset = MaskFolderDataset(

@@ -32,12 +32,12 @@ def test_objects_are_regions_of_at_least_50_pixels(dataset: MaskFolderDataset) -
     assert dataset.count_objects(0, mask).tolist() == [1, 0, 3]
 
 
-def test_areas_are_shares_of_the_picture(dataset: MaskFolderDataset) -> None:
+def test_areas_are_fractions_of_the_image(dataset: MaskFolderDataset) -> None:
     statistics = scan_dataset(dataset)
     assert np.allclose(statistics.areas, statistics.pixels / (48 * 64))
 
 
-def test_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan_dataset(dataset)
     monkeypatch.setattr(dataset, "read_mask", lambda index: pytest.fail("read again"))
     assert np.array_equal(scan_dataset(dataset).pixels, first.pixels)

@@ -1,4 +1,4 @@
-"""Readers of data sets: sorted, validated (image, mask) pairs as uint8 tensors."""
+"""Read data sets as sorted, validated pairs of image and mask in uint8."""
 
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.datasets.coco import CocoDataset

@@ -1,4 +1,4 @@
-"""The interface that all data sets share."""
+"""Define the interface of all data sets."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -17,13 +17,18 @@ from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
 from deeplab_lightning.data.images import ImageFile, ImageSource, planar
 from deeplab_lightning.data.problems import OnError, Problem, data_error
-from deeplab_lightning.errors import DataError
+from deeplab_lightning.errors import DataError, UserError
 
-MIN_OBJECT_PIXELS = 50  # smaller regions are rests of overlaps and of annotation noise
+MIN_OBJECT_PIXELS = 50  # smaller regions are left over from overlaps and annotation noise
 
 
-class UnknownMaskValuesError(ValueError):
-    """A mask holds raw ids that the class table does not."""
+class UnknownMaskValuesError(UserError):
+    """Report raw ids in a mask that are not in the class table.
+
+    Args:
+        path: The mask file.
+        values: The unknown raw ids.
+    """
 
     def __init__(self, path: Path, values: Sequence[int]) -> None:
         super().__init__(f"{path}: mask values {list(values)} are not in the class table")
@@ -32,17 +37,20 @@ class UnknownMaskValuesError(ValueError):
 
 
 class SegmentationDataset(Dataset[Sample], ABC):
-    """Pictures with masks of train ids, sorted by name, in uint8 and without augmentation.
+    """Provide images and masks of train ids in uint8 without augmentation, sorted by name.
 
-    A subclass fills `classes`, `names` and `paths` (parallel, sorted by name) and reads one mask.
-    What is wrong is found when it is built, or, where every file must be read for it, by
-    `deeplab_lightning.data.scan.scan_dataset` before training.
+    A subclass fills `classes`, `names` and `paths` (of equal length, sorted by name) and reads one mask.
+    Problems are found when the data set is built, or by `deeplab_lightning.data.scan.scan_dataset` before
+    training if every file must be read to find them.
+
+    Args:
+        on_error: `raise` stops at problems in `report`, `skip` leaves out the images concerned.
 
     Attributes:
         classes: The class table.
         names: One key per image, a relative path; unique and sorted.
         paths: The image files.
-        problems: What `on_error: skip` left out.
+        problems: The problems that `on_error: skip` recorded.
     """
 
     classes: ClassTable
@@ -55,27 +63,30 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read_mask(self, index: int) -> Tensor:
-        """Train ids of image `index`: (H, W) uint8."""
+        """Read the train ids of image `index`: (H, W) uint8."""
 
     @abstractmethod
     def fingerprint(self, index: int) -> str:
-        """What image `index` and its mask depend on; changes when a file or the class table does."""
+        """Return a key that changes when image `index`, its mask file or the class table changes."""
 
     @abstractmethod
     def remarks(self) -> list[str]:
-        """What is legal but worth knowing, a sentence each."""
+        """Describe properties of the data that are valid but worth knowing, one sentence each."""
 
     @property
     @abstractmethod
     def source(self) -> str:
-        """Where the data lie, in one line."""
+        """Return the location of the data in one line."""
 
     def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """(K,) objects of each class in image `index`: the 8-connected regions of at least 50 pixels.
+        """Count the objects of each class in image `index`: the 8-connected regions of at least 50 pixels.
 
         Args:
-            index: The image.
-            mask: Its (H, W) train ids.
+            index: Index of the image.
+            mask: (H, W) uint8, the train ids of the image.
+
+        Returns:
+            (K,) int64.
         """
         counts = np.zeros(self.classes.num_classes, dtype=np.int64)
         for train_id in np.unique(mask[mask != IGNORE_INDEX]):
@@ -83,23 +94,29 @@ class SegmentationDataset(Dataset[Sample], ABC):
             counts[train_id] = np.count_nonzero(np.bincount(regions.reshape(-1))[1:] >= MIN_OBJECT_PIXELS)
         return counts
 
-    def annotated(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """(K,) objects and (K,) shares of the picture by the annotations of image `index` alone.
+    def measure_annotations(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Compute object counts and areas of image `index` from its annotations, without opening a file.
 
-        Overlaps count twice and no file is opened.
+        Overlaps of objects count for each of them.
+
+        Args:
+            index: Index of the image.
+
+        Returns:
+            (K,) number of objects of each class, and (K,) fraction of the image that each class covers.
 
         Raises:
-            DataError: If there is nothing but the mask to tell.
+            DataError: If the data set has masks but no annotations.
         """
-        raise DataError(f"{self.source}: has masks but no annotations; set data.exact_areas: true.")
+        raise DataError(f"{self.source}: has masks but no annotations. Set data.exact_areas: true.")
 
     def open_image(self, index: int) -> ImageSource:
-        """Image `index`, not decoded yet. Override it for pictures that are no files."""
+        """Open image `index` without decoding it. Override this method for images that are not files."""
         return ImageFile(self.paths[index])
 
     @final
     def read_image(self, index: int) -> Tensor:
-        """Image `index`: (3, H, W) uint8 RGB."""
+        """Read image `index`: (3, H, W) uint8 RGB."""
         return planar(self.open_image(index).pixels())
 
     def __len__(self) -> int:
@@ -116,17 +133,20 @@ class SegmentationDataset(Dataset[Sample], ABC):
         )
 
     def report(self, problems: Sequence[Problem]) -> None:
-        """Raise for the problems, or note them and drop their images, as `on_error` says.
+        """Raise an error for the problems, or record them and drop their images if `on_error` is `skip`.
+
+        Args:
+            problems: Problems of this data set.
 
         Raises:
-            DataError: With `on_error: raise`, or if no image is left.
+            DataError: If there is a problem and `on_error` is `raise`, or if no image is left.
         """
         if problems and self.on_error == "raise":
             raise data_error(problems)
         self.problems.extend(problems)
         self._drop({name for problem in problems for name in problem.images})
         if not self.names:
-            raise DataError(f"{self.source}: no image is left to use. `deeplab data check` lists why.")
+            raise DataError(f"{self.source}: no usable image is left. `deeplab data check` lists the reasons.")
 
     def _drop(self, names: Collection[str]) -> None:
         kept = [i for i, name in enumerate(self.names) if name not in names]
@@ -134,7 +154,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
             self._keep(kept)
 
     def _keep(self, indices: Sequence[int]) -> None:
-        """Keep only these images; a subclass with more lists per image extends this."""
+        """Keep only the images with these indices; a subclass with more lists per image extends this."""
         self.names = [self.names[i] for i in indices]
         self.paths = [self.paths[i] for i in indices]
 
@@ -142,15 +162,23 @@ class SegmentationDataset(Dataset[Sample], ABC):
 def size_problem(
     name: str, path: Path, image_size: tuple[int, ...], label: str, label_size: tuple[int, ...]
 ) -> Problem:
-    """A picture and its labels have different sizes, both (height, width) in pixels."""
+    """Describe an image whose labels have another size.
+
+    Args:
+        name: Key of the image.
+        path: The image file.
+        image_size: (height, width) of the image in pixels.
+        label: Start of the clause about the labels' size, such as `its mask is`.
+        label_size: (height, width) of the labels in pixels.
+    """
     return Problem(
         str(path),
         f"the image is {image_size[0]}x{image_size[1]} (height x width) but {label} {label_size[0]}x{label_size[1]}",
-        "Resize neither by hand: export the labels again for this image, or remove the pair.",
+        "Export the labels again for this image, or remove the pair; do not resize either by hand.",
         (name,),
     )
 
 
 def to_tensor(mask: npt.NDArray[Any]) -> Tensor:
-    """A NumPy mask as a tensor that owns its memory."""
-    return torch.from_numpy(np.array(mask, dtype=np.uint8))  # a third of torch.tensor's time
+    """Copy a NumPy mask to a uint8 tensor."""
+    return torch.from_numpy(np.array(mask, dtype=np.uint8))  # takes a third of torch.tensor's time

@@ -1,4 +1,4 @@
-"""COCO JSON annotations, the format of TACO and of most annotation tools."""
+"""Read COCO JSON annotations, the format of TACO and of most annotation tools."""
 
 import json
 from collections import Counter
@@ -20,12 +20,19 @@ from deeplab_lightning.data.problems import OnError, Problem
 from deeplab_lightning.errors import DataError, MissingFileError
 
 BACKGROUND = "background"
-_RASTER_VERSION = 1  # part of the cache key: raise it when the same annotations give another mask
+_RASTER_VERSION = 1  # part of the cache key: increase it when the same annotations give another mask
 Rle = dict[str, Any]
+Size = tuple[int, int]  # (height, width) in pixels
 
 
 class Annotation(NamedTuple):
-    """One object: its train id (255 if ignored), its segmentation as in the JSON, and `iscrowd`."""
+    """Hold one object.
+
+    Attributes:
+        train_id: Train id of its class; 255 if its category is ignored.
+        segmentation: Polygons or RLE as in the JSON file.
+        is_crowd: Whether it is a crowd region (`iscrowd: 1`).
+    """
 
     train_id: int
     segmentation: Any
@@ -33,31 +40,33 @@ class Annotation(NamedTuple):
 
 
 class CocoDataset(SegmentationDataset):
-    """Pictures with objects in one COCO JSON: polygons of several parts, RLE, compressed RLE.
+    """Read images and objects from one COCO JSON file.
 
-    A pixel under several objects belongs to the smaller one (`overlap`); a crowd region lies under
-    all objects. Images without annotations are background. Categories of one name are one class; a
-    category that no object uses and that others name as their supercategory is left out. Classes
-    stand in the order of their first category id, after the background.
+    Objects may be polygons of several parts, RLE or compressed RLE. A pixel covered by several objects belongs
+    to the smallest of them (see `overlap`); crowd regions are below all objects. Images without annotations
+    are background. Categories with the same name are one class. A category that has no object and is the
+    supercategory of others is left out. Classes are ordered by their first category id, after the background.
 
     Args:
         annotations: The JSON file.
         images: Folder that the JSON's `file_name` entries are relative to; the JSON's own folder if null.
-        class_map: Category name or id -> class name, to merge and rename; null drops the category's
-            objects to ignore, `background` paints them as background. `"*"` stands for the categories
-            not named; without it they keep their own names.
-        colors: Class name -> (R, G, B) in 0-255; the VOC palette where not given.
-        background: `class` makes pixels without object class 0, `ignore` makes them count nowhere.
+        class_map: Mapping from category name or id to class name, to merge and rename categories. Null
+            ignores the pixels of the category's objects, `background` makes them background. `"*"` is the
+            key for all categories that are not named; without it they keep their own names.
+        colors: Mapping from class name to (R, G, B) in 0-255; classes that are not named take their colour
+            from the VOC palette.
+        background: `class` makes pixels without object class 0; `ignore` ignores them in the loss and in
+            all metrics.
         overlap: `smaller_on_top`, or `file_order` for the later object on top.
-        crowd: `ignore` makes regions with `iscrowd: 1` count nowhere, as in COCO's own evaluation;
-            `class` paints them as their category.
-        on_error: `raise` stops at bad files and annotations, `skip` leaves them out and lists them once.
+        crowd: `ignore` ignores regions with `iscrowd: 1`, as COCO's own evaluation does; `class` gives them
+            the class of their category.
+        on_error: `raise` stops at faulty files and annotations, `skip` leaves them out and lists them once.
 
     Raises:
-        FileNotFoundError: If the JSON or the image folder does not exist.
-        DataError: If the JSON is not COCO, holds no image, maps an unknown category, or, with
-            `on_error: raise`, has annotations of unknown images or categories, polygons that are none,
-            RLE of another size than their image, or images that are missing or of another size.
+        FileNotFoundError: If the JSON file or the image folder does not exist.
+        DataError: If the JSON is not COCO, holds no image or maps an unknown category. With `on_error: raise`
+            also for annotations of unknown images or categories, invalid polygons, RLE of another size than
+            their image, and images that are missing or have another size.
     """
 
     def __init__(
@@ -81,9 +90,8 @@ class CocoDataset(SegmentationDataset):
         self._mask_keys: dict[str, str] = {}
         content = _read_json(self.json_path)
         self._categories: list[dict[str, Any]] = content["categories"]
-        self._used = Counter(entry.get("category_id") for entry in content["annotations"])
-        category_to_class = self._map_categories(class_map)
-        self.classes, train_ids = _class_table(category_to_class, colors or {}, background)
+        self._num_annotations = Counter(entry.get("category_id") for entry in content["annotations"])
+        self.classes, train_ids = _class_table(self._map_categories(class_map), colors or {}, background)
 
         records = sorted(content["images"], key=lambda record: str(record.get("file_name")))
         if not records:
@@ -91,47 +99,35 @@ class CocoDataset(SegmentationDataset):
         self.names = [str(record.get("file_name")) for record in records]
         self.paths = [self.image_folder / name for name in self.names]
         self.sizes = [(int(record.get("height", 0)), int(record.get("width", 0))) for record in records]
-        by_image: dict[Any, list[Annotation]] = {record["id"]: [] for record in records}
-        problems = list(self._file_problems(records))
-        pictures = {r["id"]: (name, size) for r, name, size in zip(records, self.names, self.sizes, strict=True)}
-        for entry in content["annotations"]:
-            if problem := self._annotation_problem(entry, pictures, train_ids):
-                problems.append(problem)
-            else:
-                is_crowd = bool(entry.get("iscrowd", 0))
-                by_image[entry["image_id"]].append(
-                    Annotation(train_ids[entry["category_id"]], entry["segmentation"], is_crowd)
-                )
-        self.objects = [by_image[record["id"]] for record in records]
-        self.report(problems)
+        self.objects, faulty_annotations = self._assign_objects(records, content["annotations"], train_ids)
+        self.report([*self._file_problems(records), *faulty_annotations])
 
     @property
     def source(self) -> str:
+        """Return the JSON file."""
         return str(self.json_path)
 
     def read_mask(self, index: int) -> Tensor:
+        """Read the train ids of image `index` from the cache, or rasterise its objects: (H, W) uint8."""
         path = cache_folder() / "masks" / f"{self._mask_key(index)}.png"
         if path.is_file():
             try:
                 return to_tensor(read_mask(path))
-            except ValueError:  # a damaged cache file is made again
+            except ValueError:  # the cache file is damaged: write it again
                 path.unlink(missing_ok=True)
         mask = self._rasterise(index)
-        # Pillow filters the rows of grey PNG files but not those with a palette, which read 3 times as fast.
-        picture = Image.fromarray(mask)
-        picture.putpalette([value for color in voc_palette(256) for value in color])
-        try_cache(path, lambda file: picture.save(file, format="PNG", compress_level=1))
+        # Pillow filters the rows of grey PNG files but not of palette PNG files, which are read 3 times as fast.
+        image = Image.fromarray(mask)
+        image.putpalette([value for color in voc_palette(256) for value in color])
+        try_cache(path, lambda file: image.save(file, format="PNG", compress_level=1))
         return to_tensor(mask)
 
     def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-        """(K,) annotations of each class in image `index`, crowd regions not counted."""
-        return self._count(index)
+        """Count the annotations of each class in image `index` without crowd regions: (K,) int64."""
+        return self._count_annotations(index)
 
-    def _count(self, index: int) -> npt.NDArray[np.int64]:
-        ids = [item.train_id for item in self.objects[index] if not item.is_crowd and item.train_id != IGNORE_INDEX]
-        return np.bincount(np.array(ids, dtype=np.int64), minlength=self.classes.num_classes)
-
-    def annotated(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    def measure_annotations(self, index: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Compute object counts and area fractions of image `index` from its annotations."""
         height, width = self.sizes[index]
         areas = np.zeros(IGNORE_INDEX + 1)
         rles = [_to_rle(object_.segmentation, self.sizes[index]) for object_ in self.objects[index]]
@@ -139,31 +135,38 @@ class CocoDataset(SegmentationDataset):
             areas[_train_id(object_, self.crowd)[0]] += int(rle_tools.area(rle))
         if self.background == "class":
             areas[0] += height * width - (int(rle_tools.area(rle_tools.merge(rles))) if rles else 0)
-        return self._count(index), areas[: self.classes.num_classes] / (height * width)
+        return self._count_annotations(index), areas[: self.classes.num_classes] / (height * width)
 
     def fingerprint(self, index: int) -> str:
+        """Return a key of the image file, the objects of image `index` and the rules for drawing them."""
         stat = self.paths[index].stat()
         return content_key(self.paths[index].absolute(), stat.st_size, stat.st_mtime_ns, self._mask_key(index))
 
     def remarks(self) -> list[str]:
-        return [*self._category_oddities(), *self._object_oddities()]
+        """Describe unusual categories and objects, one sentence each."""
+        return [*self._category_remarks(), *self._object_remarks()]
 
     def _keep(self, indices: Sequence[int]) -> None:
         super()._keep(indices)
         self.sizes = [self.sizes[i] for i in indices]
         self.objects = [self.objects[i] for i in indices]
 
+    def _count_annotations(self, index: int) -> npt.NDArray[np.int64]:
+        ids = [item.train_id for item in self.objects[index] if not item.is_crowd and item.train_id != IGNORE_INDEX]
+        return np.bincount(np.array(ids, dtype=np.int64), minlength=self.classes.num_classes)
+
     def _mask_key(self, index: int) -> str:
+        """Return a key of everything that the mask of image `index` depends on."""
         name = self.names[index]
-        if name not in self._mask_keys:  # writing the objects out takes a third of the time to read the mask
-            self._mask_keys[name] = self._made_mask_key(index)
+        if name not in self._mask_keys:  # formatting the objects takes a third of the time to read the mask
+            objects = json.dumps(self.objects[index], sort_keys=True)
+            self._mask_keys[name] = content_key(
+                _RASTER_VERSION, self.sizes[index], objects, self.background, self.overlap, self.crowd
+            )
         return self._mask_keys[name]
 
-    def _made_mask_key(self, index: int) -> str:
-        objects = json.dumps(self.objects[index], sort_keys=True)
-        return content_key(_RASTER_VERSION, self.sizes[index], objects, self.background, self.overlap, self.crowd)
-
     def _rasterise(self, index: int) -> npt.NDArray[np.uint8]:
+        """Draw the objects of image `index` on a mask (H, W) of train ids."""
         size = self.sizes[index]
         mask = np.full(size, 0 if self.background == "class" else IGNORE_INDEX, dtype=np.uint8)
         layers = [
@@ -171,19 +174,19 @@ class CocoDataset(SegmentationDataset):
         ]
         if self.overlap == "smaller_on_top":
             layers.sort(key=lambda layer: -int(rle_tools.area(layer[2])))
-        layers.sort(key=lambda layer: not layer[1])  # crowds first, the rest stays in order
+        layers.sort(key=lambda layer: not layer[1])  # crowd regions first; the sort is stable
         for train_id, _, rle in layers:
             mask[rle_tools.decode(rle).astype(bool)] = train_id
         return mask
 
     def _map_categories(self, class_map: Mapping[str, str | None] | None) -> dict[Any, str | None]:
-        """Category id -> class name, None for ignored; unused parents are left out."""
+        """Map category ids to class names, None for ignored categories; unused parents are left out."""
         given = {str(key): value for key, value in (class_map or {}).items()}
         known = {str(c[key]) for c in self._categories for key in ("id", "name")} | {"*"}
         if unknown := sorted(set(given) - known):
             raise DataError(
-                f"{self.json_path}: class_map names categories {unknown} that the file does not hold. "
-                f"It holds: {', '.join(sorted({str(c['name']) for c in self._categories}))}."
+                f"{self.json_path}: class_map names categories {unknown}, which are not in the file. "
+                f"Its categories are: {', '.join(sorted({str(c['name']) for c in self._categories}))}."
             )
         parents = {id_ for id_, _ in self._unused_parents()}
         mapped: dict[Any, str | None] = {}
@@ -197,16 +200,48 @@ class CocoDataset(SegmentationDataset):
         return mapped
 
     def _unused_parents(self) -> list[tuple[Any, str]]:
+        """List (id, name) of the categories without objects that are the supercategory of others."""
         parents = {c.get("supercategory") for c in self._categories if c.get("supercategory") != c["name"]}
-        return [(c["id"], str(c["name"])) for c in self._categories if c["name"] in parents and not self._used[c["id"]]]
+        unused = [c for c in self._categories if not self._num_annotations[c["id"]]]
+        return [(c["id"], str(c["name"])) for c in unused if c["name"] in parents]
+
+    def _assign_objects(
+        self,
+        records: Sequence[Mapping[str, Any]],
+        annotations: Sequence[Mapping[str, Any]],
+        train_ids: Mapping[Any, int],
+    ) -> tuple[list[list[Annotation]], list[Problem]]:
+        """Assign the annotations to their images.
+
+        Args:
+            records: The images' entries, in the order of `names`.
+            annotations: The annotations' entries.
+            train_ids: Mapping from category id to train id.
+
+        Returns:
+            The objects of each image, and the problems of the annotations that cannot be used.
+        """
+        by_image: dict[Any, list[Annotation]] = {record["id"]: [] for record in records}
+        images = {r["id"]: (name, size) for r, name, size in zip(records, self.names, self.sizes, strict=True)}
+        problems = []
+        for entry in annotations:
+            if problem := self._annotation_problem(entry, images, train_ids):
+                problems.append(problem)
+            else:
+                is_crowd = bool(entry.get("iscrowd", 0))
+                by_image[entry["image_id"]].append(
+                    Annotation(train_ids[entry["category_id"]], entry["segmentation"], is_crowd)
+                )
+        return [by_image[record["id"]] for record in records], problems
 
     def _file_problems(self, records: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
+        """Find duplicate entries, files that cannot be read, and sizes that differ from the JSON file."""
         times = Counter(self.names)
         for name, path, size, record in zip(self.names, self.paths, self.sizes, records, strict=True):
             if times[name] > 1:
                 yield Problem(
                     f"{self.json_path}, image {record.get('id')}",
-                    f"file_name {name} stands {times[name]} times",
+                    f"file_name {name} is used by {times[name]} entries",
                     "Keep one entry and move the annotations to it.",
                     (name,),
                 )
@@ -221,85 +256,104 @@ class CocoDataset(SegmentationDataset):
                     (name,),
                 )
             except ValueError as error:
-                yield Problem(str(path), str(error).partition(": ")[2], "Replace the file.", (name,))
+                yield Problem.from_error(error, "Replace the file.", name)
             else:
                 if actual != size:
                     yield size_problem(name, path, actual, f"{self.json_path.name} says", size)
 
     def _annotation_problem(
-        self,
-        entry: Mapping[str, Any],
-        images: Mapping[Any, tuple[str, tuple[int, int]]],
-        categories: Mapping[Any, int],
+        self, entry: Mapping[str, Any], images: Mapping[Any, tuple[str, Size]], categories: Mapping[Any, int]
     ) -> Problem | None:
+        """Check one annotation.
+
+        Args:
+            entry: The annotation's entry.
+            images: Mapping from image id to name and size.
+            categories: Mapping from category id to train id.
+
+        Returns:
+            The problem, or None if the annotation can be used.
+        """
         where = f"{self.json_path}, annotation {entry.get('id')}"
         if entry.get("image_id") not in images:
-            return Problem(where, f"unknown image_id {entry.get('image_id')}", "Remove it or add the image's entry.")
+            return Problem(where, f"unknown image_id {entry.get('image_id')}", "Remove it, or add the image's entry.")
         if entry.get("category_id") not in categories:
             return Problem(
                 where,
                 f"unknown category_id {entry.get('category_id')}",
-                f"The file's category ids are {sorted(categories)}; add the category or correct the id.",
+                f"The file's category ids are {sorted(categories)}. Add the category, or correct the id.",
             )
         if found := _segmentation_fault(entry.get("segmentation")):
-            return Problem(where, found, "Draw the object again or remove the annotation.")
+            return Problem(where, found, "Draw the object again, or remove the annotation.")
         name, size = images[entry["image_id"]]
         if isinstance(rle := entry["segmentation"], Mapping) and rle["size"] != list(size):
             return Problem(
                 f"{where} of {name}",
-                f"an RLE is for a picture of {rle['size']} (height, width), but the image is {list(size)}",
-                "Export the annotations again for the pictures as they are, or remove the annotation.",
+                f"an RLE is for an image of {rle['size']} (height, width), but the image is {list(size)}",
+                "Export the annotations again for the present images, or remove the annotation.",
                 (name,),
             )
         return None
 
-    def _category_oddities(self) -> Iterator[str]:
+    def _category_remarks(self) -> Iterator[str]:
+        """Describe categories without objects, with the same name, or with gaps between their ids."""
         names = Counter(str(c["name"]) for c in self._categories)
         for id_, name in self._unused_parents():
-            yield f"category {id_} ({name}) is the parent of others and has no object: left out."
+            yield f"category {id_} ({name}) is the parent of others and has no object, so it is left out."
         for name, times in names.items():
             if times > 1:
                 ids = [c["id"] for c in self._categories if c["name"] == name]
-                yield f"category name {name} stands {times} times (ids {ids}): one class."
+                yield f"category name {name} is used {times} times (ids {ids}); these are one class."
         parents = {id_ for id_, _ in self._unused_parents()}
-        unused = [str(c["name"]) for c in self._categories if not self._used[c["id"]] and c["id"] not in parents]
+        unused = [
+            str(c["name"]) for c in self._categories if not self._num_annotations[c["id"]] and c["id"] not in parents
+        ]
         if unused:
             yield f"{len(unused)} categories have no object: {', '.join(unused)}."
         ids = sorted(c["id"] for c in self._categories)
         if ids and ids != list(range(ids[0], ids[0] + len(ids))):
-            yield f"category ids have gaps: {ids[0]} to {ids[-1]} for {len(ids)} categories; train ids have none."
+            yield f"category ids have gaps: {ids[0]} to {ids[-1]} for {len(ids)} categories; train ids have no gaps."
 
-    def _object_oddities(self) -> Iterator[str]:
-        overlapping = border = outside = 0
-        shared_pixels = total_pixels = 0
+    def _object_remarks(self) -> Iterator[str]:
+        """Describe overlaps, polygons at the border, images without objects, and crowd regions."""
+        yield from self._overlap_remarks()
+        yield from self._border_remarks()
+        if empty := sum(not objects for objects in self.objects):
+            yield f"{empty} of {len(self)} images have no object: all background."
+        if crowds := sum(object_.is_crowd for objects in self.objects for object_ in objects):
+            fate = "ignored" if self.crowd == "ignore" else "labelled as their class"
+            yield f"{crowds} crowd regions are {fate}."
+
+    def _overlap_remarks(self) -> Iterator[str]:
+        overlapping = shared_pixels = total_pixels = 0
         for objects, size in zip(self.objects, self.sizes, strict=True):
             rles = [_to_rle(object_.segmentation, size) for object_ in objects]
             union = int(rle_tools.area(rle_tools.merge(rles))) if rles else 0
+            shared = sum(int(rle_tools.area(rle)) for rle in rles) - union
             total_pixels += union
-            twice = sum(int(rle_tools.area(rle)) for rle in rles) - union
-            shared_pixels += twice
-            overlapping += twice > 0
-            for object_ in objects:
-                points = _points(object_.segmentation)
-                if len(points):
-                    border += bool((points <= 0).any() or (points >= (size[1], size[0])).any())
-                    outside += bool((points < 0).any() or (points > (size[1], size[0])).any())
+            shared_pixels += shared
+            overlapping += shared > 0
         if overlapping:
             rule = "the smaller object is on top" if self.overlap == "smaller_on_top" else "the later object is on top"
             yield (
                 f"objects overlap in {overlapping} of {len(self)} images "
-                f"({shared_pixels / max(total_pixels, 1):.1%} of their pixels are covered again): {rule}."
+                f"(repeated cover is {shared_pixels / max(total_pixels, 1):.1%} of their area): {rule}."
             )
+
+    def _border_remarks(self) -> Iterator[str]:
+        border = outside = 0
+        for objects, (height, width) in zip(self.objects, self.sizes, strict=True):
+            for object_ in objects:
+                points = _points(object_.segmentation)
+                if len(points):
+                    border += bool((points <= 0).any() or (points >= (width, height)).any())
+                    outside += bool((points < 0).any() or (points > (width, height)).any())
         if border:
-            yield f"{border} polygons reach the picture's border ({outside} go beyond it and are cut there)."
-        if empty := sum(not objects for objects in self.objects):
-            yield f"{empty} of {len(self)} images have no object: all background."
-        if crowds := sum(object_.is_crowd for objects in self.objects for object_ in objects):
-            fate = "they count nowhere" if self.crowd == "ignore" else "painted as their class"
-            yield f"{crowds} crowd regions: {fate}."
+            yield f"{border} polygons reach the image border ({outside} extend beyond it and are clipped)."
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    """Read the JSON file and check that it is COCO."""
     if not path.is_file():
         raise MissingFileError(f"no such annotation file: {path.absolute()}")
     try:
@@ -308,14 +362,14 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: is not JSON ({error}). Export the annotations again.") from error
     missing = [key for key in ("images", "annotations", "categories") if key not in content]
     if missing:
-        raise DataError(f"{path}: is not a COCO file, it lacks {', '.join(missing)}. Export it as COCO segmentation.")
+        raise DataError(f"{path}: is not a COCO file: it lacks {', '.join(missing)}. Export it as COCO segmentation.")
     return dict(content)
 
 
 def _class_table(
     category_to_class: Mapping[Any, str | None], colors: Mapping[str, tuple[int, int, int]], background: str
 ) -> tuple[ClassTable, dict[Any, int]]:
-    """The table, and category id -> train id (255 for ignored categories)."""
+    """Build the class table, and the mapping from category id to train id (255 for ignored categories)."""
     names = [BACKGROUND] if background == "class" else []
     names += dict.fromkeys(name for name in category_to_class.values() if name not in (None, BACKGROUND))  # type: ignore[arg-type]
     outside = 0 if background == "class" else IGNORE_INDEX
@@ -326,16 +380,16 @@ def _class_table(
     table = ClassTable(names)
     palette = [colors.get(name, default) for name, default in zip(names, table.colors or (), strict=True)]
     if unknown := sorted(set(colors) - set(names)):
-        raise DataError(f"colors are given for {unknown}, which are no classes. The classes are {', '.join(names)}.")
+        raise DataError(f"colors are given for {unknown}, which are not classes. The classes are {', '.join(names)}.")
     raw_ids = {id_: train for id_, train in train_ids.items() if train != IGNORE_INDEX and isinstance(id_, int)}
     return ClassTable(names, palette, raw_ids, [i for i in (IGNORE_INDEX,) if i not in raw_ids]), train_ids
 
 
 def _segmentation_fault(segmentation: Any) -> str | None:
-    """What is wrong with a segmentation, or None."""
+    """Describe the fault of a segmentation, or return None if it is valid."""
     if isinstance(segmentation, Mapping):
-        ok = "counts" in segmentation and "size" in segmentation
-        return None if ok else f"an RLE without counts or size (it has {sorted(segmentation)})"
+        is_complete = "counts" in segmentation and "size" in segmentation
+        return None if is_complete else f"an RLE without counts or size (it has {sorted(segmentation)})"
     if not isinstance(segmentation, list) or not segmentation:
         return "no segmentation (a box alone cannot train segmentation)"
     for polygon in segmentation:
@@ -348,8 +402,8 @@ def _segmentation_fault(segmentation: Any) -> str | None:
     return None
 
 
-def _to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
-    """Any COCO segmentation as compressed RLE of a (height, width) picture."""
+def _to_rle(segmentation: Any, size: Size) -> Rle:
+    """Convert any COCO segmentation to compressed RLE for an image of (height, width) pixels."""
     height, width = size
     if isinstance(segmentation, Mapping):
         if isinstance(segmentation["counts"], list):
@@ -359,12 +413,13 @@ def _to_rle(segmentation: Any, size: tuple[int, int]) -> Rle:
 
 
 def _train_id(object_: Annotation, crowd: str) -> tuple[int, bool]:
+    """Return the train id to draw an object with, and whether it is a crowd region."""
     is_ignored = object_.is_crowd and crowd == "ignore"
     return (IGNORE_INDEX if is_ignored else object_.train_id), object_.is_crowd
 
 
 def _points(segmentation: Any) -> npt.NDArray[np.float64]:
-    """(P, 2) polygon points x, y in pixels; none for RLE."""
+    """Return the (P, 2) polygon points x, y in pixels; none for RLE."""
     if isinstance(segmentation, Mapping):
         return np.zeros((0, 2))
     return np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation])

@@ -1,4 +1,4 @@
-"""Pictures without masks, for predict."""
+"""Read images without masks, for predict."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ from deeplab_lightning.errors import MissingFileError
 
 
 class ImageFolderDataset(Dataset[Sample]):
-    """The pictures of a folder, of a list file, or named one by one; sorted by name.
+    """Read images from folders, list files and single files, sorted by name.
 
     Args:
-        sources: Folders (searched with their subfolders), picture files, and `.txt` files that hold a
-            picture's path a line, relative to the text file's folder.
+        sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
+            per line, relative to the text file's folder.
 
     Raises:
         FileNotFoundError: If a source does not exist.
-        DataError: If a picture is missing or none was found.
+        DataError: If an image is missing or cannot be decoded, or no image was found.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
         found: dict[str, Path] = {}
         for source in map(Path, sources):
-            for name, path in _pictures(source).items():
+            for name, path in _images(source).items():
                 key = name if found.get(name, path) == path else path.as_posix().lstrip("./")
                 found[key] = path
         if not found:
@@ -35,8 +35,8 @@ class ImageFolderDataset(Dataset[Sample]):
                 [
                     Problem(
                         ", ".join(map(str, sources)) or "no source",
-                        f"no picture ({', '.join(IMAGE_SUFFIXES)})",
-                        "Name a folder, picture files or a .txt list with data.predict_images.",
+                        f"no image found ({', '.join(IMAGE_SUFFIXES)})",
+                        "Set data.predict_images to folders, image files or .txt lists.",
                     )
                 ]
             )
@@ -47,8 +47,7 @@ class ImageFolderDataset(Dataset[Sample]):
             try:
                 image_size(path)
             except (FileNotFoundError, ValueError) as error:
-                where, _, what = str(error).partition(": ")
-                problems.append(Problem(where, what, "Replace the file or leave it out.", (name,)))
+                problems.append(Problem.from_error(error, "Replace the file, or leave it out.", name))
         if problems:
             raise data_error(problems)
 
@@ -60,12 +59,13 @@ class ImageFolderDataset(Dataset[Sample]):
         return Sample(tv_tensors.Image(image), None, self.names[index], (image.shape[1], image.shape[2]))
 
 
-def _pictures(source: Path) -> dict[str, Path]:
+def _images(source: Path) -> dict[str, Path]:
+    """Map names to the image files of one folder, list file or image file."""
     if source.is_dir():
         files = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         return {path.relative_to(source).as_posix(): path for path in files}
     if not source.is_file():
-        raise MissingFileError(f"no such picture, folder or list: {source.absolute()}")
+        raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
     if source.suffix == ".txt":
         lines = [line.strip() for line in source.read_text().splitlines() if line.strip()]
         return {line.lstrip("/"): source.parent / line for line in lines}

@@ -1,7 +1,7 @@
-"""Drawing of litter scenes: shapes and textures of the ten recycling classes on textured ground.
+"""Draw litter scenes: objects of the ten recycling classes on textured ground.
 
-Every class has its own outline and surface, and all share one distribution of colours, so that a
-network must look at shape and texture. Local coordinates u (right) and v (down) run over [-1, 1].
+Every class has its own outline and surface, and all classes share one distribution of colours, so that a
+network must learn shape and texture. Local coordinates u (right) and v (down) run over [-1, 1].
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ Surface = Callable[[np.random.Generator, Array, Array, Array], tuple[Array, Arra
 
 @dataclass(frozen=True)
 class LitterClass:
-    """How one class looks.
+    """Define the appearance of one class.
 
     Args:
         name: Class name.
-        share: Expected share of the objects, a fraction; they are long-tailed.
-        size: Half of the longer side, a fraction of the picture's side: (smallest, largest).
-        outline: Draws one polygon of local coordinates, (P, 2).
-        surface: (generator, u, v, base colour) -> RGB (h, w, 3) and opacity (h, w), both in 0-1.
+        share: Expected fraction of all objects; the distribution over the classes is long-tailed.
+        size: Smallest and largest half of the longer side, as a fraction of the image's side.
+        outline: Function that draws one polygon in local coordinates, (P, 2).
+        surface: Function from (generator, u, v, base colour) to RGB (h, w, 3) and opacity (h, w), both in 0-1.
     """
 
     name: str
@@ -39,7 +39,13 @@ class LitterClass:
 
 @dataclass(frozen=True)
 class LitterObject:
-    """One drawn object: index into `LITTER_CLASSES`, polygon in pixels [x0, y0, ...], RLE of its mask."""
+    """Hold one drawn object.
+
+    Attributes:
+        class_index: Index into `LITTER_CLASSES`.
+        polygon: Outline in pixels, [x0, y0, x1, y1, ...].
+        rle: Compressed RLE of its mask.
+    """
 
     class_index: int
     polygon: list[float]
@@ -133,7 +139,7 @@ def _opaque(u: Array) -> Array:
 
 
 def _trash_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """A patchwork of scraps with dark seams."""
+    """Draw a patchwork of scraps with dark seams."""
     seeds = rng.uniform(-1, 1, (9, 2)).astype(np.float32)
     distance = np.stack([(u - x) ** 2 + (v - y) ** 2 for x, y in seeds])
     nearest = np.partition(distance, 1, axis=0)
@@ -143,7 +149,7 @@ def _trash_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) ->
 
 
 def _paper_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Lines of text broken into words."""
+    """Draw lines of text broken into words."""
     rows = rng.uniform(5, 8)
     words = np.sin(u * rng.uniform(9, 14) + 9 * np.floor(v * rows)) > -0.5
     ink = (np.mod(v * rows, 1) < 0.45) & (np.abs(u) < 0.58) & words & (np.abs(v) < 0.85)
@@ -151,7 +157,7 @@ def _paper_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) ->
 
 
 def _pack_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Two flat panels, a roof and a round label."""
+    """Draw two flat panels with a roof and a round label."""
     light = np.where(u < rng.uniform(-0.1, 0.15), 1.1, 0.7).astype(np.float32)
     light = np.where(v < -0.5, light * 0.8, light)
     light = np.where(np.abs(v + 0.5) < 0.04, 0.35, light)
@@ -162,7 +168,7 @@ def _pack_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> 
 
 
 def _can_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """A metal cylinder: several sharp highlights along it, and bright rims."""
+    """Draw a metal cylinder with sharp highlights along it and bright rims."""
     light = 0.65 + 0.5 * np.cos(rng.uniform(9, 12) * u + rng.uniform(-1, 1)) ** 3
     light = np.where(np.abs(v) > 0.84, 1.3, light)
     light = np.where(np.abs(np.abs(v) - 0.8) < 0.04, 0.35, light)
@@ -170,7 +176,7 @@ def _can_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> t
 
 
 def _glass_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """See-through with bright edges and one long reflection."""
+    """Draw transparent glass with bright edges and one long reflection."""
     edge = np.abs(u) > 0.26
     reflection = np.abs(u + 0.12) < 0.045
     rgb = _shade(base, _opaque(u))
@@ -180,7 +186,7 @@ def _glass_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) ->
 
 
 def _plastic_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Ribs across the body and a solid cap."""
+    """Draw ribs across the body and a solid cap."""
     light = 0.8 + 0.35 * np.sin(rng.uniform(17, 22) * v + 2 * u**2)
     cap = v < -0.84
     alpha = np.where(cap, 1.0, 0.75)
@@ -188,14 +194,14 @@ def _plastic_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) 
 
 
 def _styrofoam_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Beads: light grains with dark gaps."""
+    """Draw beads: light grains with dark gaps."""
     grain = rng.random((u.shape[0] // 3 + 1, u.shape[1] // 3 + 1)).astype(np.float32)
     beads = np.kron(grain, np.ones((3, 3), dtype=np.float32))[: u.shape[0], : u.shape[1]]
     return _shade(base * 0.5 + 0.4, 0.65 + 0.5 * beads), _opaque(u)
 
 
 def _bag_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Thin film with creases in all directions."""
+    """Draw thin film with creases in all directions."""
     light = np.full_like(u, 0.55)
     for _ in range(5):
         angle, phase = rng.uniform(0, np.pi), rng.uniform(0, 6)
@@ -208,14 +214,14 @@ def _bag_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> t
 
 
 def _battery_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """A bright top third, a dark body, a shine along it."""
+    """Draw a bright top third and a dark body with a highlight along it."""
     light = np.where(v < -0.3, 1.5, 0.35) * (0.75 + 0.5 * np.exp(-((u + 0.1) ** 2) / 0.01))
     light = np.where(np.abs(v + 0.3) < 0.05, 0.1, light)
     return _shade(base, light.astype(np.float32)), _opaque(u)
 
 
 def _shirt_surface(rng: np.random.Generator, u: Array, v: Array, base: Array) -> tuple[Array, Array]:
-    """Woven checks with soft folds."""
+    """Draw woven checks with soft folds."""
     checks = rng.uniform(13, 18)
     weave = 0.18 * (np.sign(np.sin(checks * u)) + np.sign(np.sin(checks * v)))
     folds = 0.15 * np.sin(4 * u + rng.uniform(0, 6) + 2 * v)
@@ -240,12 +246,12 @@ def render_scene(rng: np.random.Generator, size: int) -> tuple[npt.NDArray[np.ui
     """Draw one scene.
 
     Args:
-        rng: Decides everything about the scene.
+        rng: Source of all randomness of the scene.
         size: Height and width in pixels.
 
     Returns:
-        (size, size, 3) uint8 RGB, and the objects from the largest to the smallest: the order in which
-        they were drawn, so that the smaller lies on top.
+        The image (size, size, 3) uint8 RGB, and the objects from the largest to the smallest. This is the
+        order in which they were drawn, so that smaller objects are on top.
     """
     canvas = _ground(rng, size)
     shares = np.array([litter.share for litter in LITTER_CLASSES])
@@ -264,6 +270,7 @@ Frame = tuple[float, float, float, float]  # centre x, centre y, scale in pixels
 
 
 def _place(rng: np.random.Generator, class_index: int, size: int) -> tuple[LitterObject, Frame]:
+    """Draw the outline of an object at a random position, scale and angle."""
     litter = LITTER_CLASSES[class_index]
     scale, angle = rng.uniform(*litter.size) * size, rng.uniform(0, 2 * np.pi)
     x, y = rng.uniform(0.05 * size, 0.95 * size, 2)
@@ -275,6 +282,7 @@ def _place(rng: np.random.Generator, class_index: int, size: int) -> tuple[Litte
 
 
 def _draw(rng: np.random.Generator, canvas: Array, litter_object: LitterObject, frame: Frame) -> None:
+    """Draw the surface of an object on the canvas, in place."""
     x, y, scale, angle = frame
     left, top, width, height = (int(value) for value in rle_tools.toBbox(litter_object.rle))
     rows, columns = slice(top, top + height + 1), slice(left, left + width + 1)
@@ -290,20 +298,20 @@ def _draw(rng: np.random.Generator, canvas: Array, litter_object: LitterObject, 
 
 
 def _color(rng: np.random.Generator) -> Array:
-    """One distribution for all classes: any hue, from grey to vivid, from dark to light."""
+    """Draw a colour from the distribution of all classes: any hue, grey to vivid, dark to light."""
     hue, saturation, value = rng.uniform(0, 6), rng.uniform(0.05, 0.75), rng.uniform(0.4, 0.95)
     wheel = np.clip(np.abs(np.mod(hue + np.array([0, 4, 2]), 6) - 3) - 1, 0, 1)
     return (value * (1 - saturation * (1 - wheel))).astype(np.float32)
 
 
 def _smooth_noise(rng: np.random.Generator, size: int, cells: int) -> Array:
-    """(size, size) noise in 0-1 that varies over size / cells pixels."""
+    """Draw (size, size) noise in 0-1 that varies over size / cells pixels."""
     grid = Image.fromarray(rng.random((cells + 2, cells + 2)).astype(np.float32))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def _ground(rng: np.random.Generator, size: int) -> Array:
-    """Asphalt, planks, tiles or grass in any colour."""
+    """Draw asphalt, planks, tiles or grass in any colour."""
     v, u = np.mgrid[0:size, 0:size].astype(np.float32) / size
     light = 0.6 + 0.35 * _smooth_noise(rng, size, int(rng.integers(2, 6)))
     kind = rng.integers(4)
@@ -323,10 +331,10 @@ def _ground(rng: np.random.Generator, size: int) -> Array:
 
 
 def _photograph(rng: np.random.Generator, canvas: Array) -> npt.NDArray[np.uint8]:
-    """Uneven light, a lens that is slightly out of focus, and sensor noise."""
+    """Add uneven light, slight defocus and sensor noise to the canvas."""
     size = canvas.shape[0]
     lit = canvas * (0.65 + 0.55 * _smooth_noise(rng, size, 2))[..., None] * rng.uniform(0.9, 1.1, 3).astype(np.float32)
-    picture = Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8))
-    blurred = np.asarray(picture.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
+    image = Image.fromarray((np.clip(lit, 0, 1) * 255).astype(np.uint8))
+    blurred = np.asarray(image.filter(ImageFilter.GaussianBlur(rng.uniform(0, 1))), dtype=np.float32)
     noise = rng.standard_normal(canvas.shape, dtype=np.float32) * rng.uniform(2, 7)
     return np.clip(blurred + noise, 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Image and mask folders: CamVid, PASCAL VOC, Cityscapes and everything that looks like them."""
+"""Read image and mask folders such as CamVid, PASCAL VOC and Cityscapes."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,28 +19,28 @@ from deeplab_lightning.errors import DataError, MissingFileError
 
 
 class MaskFolderDataset(SegmentationDataset):
-    """Pictures in one folder, index or palette masks in another.
+    """Read images from one folder and index or palette masks from another.
 
-    A mask belongs to the image of the same relative path, with `image_suffix` replaced by
-    `mask_suffix`. Subfolders are searched.
+    The mask of an image has the same relative path, with `image_suffix` replaced by `mask_suffix`.
+    Subfolders are searched.
 
     Args:
         root: Folder that the other paths are relative to.
-        images: Folder of the pictures.
+        images: Folder of the images.
         masks: Folder of the masks.
         classes: Class names, colours, raw ids in the mask files and ids to ignore.
-        list_file: Text file that picks images: a line holds an image's path relative to `images`,
-            with or without its suffix (VOC), or an image and a mask path relative to `root` (CamVid's
-            lists). If null, every image in the folder is used.
-        image_suffix: End of the image names that the mask names replace, such as
-            `_leftImg8bit.png`. If null, any picture suffix.
+        list_file: Text file that selects images. A line holds an image's path relative to `images`, with or
+            without its suffix (VOC), or an image and a mask path relative to `root` (CamVid's lists). If
+            null, every image in the folder is used.
+        image_suffix: End of the image names, which `mask_suffix` replaces in the mask names, such as
+            `_leftImg8bit.png`. If null, any image suffix.
         mask_suffix: End of the mask names, such as `.png` or `_gtFine_labelIds.png`.
-        on_error: `raise` stops at bad files, `skip` leaves them out and lists them once.
+        on_error: `raise` stops at faulty files, `skip` leaves them out and lists them once.
 
     Raises:
         FileNotFoundError: If a folder or the list file does not exist.
-        DataError: With `on_error: raise`, for images without mask, sizes that differ, files that are
-            not pictures, or if there is no image.
+        DataError: If there is no image. With `on_error: raise` also for images without mask, sizes that
+            differ, and files that are not images.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class MaskFolderDataset(SegmentationDataset):
         rows = sorted(pairs)
         if not rows:
             raise DataError(
-                f"{self.images.absolute()}: no image found. Looked for names that end in "
-                f"{image_suffix or ', '.join(IMAGE_SUFFIXES)}; check images, image_suffix and list_file."
+                f"{self.images.absolute()}: no image found with a name that ends in "
+                f"{image_suffix or ', '.join(IMAGE_SUFFIXES)}. Check images, image_suffix and list_file."
             )
         self.names = [name for name, _, _ in rows]
         self.paths = [image for _, image, _ in rows]
@@ -78,15 +78,24 @@ class MaskFolderDataset(SegmentationDataset):
 
     @property
     def source(self) -> str:
+        """Return the image folder."""
         return str(self.images)
 
     def read_mask(self, index: int) -> Tensor:
+        """Read the mask of image `index` and encode its raw ids: (H, W) uint8 train ids.
+
+        Raises:
+            FileNotFoundError: If the mask file does not exist.
+            ValueError: If it cannot be decoded, is a colour image, or holds values that are not in the class
+                table.
+        """
         mask, unknown = self.classes.encode(read_mask(self.mask_paths[index]))
         if unknown:
             raise UnknownMaskValuesError(self.mask_paths[index], unknown)
         return to_tensor(mask)
 
     def fingerprint(self, index: int) -> str:
+        """Return a key of the image file, the mask file and the class table."""
         stats = [path.stat() for path in (self.paths[index], self.mask_paths[index])]
         return content_key(
             self.paths[index].absolute(),
@@ -96,6 +105,7 @@ class MaskFolderDataset(SegmentationDataset):
         )
 
     def remarks(self) -> list[str]:
+        """Describe masks without image."""
         used = {path.name for path in self.mask_paths}
         extra = [path for path in self.masks.rglob(f"*{self.mask_suffix}") if path.name not in used]
         return [f"{len(extra)} masks have no image, such as {extra[0]}."] if extra else []
@@ -105,18 +115,21 @@ class MaskFolderDataset(SegmentationDataset):
         self.mask_paths = [self.mask_paths[i] for i in indices]
 
     def _stem(self, name: str) -> str:
+        """Remove the image suffix from a name."""
         if self.image_suffix is not None:
             return name.removesuffix(self.image_suffix)
         return str(Path(name).with_suffix("")) if Path(name).suffix.lower() in IMAGE_SUFFIXES else name
 
     def _found(self) -> Iterator[tuple[str, Path, Path]]:
+        """Yield (name, image file, mask file) for all images in the folder."""
         for path in self.images.rglob("*"):
             name = path.relative_to(self.images).as_posix()
-            wanted = name.endswith(self.image_suffix) if self.image_suffix else path.suffix.lower() in IMAGE_SUFFIXES
-            if wanted and path.is_file():
+            is_image = name.endswith(self.image_suffix) if self.image_suffix else path.suffix.lower() in IMAGE_SUFFIXES
+            if is_image and path.is_file():
                 yield name, path, self.masks / f"{self._stem(name)}{self.mask_suffix}"
 
     def _listed(self, list_file: Path) -> Iterator[tuple[str, Path, Path]]:
+        """Yield (name, image file, mask file) for all images in the list file."""
         if not list_file.is_file():
             raise MissingFileError(f"no such list file: {list_file.absolute()}")
         for number, line in enumerate(list_file.read_text().splitlines(), start=1):
@@ -130,22 +143,22 @@ class MaskFolderDataset(SegmentationDataset):
                 yield columns[0].lstrip("/"), image, mask
             elif columns:
                 raise DataError(
-                    f"{list_file}, line {number}: {len(columns)} columns. "
-                    "A line holds an image, or an image and a mask."
+                    f"{list_file}, line {number}: has {len(columns)} columns. "
+                    "A line must hold an image path, or an image path and a mask path."
                 )
 
     def _with_suffix(self, name: str) -> Path:
-        """The file that a list's entry means: as written, or with a picture suffix added."""
+        """Find the file of a list's entry: as written, or with an image suffix added."""
         for suffix in ("", *((self.image_suffix,) if self.image_suffix else IMAGE_SUFFIXES)):
             if (path := self.images / f"{name}{suffix}").is_file():
                 return path
         return self.images / f"{name}{self.image_suffix or '.jpg'}"
 
     def _header_problems(self) -> Iterator[Problem]:
-        """What file names and headers tell; values and damaged data are found by `scan`."""
+        """Find missing files, damaged headers and different sizes. Mask values and pixels are checked by a scan."""
         for name, image, mask in zip(self.names, self.paths, self.mask_paths, strict=True):
             if not image.is_file():
-                yield Problem(str(image), "no such image", "Add the file or take it off the list.", (name,))
+                yield Problem(str(image), "no such image", "Add the file, or remove it from the list.", (name,))
             elif not mask.is_file():
                 yield Problem(
                     str(image),
@@ -157,12 +170,7 @@ class MaskFolderDataset(SegmentationDataset):
                 try:
                     sizes = image_size(image), image_size(mask)
                 except ValueError as error:
-                    yield Problem(*_split(error), "Replace the file.", (name,))
+                    yield Problem.from_error(error, "Replace the file.", name)
                     continue
                 if sizes[0] != sizes[1]:
                     yield size_problem(name, image, sizes[0], f"its mask {mask} is", sizes[1])
-
-
-def _split(error: ValueError) -> tuple[str, str]:
-    where, _, found = str(error).partition(": ")
-    return where, found

@@ -1,4 +1,4 @@
-"""The embedded data set: litter scenes written as JPEG and COCO JSON."""
+"""Write and read the built-in data set: litter scenes as JPEG files with COCO JSON annotations."""
 
 import json
 import shutil
@@ -19,20 +19,21 @@ _JPEG_QUALITY = 88
 
 
 class SyntheticLitterDataset(CocoDataset):
-    """Scenes of overlapping litter, drawn on first use and read back through `CocoDataset`.
+    """Read scenes of overlapping litter, which are drawn on first use.
 
-    Eleven classes of the recycling competition (background and ten kinds of litter), long-tailed,
-    with several objects of several classes in a picture.
+    The eleven classes are those of the recycling competition: background and ten kinds of litter. Their
+    distribution is long-tailed, and an image holds several objects of several classes.
 
     Args:
         root: Folder of the data set; it is written there if it does not exist.
-        num_images: Number of pictures.
-        size: Height and width of the pictures in pixels.
-        seed: Decides the scenes.
-        on_error: `raise` stops at bad files, `skip` leaves them out and lists them once.
+        num_images: Number of images, at least 1.
+        size: Height and width of the images in pixels, at least 32.
+        seed: Seed of the scenes.
+        on_error: `raise` stops at faulty files, `skip` leaves them out and lists them once.
 
     Raises:
-        DataError: If `root` holds a data set of another number, size or seed, or other files.
+        ValueError: If there are too few images, or they are too small.
+        DataError: If `root` holds a data set with another number, size or seed, or other files.
     """
 
     def __init__(
@@ -49,22 +50,22 @@ class SyntheticLitterDataset(CocoDataset):
 
 
 def write_synthetic(root: str | Path, *, num_images: int = 200, size: int = 256, seed: int = 0) -> Path:
-    """Write the litter scenes, or leave them if the same ones are there.
+    """Write the litter scenes, or keep the folder if it holds the same scenes already.
 
-    The folder appears at once and complete: it is written beside and then renamed.
+    The scenes are written to a temporary folder that is then renamed, so that the folder is never incomplete.
 
     Args:
         root: Folder to write.
-        num_images: Number of pictures, at least 1.
-        size: Height and width in pixels, at least 32.
-        seed: Decides the scenes. A picture depends on the seed and its own number only.
+        num_images: Number of images, at least 1.
+        size: Height and width of the images in pixels, at least 32.
+        seed: Seed of the scenes. An image depends on the seed and its own number only.
 
     Returns:
         The annotation file.
 
     Raises:
-        ValueError: For too few or too small pictures.
-        DataError: If the folder holds something else.
+        ValueError: If there are too few images, or they are too small.
+        DataError: If the folder holds other files.
     """
     if num_images < 1 or size < 32:
         raise UserError(f"num_images must be at least 1 and size at least 32, got {num_images} and {size}.")
@@ -84,7 +85,7 @@ def write_synthetic(root: str | Path, *, num_images: int = 200, size: int = 256,
         draft.chmod(0o755)
         try:
             draft.rename(root)
-        except OSError:  # another process was faster
+        except OSError:  # another process wrote the folder first
             if not _is_written(root, recipe):
                 raise
     finally:
@@ -93,10 +94,10 @@ def write_synthetic(root: str | Path, *, num_images: int = 200, size: int = 256,
 
 
 def _is_written(root: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the folder holds these scenes; an empty or absent folder holds none.
+    """Check whether the folder holds these scenes. An empty or missing folder does not.
 
     Raises:
-        DataError: If it holds something else.
+        DataError: If it holds other files.
     """
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
@@ -106,23 +107,24 @@ def _is_written(root: Path, recipe: dict[str, Any]) -> bool:
         found = "other files"
     if found != recipe:
         raise DataError(
-            f"{root.absolute()}: holds {found}, but {recipe} was asked for. Name another folder, or delete this one."
+            f"{root.absolute()}: holds {found}, but {recipe} was requested. Choose another folder, or delete this one."
         )
     return True
 
 
 def _write(folder: Path, recipe: dict[str, Any], num_images: int, size: int, seed: int) -> None:
+    """Draw all scenes and write the images and the annotation file."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     (folder / "images").mkdir()
     for index in range(num_images):
-        picture, objects = render_scene(np.random.default_rng([seed, index]), size)
+        image, objects = render_scene(np.random.default_rng([seed, index]), size)
         name = f"images/{index:06d}.jpg"
-        Image.fromarray(picture).save(folder / name, quality=_JPEG_QUALITY)
+        Image.fromarray(image).save(folder / name, quality=_JPEG_QUALITY)
         images.append({"id": index, "file_name": name, "height": size, "width": size})
         for item in objects:
             counts = item.rle["counts"].decode()
-            is_rle = LITTER_CLASSES[item.class_index].name == "plastic bag"  # so that readers see both forms
+            is_rle = LITTER_CLASSES[item.class_index].name == "plastic bag"  # so that both forms are read
             annotations.append(
                 {
                     "id": len(annotations) + 1,

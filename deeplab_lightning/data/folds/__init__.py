@@ -1,4 +1,4 @@
-"""Which image goes into which fold. Pure NumPy and SciPy: no torch, no Lightning."""
+"""Assign images to folds. Uses NumPy and SciPy only, neither torch nor Lightning."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,24 +15,24 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _MAX_BITS = 18  # of a feature as an integer
-_MANTISSA_BITS = 53
-_SMALL = 1000  # images per fold up to which all are compared with all
-_BLOCK = 700  # images per fold that are compared at once in a large set
-_WORST_CLASSES, _HOLDERS = 4, 100  # classes that differ most, and how many images of each are compared besides
-_MIN_GAIN = 1e-2  # share of the cost that a round over a large set must still gain
-_RESTARTS, _FEW_GROUPS = 10, 200
+_MANTISSA_BITS = 53  # of float64
+_MAX_ALL_PAIRS = 1000  # images per fold up to which all images of two folds are compared
+_SAMPLE_SIZE = 700  # random images per fold that are compared in a larger set
+_WORST_CLASSES, _MAX_HOLDERS = 4, 100  # classes that differ most, and images of each that are compared as well
+_MIN_GAIN = 1e-2  # a round over a large set must lower the cost by this fraction, or it is the last
+_RESTARTS, _MAX_GROUPS_TO_RESTART = 10, 200
 
 
 @dataclass(frozen=True)
 class FoldWeights:
-    """What a squared relative deviation from the even share costs.
+    """Weight the squared relative deviations from the even share in the cost of a split.
 
     Args:
-        objects: Of a class's number of objects.
-        pixels: Of a class's number of pixels.
-        presence: Of the number of images that hold a class.
-        images: Of the number of images, where groups forbid exact fold sizes.
-        totals: Of the number of all objects, and of all foreground pixels.
+        objects: Weight of the number of objects of a class.
+        pixels: Weight of the number of pixels of a class.
+        presence: Weight of the number of images that hold a class.
+        images: Weight of the number of images; used with groups, which rule out exact fold sizes.
+        totals: Weight of the number of all objects, and of the number of all foreground pixels.
     """
 
     objects: float = 3.0
@@ -54,35 +54,34 @@ def stratified_folds(
 ) -> Ints:
     """Assign every image to one of `n_folds` validation folds.
 
-    `balanced` makes the number of objects and of pixels of each class, and the number of images, as even
-    over the folds as it can: a greedy pass from the rarest class on (as Sechidis et al. 2011 do for
-    presence), then exchanges of images between pairs of folds while they lower the sum of squared
-    relative deviations.
+    `balanced` distributes the objects and pixels of each class, and the images, as evenly as possible over the
+    folds: a greedy pass starts with the rarest class (as Sechidis et al. 2011 do for presence), then images
+    are exchanged between pairs of folds as long as this lowers the sum of squared relative deviations.
 
     Args:
-        objects: (N, K) objects of each foreground class in each image.
-        pixels: (N, K) pixels of each foreground class in each image, in pixels or fractions.
+        objects: (N, K) number of objects of each foreground class in each image.
+        pixels: (N, K) area of each foreground class in each image, in pixels or fractions of the image.
         n_folds: Number of folds, at least 2 and at most N.
-        groups: (N,) labels; images of one label stay in one fold. Not with `iterstrat` and `random`.
-        seed: Decides the partition among equally good ones.
-        method: `balanced`; `iterstrat`, iterative stratification on presence; `random`, sizes only;
-            `group`, scikit-learn's GroupKFold.
-        weights: What deviations cost with `balanced`; `FoldWeights()` if None.
+        groups: (N,) labels; images with the same label stay in one fold. Not with `iterstrat` and `random`.
+        seed: Seed of the choice between equally good partitions.
+        method: `balanced`; `iterstrat` for iterative stratification on presence; `random` for equal sizes
+            only; `group` for scikit-learn's GroupKFold.
+        weights: Weights of the deviations with `balanced`; `FoldWeights()` if None.
 
     Returns:
         (N,) fold indices in [0, n_folds).
 
     Raises:
-        ValueError: For fewer than 2 folds, more folds than images or than groups, shapes that differ, an
-            unknown method, groups where the method takes none or none where it needs them, or entries
-            that are negative or not finite.
+        ValueError: If there are fewer than 2 folds, more folds than images or groups, different shapes,
+            entries that are negative or not finite, an unknown method, groups for a method without groups, or
+            no groups for `group`.
 
     Notes:
         Without groups, the sizes of balanced folds differ by at most one. Permuting the images permutes
-        the folds (images that cannot be told apart are interchangeable), and permuting the classes
-        changes nothing: features are integers whose sums are exact in float64, so neither the BLAS nor
-        the number of threads matters. A class in fewer images (or groups) than folds is in as many
-        folds as it has images, as long as its images do not have to avoid each other for other classes.
+        the folds (images with equal content are interchangeable), and permuting the classes changes
+        nothing: features are integers whose sums are exact in float64, so the result depends neither on the
+        BLAS nor on the number of threads. A class in fewer images (or groups) than folds is in as many
+        folds as it has images, unless other rare classes of these images prevent it.
     """
     counts, areas = _sparse("objects", objects), _sparse("pixels", pixels)
     num_images = counts.shape[0]
@@ -94,7 +93,7 @@ def stratified_folds(
     if labels is not None and len(labels) != num_images:
         raise UserError(f"groups must hold one label per image ({num_images}), got {len(labels)}.")
     if labels is not None and labels.max() + 1 < n_folds:
-        raise UserError(f"there are {labels.max() + 1} groups for {n_folds} folds; use fewer folds or smaller groups.")
+        raise UserError(f"there are {labels.max() + 1} groups for {n_folds} folds. Use fewer folds or smaller groups.")
     if method == "balanced":
         return _balanced_folds(counts, areas, n_folds, labels, seed, weights or FoldWeights())
     if method == "group":
@@ -102,7 +101,7 @@ def stratified_folds(
             raise UserError("method 'group' needs groups, got None.")
         return _group_k_fold(labels, n_folds)
     if labels is not None:
-        raise UserError(f"method {method!r} takes no groups; use 'balanced' or 'group'.")
+        raise UserError(f"method {method!r} takes no groups. Use 'balanced' or 'group'.")
     if method == "random":
         folds = np.empty(num_images, dtype=np.int64)
         folds[np.random.default_rng(seed).permutation(num_images)] = np.arange(num_images) % n_folds
@@ -113,7 +112,7 @@ def stratified_folds(
 
 
 def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
-    """(N, K) as float64, of which most are zero at scale."""
+    """Convert (N, K) values to a sparse float64 matrix, since most are zero in large data sets."""
     table: Any = values if issparse(values) else np.asarray(values)
     if table.ndim != 2:
         raise UserError(f"{name} must be (N, K), got {table.shape}.")
@@ -128,6 +127,19 @@ def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
 def _balanced_folds(
     counts: csr_matrix, areas: csr_matrix, n_folds: int, labels: Ints | None, seed: int, weights: FoldWeights
 ) -> Ints:
+    """Assign images to folds by the method `balanced`, independently of their order.
+
+    Args:
+        counts: (N, K) objects.
+        areas: (N, K) areas.
+        n_folds: Number of folds.
+        labels: (N,) number of each image's group, or None.
+        seed: Seed of the choice between equally good partitions.
+        weights: Weights of the deviations.
+
+    Returns:
+        (N,) fold of each image.
+    """
     order = np.argsort(_content_keys(counts, areas), kind="stable")
     counts, areas = counts[order], areas[order]
     sizes = np.ones(len(order))
@@ -140,7 +152,7 @@ def _balanced_folds(
         counts, areas, sizes = gather @ counts, gather @ areas, gather @ sizes
     rng = np.random.default_rng(seed)
     is_grouped = labels is not None
-    restarts = _RESTARTS if is_grouped and len(sizes) <= _FEW_GROUPS else 1
+    restarts = _RESTARTS if is_grouped and len(sizes) <= _MAX_GROUPS_TO_RESTART else 1
     best: _Partition | None = None
     for attempt in range(restarts):
         partition = _Partition(counts, areas, sizes, n_folds, weights, is_grouped=is_grouped)
@@ -155,11 +167,11 @@ def _balanced_folds(
 
 
 def _content_keys(counts: csr_matrix, areas: csr_matrix) -> npt.NDArray[np.uint64]:
-    """A number for each image's content that depends on neither the order of images nor of classes.
+    """Hash each image's content to a number that depends on the order of neither images nor classes.
 
-    As in colour refinement (Weisfeiler and Leman 1968): a class is told by the values in its images, an
-    image by the values in its classes, and once more each by the other. Sums of hashes modulo 2^64 do not
-    depend on the order of their terms.
+    As in colour refinement (Weisfeiler and Leman 1968), a class is identified by the values in its images, an
+    image by the values in its classes, and this is done twice. Sums of hashes modulo 2^64 do not depend on
+    the order of their terms.
     """
     entries = [(matrix.tocoo(), salt) for matrix, salt in ((counts, 1), (areas, 2))]
     images = np.zeros(counts.shape[0], dtype=np.uint64)
@@ -174,7 +186,7 @@ def _content_keys(counts: csr_matrix, areas: csr_matrix) -> npt.NDArray[np.uint6
 
 
 def _mixed(keys: npt.NDArray[np.uint64], salt: int) -> npt.NDArray[np.uint64]:
-    """Hash of 64-bit numbers: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Hash 64-bit numbers by the finaliser of SplitMix64 (Steele et al. 2014)."""
     keys = keys + np.uint64(salt * 0x9E3779B97F4A7C15 % 2**64)
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -182,12 +194,20 @@ def _mixed(keys: npt.NDArray[np.uint64], salt: int) -> npt.NDArray[np.uint64]:
 
 
 class _Partition:
-    """Units (images or groups) in folds, with the deviation of each feature from its even share.
+    """Distribute units (images or groups) over folds and track the deviations from the even share.
+
+    Args:
+        counts: (N, K) objects of each class in each unit.
+        areas: (N, K) area of each class in each unit.
+        sizes: (N,) images of each unit.
+        n_folds: Number of folds.
+        weights: Weights of the deviations.
+        is_grouped: Whether units are groups, so that fold sizes may differ.
 
     Attributes:
-        features: (N, d) integers in float64: objects, pixels and presence per class, and totals.
-        deviation: (n_folds, d): n_folds times a fold's sum, minus the whole sum.
-        folds: (N,) fold of each unit.
+        features: (N, d) integers in float64: objects, pixels and presence per class, images, and totals.
+        deviation: (n_folds, d) integers in float64: n_folds times a fold's sum, minus the sum over all folds.
+        folds: (N,) fold of each unit; -1 if not assigned yet.
     """
 
     def __init__(
@@ -217,31 +237,31 @@ class _Partition:
             self.rare_of[unit] = columns[self.num_units[columns] < n_folds]
 
     def cost(self) -> int:
-        """Sum of squared deviations, exact."""
+        """Compute the exact sum of squared deviations."""
         return sum(int(value) ** 2 for value in self.deviation.reshape(-1))
 
     def assign_greedily(self, rng: np.random.Generator, *, is_shuffled: bool) -> None:
-        """From the rarest class on, put each unit where it is missed most."""
+        """Assign each unit to the fold that lacks its features most, starting with the rarest class."""
         order = rng.permutation(len(self.folds)) if is_shuffled else self._rarest_first(rng)
         starts, indices, data = self.features.indptr.tolist(), self.features.indices, self.features.data
         deviation = np.ascontiguousarray(self.deviation.T)  # (d, n_folds): rows are gathered per unit
         full, num_larger = divmod(len(order), self.n_folds)
-        closed = np.zeros(self.n_folds)  # inf where no unit may go any more
+        closed = np.zeros(self.n_folds)  # inf for full folds
         num_open = len(order)
         for unit in order.tolist():
             columns, values = indices[starts[unit] : starts[unit + 1]], data[starts[unit] : starts[unit + 1]]
             rows = deviation.take(columns, axis=0)
-            missed = values @ rows + closed
+            excess = values @ rows + closed
             if self.is_grouped and num_open <= np.count_nonzero(self.sizes == 0):
-                missed[self.sizes > 0] = np.inf  # the last groups fill the empty folds
+                excess[self.sizes > 0] = np.inf  # the last groups fill the empty folds
             if (rare := self.rare_of.get(unit)) is not None:
                 taken = self.rare_in[:, rare].any(axis=1)
-                if not (taken | np.isinf(missed)).all():
-                    missed[taken] = np.inf
-                fold = int(missed.argmin())
+                if not (taken | np.isinf(excess)).all():
+                    excess[taken] = np.inf
+                fold = int(excess.argmin())
                 self.rare_in[fold, rare] += 1
             else:
-                fold = int(missed.argmin())
+                fold = int(excess.argmin())
             deviation[columns, fold] = rows[:, fold] + self.n_folds * values
             self.folds[unit] = fold
             self.sizes[fold] += 1
@@ -252,8 +272,8 @@ class _Partition:
         self.deviation = np.ascontiguousarray(deviation.T)
 
     def exchange(self, rng: np.random.Generator) -> None:
-        """Swap units between pairs of folds, and move them where sizes allow, while the cost falls."""
-        is_small = len(self.folds) <= _SMALL * self.n_folds
+        """Swap and move units between pairs of folds as long as the cost falls and the sizes allow it."""
+        is_small = len(self.folds) <= _MAX_ALL_PAIRS * self.n_folds
         cost = self.cost()
         while True:
             gained = 0
@@ -265,18 +285,28 @@ class _Partition:
                 return
 
     def _rarest_first(self, rng: np.random.Generator) -> Ints:
+        """Order the units by their rarest class, ties by most objects and then at random."""
         pairs, counts = self.presence.tocoo(), self.counts.tocoo()
-        least = np.full(len(self.folds), len(self.folds) + 1)
-        np.minimum.at(least, pairs.row, self.num_units[pairs.col])
-        # Among equally rare classes of a unit, the one with most objects: no matter in which column.
-        most = np.zeros(len(self.folds))
-        is_rarest = self.num_units[counts.col] == least[counts.row]
-        np.maximum.at(most, counts.row[is_rarest], counts.data[is_rarest])
+        rarest_size = np.full(len(self.folds), len(self.folds) + 1)
+        np.minimum.at(rarest_size, pairs.row, self.num_units[pairs.col])
+        # Among equally rare classes of a unit, take the one with most objects, independently of the columns' order.
+        most_objects = np.zeros(len(self.folds))
+        is_rarest = self.num_units[counts.col] == rarest_size[counts.row]
+        np.maximum.at(most_objects, counts.row[is_rarest], counts.data[is_rarest])
         tie = rng.permutation(len(self.folds))
-        return np.lexsort((tie, -self.counts.sum(axis=1).A1, -most, least))
+        return np.lexsort((tie, -self.counts.sum(axis=1).A1, -most_objects, rarest_size))
 
     def _candidates(self, one: int, other: int, rng: np.random.Generator | None) -> tuple[Ints, Ints]:
-        """Units of two folds to compare: all, or (with `rng`) some at random, and holders of what differs most."""
+        """Choose the units of two folds to compare.
+
+        Args:
+            one: A fold.
+            other: Another fold.
+            rng: If given, only random units and random holders of the classes that differ most are chosen.
+
+        Returns:
+            Units of `one`, and units of `other`.
+        """
         both = [np.flatnonzero(self.folds == fold) for fold in (one, other)]
         if rng is None:
             return both[0], both[1]
@@ -284,14 +314,14 @@ class _Partition:
         worst = np.argsort(-np.square(difference.reshape(3, -1)).sum(axis=0), kind="stable")[:_WORST_CLASSES]
         holders = [self.holders.indices[self.holders.indptr[c] : self.holders.indptr[c + 1]] for c in worst]
         for side, fold in enumerate((one, other)):
-            chosen = [_sample(units[self.folds[units] == fold], _HOLDERS, rng) for units in holders]
-            both[side] = np.unique(np.concatenate([_sample(both[side], _BLOCK, rng), *chosen]))
+            chosen = [_sample(units[self.folds[units] == fold], _MAX_HOLDERS, rng) for units in holders]
+            both[side] = np.unique(np.concatenate([_sample(both[side], _SAMPLE_SIZE, rng), *chosen]))
         return both[0], both[1]
 
     def _swap(self, units: Ints, others: Ints) -> int:
-        """Exchange units of two folds, best partner first; the cost gained.
+        """Exchange units of two folds with their best partners, and return the reduction of the cost.
 
-        With x of `one` and y of `other`, the cost changes by 2 n_folds times
+        An exchange of x of fold `one` and y of fold `other` changes the cost by 2 n_folds times
         (x - y).E + n_folds |x - y|^2, where E is the difference of the folds' deviations.
         """
         if not (len(units) and len(others)):
@@ -322,7 +352,7 @@ class _Partition:
         return gained
 
     def _move(self, source: int, target: int) -> int:
-        """Move single units where that lowers the cost and keeps sizes even; the cost gained."""
+        """Move single units while this lowers the cost and keeps sizes even, and return the reduction of the cost."""
         gained = 0
         while self.sizes[source] > 1 and (self.is_grouped or self.sizes[source] > self.sizes[target]):
             units = np.flatnonzero(self.folds == source)
@@ -336,6 +366,7 @@ class _Partition:
         return gained
 
     def _place(self, unit: int, source: int, target: int, features: Floats) -> None:
+        """Move a unit from fold `source` to fold `target`."""
         self.deviation[source] -= self.n_folds * features
         self.deviation[target] += self.n_folds * features
         self.folds[unit] = target
@@ -346,7 +377,7 @@ class _Partition:
             self.rare_in[target, rare] += 1
 
     def _keeps_rare_apart(self, unit: int, source: int, partner: int | None, target: int) -> bool:
-        """Whether no rare class comes to stand twice in a fold through an exchange."""
+        """Check whether an exchange keeps the units of each rare class in different folds."""
         nothing = np.zeros(0, dtype=np.int64)
         mine = self.rare_of.get(unit, nothing)
         theirs = nothing if partner is None else self.rare_of.get(partner, nothing)
@@ -356,15 +387,16 @@ class _Partition:
 
 
 def _sample(units: Ints, size: int, rng: np.random.Generator) -> Ints:
+    """Draw at most `size` units."""
     return units if len(units) <= size else rng.choice(units, size, replace=False)
 
 
 def _integer_features(
     counts: csr_matrix, areas: csr_matrix, presence: csr_matrix, sizes: Floats, n_folds: int, weights: FoldWeights
 ) -> csr_matrix:
-    """Columns whose even share per fold is the root of their weight, as integers.
+    """Scale all features to integers, so that the even share of a column is proportional to its weight's root.
 
-    The number of bits is chosen so that the largest possible sum of an exchange stays below 2^53.
+    The number of bits is chosen so that the largest possible sum of an exchange is below 2^53.
     """
     blocks = (
         (counts, weights.objects),
@@ -386,7 +418,7 @@ def _integer_features(
 
 
 def _group_k_fold(labels: Ints, n_folds: int) -> Ints:
-    from sklearn.model_selection import GroupKFold  # imported late: it takes a second
+    from sklearn.model_selection import GroupKFold  # imported here, since it takes a second
 
     folds = np.empty(len(labels), dtype=np.int64)
     for fold, (_, validation) in enumerate(GroupKFold(n_folds).split(labels, groups=labels)):
@@ -395,9 +427,9 @@ def _group_k_fold(labels: Ints, n_folds: int) -> Ints:
 
 
 def _iterative_stratification(presence: npt.NDArray[np.bool_], n_folds: int, seed: int) -> Ints:
-    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # imported late, as above
+    from iterstrat.ml_stratifiers import MultilabelStratifiedKFold  # imported here, since it imports sklearn
 
-    # A column of empty images: keeps them balanced too, and the package refuses a single column.
+    # The column of empty images balances them too, and avoids a single column, which the package refuses.
     labels = np.concatenate([presence, ~presence.any(axis=1, keepdims=True)], axis=1).astype(np.int64)
     splitter = MultilabelStratifiedKFold(n_splits=n_folds, shuffle=True, random_state=seed)
     folds = np.empty(len(labels), dtype=np.int64)

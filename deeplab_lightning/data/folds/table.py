@@ -1,80 +1,76 @@
-"""`folds.csv`: the folds of a data set, written once and read back by every later run."""
+"""Read and write `folds.csv`, the folds of a data set that later runs take over."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_lightning.errors import DataError, MissingFileError
-from deeplab_lightning.tables import csv_text
+from deeplab_lightning.tables import csv_text, read_csv
 
-_NAMED = 5  # images that a message names
+_MAX_NAMES = 5  # images or groups that an error message lists
 
 
 @dataclass(frozen=True)
 class FoldTable:
-    """Which image is in which fold.
+    """Hold the fold and the group of every image.
 
     Attributes:
-        folds: Image key -> validation fold.
-        groups: Image key -> label of what stays in one fold; empty without groups.
+        folds: Validation fold, 0-based, by image key.
+        groups: Label of the group by image key; images with the same label stay in one fold. Labels are
+            empty without groups.
     """
 
     folds: dict[str, int]
     groups: dict[str, str]
 
     def with_groups(self, groups: dict[str, str]) -> "FoldTable":
-        """The same folds with these groups.
+        """Return the same folds with other groups.
+
+        Args:
+            groups: Label of the group by image key.
 
         Raises:
-            DataError: If a group lies in more than one fold.
+            DataError: If the images of a group are in more than one fold.
         """
         folds_of: dict[str, set[int]] = {}
         for name, label in groups.items():
             folds_of.setdefault(label, set()).add(self.folds[name])
-        if cut := sorted(label for label, folds in folds_of.items() if len(folds) > 1):
+        if divided := sorted(label for label, folds in folds_of.items() if len(folds) > 1):
             raise DataError(
-                f"data.fold_file separates {len(cut)} groups of data.groups ({_some(cut)}). "
+                f"data.fold_file separates {len(divided)} groups of data.groups ({_shortened(divided)}). "
                 "Split again with these groups, or set data.groups to null."
             )
         return FoldTable(self.folds, groups)
 
     def to_csv(self) -> str:
-        """With the columns image, group, fold."""
+        """Format the table as CSV with the columns image, group, fold."""
         rows = ([image, self.groups.get(image, ""), fold] for image, fold in self.folds.items())
         return csv_text([["image", "group", "fold"], *rows])
 
     @classmethod
     def read(cls, path: Path, names: Sequence[str], n_folds: int, *, dropped: Sequence[str] = ()) -> "FoldTable":
-        """Read the folds of exactly these images.
+        """Read the table of exactly the given images.
 
         Args:
-            path: The file.
+            path: The CSV file.
             names: Keys of the images of the data set.
-            n_folds: The number of folds that it should hold.
-            dropped: Images that the data set left out as bad; they may stand in the file.
+            n_folds: Expected number of folds.
+            dropped: Keys of images that the data set left out as faulty; the file may hold them.
 
         Raises:
-            FileNotFoundError: If there is none.
-            DataError: If it is of other images or of another number of folds, or no fold table.
+            FileNotFoundError: If the file does not exist.
+            DataError: If the file is not a fold table, or has other images or another number of folds.
         """
         if not path.is_file():
             raise MissingFileError(f"no such fold file: {path.absolute()}")
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            if not {"image", "fold"} <= set(reader.fieldnames or ()):
-                raise DataError(f"{path}: must have the columns image, group and fold, got {reader.fieldnames}.")
-            lines = list(reader)
+        lines = read_csv(path)
+        columns = list(lines[0]) if lines else []
+        if not {"image", "fold"} <= set(columns):
+            raise DataError(f"{path}: must have rows with the columns image, group and fold, got {columns}.")
         left_out = set(dropped)
-        rows = {row["image"]: row for row in lines if row["image"] not in left_out}
-        if twice := sorted(name for name, times in Counter(row["image"] for row in lines).items() if times > 1):
-            raise DataError(f"{path}: {len(twice)} images stand twice ({_some(twice)}). Keep one row of each.")
-        added, gone = sorted(set(names) - set(rows)), sorted(set(rows) - set(names))
-        if added or gone:
-            differences = [f"{len(added)} images are not in it ({_some(added)})"] if added else []
-            differences += [f"{len(gone)} of its images are gone ({_some(gone)})"] if gone else []
-            raise DataError(f"{path}: is of other data: {'; '.join(differences)}. Split again, or restore the images.")
+        rows = {line["image"]: line for line in lines if line["image"] not in left_out}
+        _require_same_images(path, [line["image"] for line in lines], set(rows), set(names))
         try:
             folds = {name: int(rows[name]["fold"]) for name in names}
         except ValueError as error:
@@ -82,10 +78,29 @@ class FoldTable:
         if set(folds.values()) != set(range(n_folds)):
             raise DataError(
                 f"{path}: holds the folds {sorted(set(folds.values()))}, but data.n_folds is {n_folds}. "
-                "Set data.n_folds to its number, or split again."
+                "Set data.n_folds to the number of folds in the file, or split again."
             )
         return cls(folds, {name: rows[name].get("group") or "" for name in names})
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+def _require_same_images(path: Path, listed: Sequence[str], found: set[str], expected: set[str]) -> None:
+    """Check that a fold file lists each image of the data set once, and no other image.
+
+    Raises:
+        DataError: If it does not.
+    """
+    if repeated := sorted(name for name, times in Counter(listed).items() if times > 1):
+        raise DataError(
+            f"{path}: lists {len(repeated)} images more than once ({_shortened(repeated)}). Keep one row per image."
+        )
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    differences = [f"{len(missing)} images of the data set are missing ({_shortened(missing)})"] if missing else []
+    differences += [f"{len(unknown)} images are not in the data set ({_shortened(unknown)})"] if unknown else []
+    if differences:
+        raise DataError(
+            f"{path}: does not match the data set: {'; '.join(differences)}. Split again, or restore the images."
+        )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMES]) + (", ..." if len(names) > _MAX_NAMES else "")

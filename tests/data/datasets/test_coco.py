@@ -62,7 +62,7 @@ def test_images_without_annotations_are_background(coco: Coco) -> None:
     assert CocoDataset(str(path), background="ignore").read_mask(0).unique().tolist() == [255]
 
 
-def test_crowd_lies_under_objects_and_is_ignored(coco: Coco) -> None:
+def test_crowd_regions_are_below_objects_and_ignored(coco: Coco) -> None:
     crowd = {"category_id": 1, "segmentation": SMALL, "iscrowd": 1}
     path = coco([crowd, {"category_id": 2, "segmentation": rectangle(3, 3, 9, 8)}])
     mask = CocoDataset(str(path)).read_mask(0)
@@ -70,7 +70,7 @@ def test_crowd_lies_under_objects_and_is_ignored(coco: Coco) -> None:
     assert int(CocoDataset(str(path), crowd="class").read_mask(0)[2, 2]) == 1
 
 
-def test_classes_stand_by_id_with_gaps_zero_and_duplicates(coco: Coco) -> None:
+def test_classes_are_ordered_by_id_with_gaps_zero_and_duplicates(coco: Coco) -> None:
     categories = [
         {"id": 7, "name": "can", "supercategory": "litter"},
         {"id": 0, "name": "litter", "supercategory": "none"},
@@ -84,14 +84,14 @@ def test_classes_stand_by_id_with_gaps_zero_and_duplicates(coco: Coco) -> None:
     dataset = CocoDataset(str(path))
     assert dataset.classes.names == ("background", "bag", "can")  # the unused parent is left out
     assert dataset.read_mask(0)[0, 0] == 2
-    notes = " ".join(dataset.remarks())
-    for note in (
+    remarks = " ".join(dataset.remarks())
+    for remark in (
         "category 0 (litter) is the parent",
-        "can stands 2 times",
+        "can is used 2 times",
         "ids have gaps",
         "overlap in 1 of 1",
     ):
-        assert note in notes
+        assert remark in remarks
 
 
 def test_class_map_merges_renames_and_ignores(coco: Coco) -> None:
@@ -140,13 +140,13 @@ def test_images_are_sorted_by_name(coco: Coco) -> None:
         ),
     ],
 )
-def test_bad_annotations_are_named(coco: Coco, annotation: dict, message: str) -> None:  # type: ignore[type-arg]
+def test_faulty_annotations_are_named(coco: Coco, annotation: dict, message: str) -> None:  # type: ignore[type-arg]
     path = coco([annotation])
     with pytest.raises(DataError, match=message):
         CocoDataset(str(path))
 
 
-def test_skip_leaves_bad_annotations_out_and_lists_them(coco: Coco) -> None:
+def test_skip_leaves_faulty_annotations_out_and_lists_them(coco: Coco) -> None:
     path = coco([{"category_id": 5, "segmentation": BIG}, {"category_id": 1, "segmentation": SMALL}])
     dataset = CocoDataset(str(path), on_error="skip")
     assert len(dataset.problems) == 1
@@ -159,7 +159,7 @@ def test_missing_image_is_named(coco: Coco, tmp_path: Path) -> None:
         CocoDataset(str(path))
 
 
-def test_size_that_differs_is_named(coco: Coco, tmp_path: Path) -> None:
+def test_a_different_size_is_named(coco: Coco, tmp_path: Path) -> None:
     path = coco([])
     write_image(tmp_path / "a.png", (9, 10))
     with pytest.raises(DataError, match=r"the image is 9x10 \(height x width\) but coco.json says 8x10"):
@@ -183,23 +183,23 @@ def test_class_map_of_unknown_category_is_refused(coco: Coco) -> None:
 
 
 @pytest.mark.parametrize("counts", ["compressed", [0, 20]])
-def test_an_rle_of_another_size_is_a_problem_of_its_picture(coco: Coco, counts: str | list[int]) -> None:
+def test_an_rle_of_another_size_is_a_problem_of_its_image(coco: Coco, counts: str | list[int]) -> None:
     other = rle_tools.merge(rle_tools.frPyObjects(BIG, 8, 12))
     rle = {"size": [8, 12], "counts": other["counts"].decode() if counts == "compressed" else counts}
     annotations = [{"category_id": 1, "segmentation": rle}, {"category_id": 1, "segmentation": BIG, "image_id": 2}]
     images = [{"id": i, "file_name": name, "height": 8, "width": 10} for i, name in ((1, "a.png"), (2, "b.png"))]
     message = (
-        r"annotation 1 of a.png: an RLE is for a picture of \[8, 12\] \(height, width\), but the image is \[8, 10\]"
+        r"annotation 1 of a.png: an RLE is for an image of \[8, 12\] \(height, width\), but the image is \[8, 10\]"
     )
     path = coco(annotations, images=images)
     with pytest.raises(DataError, match=message):
         CocoDataset(str(path))
     skipping = CocoDataset(str(path), on_error="skip")
     assert skipping.names == ["b.png"]
-    assert skipping.annotated(0)[0].tolist() == [0, 1, 0]
+    assert skipping.measure_annotations(0)[0].tolist() == [0, 1, 0]
 
 
-def test_the_check_names_the_picture_of_such_an_rle(coco: Coco, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_names_the_image_of_such_an_rle(coco: Coco, capsys: pytest.CaptureFixture[str]) -> None:
     annotations = [
         {"category_id": 1, "segmentation": {"size": [8, 12], "counts": [0, 20]}},
         {"category_id": 1, "segmentation": BIG, "image_id": 2},
@@ -208,4 +208,4 @@ def test_the_check_names_the_picture_of_such_an_rle(coco: Coco, capsys: pytest.C
     path = coco(annotations, images=images)
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "--data.dataset", "CocoDataset", "--data.dataset.annotations", str(path)])
-    assert "annotation 1 of a.png: an RLE is for a picture of [8, 12]" in capsys.readouterr().out
+    assert "annotation 1 of a.png: an RLE is for an image of [8, 12]" in capsys.readouterr().out

@@ -18,16 +18,16 @@ def test_folders_files_and_lists_are_read(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no picture"):
+    with pytest.raises(DataError, match="no image found"):
         ImageFolderDataset([str(tmp_path)])
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such picture, folder or list: .*nowhere"):
+    with pytest.raises(FileNotFoundError, match="no such image, folder or list: .*nowhere"):
         ImageFolderDataset([str(tmp_path / "nowhere")])
 
 
-def test_a_file_that_is_no_picture_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("text")
     with pytest.raises(DataError, match=r"x.jpg: cannot be decoded"):
         ImageFolderDataset([str(tmp_path)])

@@ -36,19 +36,19 @@ def test_scenes_hold_several_objects_of_eleven_long_tailed_classes(tmp_path: Pat
 
 
 def test_the_mask_shows_the_object_that_was_drawn_last(tmp_path: Path) -> None:
-    # Objects are drawn from the largest to the smallest, as the reader stacks them.
+    # Objects are drawn from the largest to the smallest, the order of the masks.
     dataset = SyntheticLitterDataset(str(tmp_path / "s"), num_images=20, size=64)
-    assert any("overlap" in note for note in dataset.remarks())
+    assert any("overlap" in remark for remark in dataset.remarks())
     assert all(dataset[i].image.shape == (3, 64, 64) for i in range(20))
 
 
-def test_a_folder_of_other_scenes_is_not_touched(tmp_path: Path) -> None:
+def test_a_folder_of_other_scenes_is_not_changed(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "s", num_images=2, size=32)
     with pytest.raises(DataError, match=r"holds .*'num_images': 2.* but .*'num_images': 3"):
         SyntheticLitterDataset(str(tmp_path / "s"), num_images=3, size=32)
 
 
-def test_a_folder_of_other_files_is_not_touched(tmp_path: Path) -> None:
+def test_a_folder_of_other_files_is_not_changed(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="holds other files"):
         write_synthetic(tmp_path, num_images=2, size=32)

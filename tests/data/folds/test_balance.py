@@ -34,7 +34,7 @@ def test_summary_leaves_out_classes_with_fewer_images_than_folds() -> None:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_no_split_is_below_the_solo_bounds(seed: int) -> None:
+def test_no_split_is_below_the_lower_bounds(seed: int) -> None:
     rng = np.random.default_rng(seed)
     n_folds = 2 + seed % 2
     values = rng.geometric(0.3, 7) if seed % 3 else rng.lognormal(0, 1.2, 7)
@@ -56,7 +56,7 @@ def test_no_split_is_below_the_solo_bounds(seed: int) -> None:
         ([], np.nan, np.nan),
     ],
 )
-def test_solo_bounds_by_hand(values: list[int], largest: float, mean: float) -> None:
+def test_lower_bounds_by_hand(values: list[int], largest: float, mean: float) -> None:
     column = np.zeros((12, 1))
     column[: len(values), 0] = values
     bounds = lower_bounds(column, 5)
@@ -64,7 +64,7 @@ def test_solo_bounds_by_hand(values: list[int], largest: float, mean: float) -> 
     assert bounds[1][0] == pytest.approx(mean if mean != 2 / 3 * 4 / 5 else 4 / 15, nan_ok=True)
 
 
-def test_limits_name_the_reason() -> None:
+def test_unbalanceable_classes_name_the_reason() -> None:
     objects = np.zeros((20, 5))
     objects[:, 0] = 1  # can be balanced
     objects[:2, 2] = 1  # in two images
@@ -72,8 +72,8 @@ def test_limits_name_the_reason() -> None:
     objects[0, 3] = 11
     objects[:6, 4] = 1
     folds = np.arange(20) % 5
-    found = {limit.index: limit for limit in unbalanceable_classes(objects, objects, folds, 5)}
-    assert {index: limit.reason for index, limit in found.items()} == {
+    found = {item.class_index: item for item in unbalanceable_classes(objects, objects, folds, 5)}
+    assert {index: item.reason for index, item in found.items()} == {
         1: "absent",
         2: "fewer images than folds",
         3: "one image holds 2.8 times a fold's share of its objects",
@@ -81,8 +81,8 @@ def test_limits_name_the_reason() -> None:
     }
     assert (found[3].num_images, found[3].num_objects) == (10, 20)
     assert found[3].object_bound == pytest.approx(1.75)
-    assert found[3].object_reached == pytest.approx(2.0)
+    assert found[3].object_deviation == pytest.approx(2.0)
     groups = [f"{index // 5}" for index in range(20)]
-    grouped = {limit.index: limit for limit in unbalanceable_classes(objects, objects, folds, 2, groups)}
+    grouped = {item.class_index: item for item in unbalanceable_classes(objects, objects, folds, 2, groups)}
     assert grouped[3].num_groups == 2
     assert grouped[2].reason == "fewer groups than folds"

@@ -16,7 +16,7 @@ Array = npt.NDArray[np.float64]
 
 
 def litter(num_images: int = 203, num_classes: int = 9, seed: int = 0) -> tuple[Array, Array]:
-    """Objects and pixels of a long tail: class 0 in most images, the last in a few."""
+    """Draw objects and pixels of a long tail: class 0 is in most images, the last class in a few."""
     rng = np.random.default_rng(seed)
     presence = rng.random((num_images, num_classes)) < 0.8 * 0.6 ** np.arange(num_classes)
     objects = presence * rng.geometric(0.4, (num_images, num_classes))
@@ -24,7 +24,7 @@ def litter(num_images: int = 203, num_classes: int = 9, seed: int = 0) -> tuple[
 
 
 def deviation(values: Array, folds: npt.NDArray[np.int64], n_folds: int) -> Array:
-    """(n_folds, K) relative deviation from the even share."""
+    """Compute the relative deviation from the even share, (n_folds, K)."""
     sums = np.array([values[folds == k].sum(axis=0) for k in range(n_folds)])
     share = np.maximum(values.sum(axis=0) / n_folds, 1e-9)  # 0 for a class without objects
     return np.asarray(np.abs(sums - share * (values.sum(axis=0) > 0)) / share)
@@ -56,7 +56,7 @@ def test_fold_sizes_differ_by_at_most_one(n_folds: int) -> None:
 
 def test_folds_ignore_the_order_of_the_images() -> None:
     shuffle = np.random.default_rng(1).permutation(len(OBJECTS))
-    # Images without any object cannot be told apart, so they may be exchanged for one another.
+    # Images without any object are equal, so they may be exchanged for one another.
     distinct = PIXELS.sum(axis=1) > 0
     folds = stratified_folds(OBJECTS, PIXELS, 5)
     shuffled = stratified_folds(OBJECTS[shuffle], PIXELS[shuffle], 5)
@@ -77,15 +77,15 @@ def test_sums_are_exact() -> None:
         features = sparse.toarray()
         assert np.array_equal(features, np.rint(features))
         total = features.sum(axis=0)
-        # The largest sum that a swap can meet: an image against a fold that holds everything.
+        # The largest sum in a swap: an image against a fold that holds everything.
         largest = max(sum(int(a) * int(b) for a, b in zip(row, total, strict=True)) for row in features)
         assert n_folds * largest < 2**53
 
 
-def test_the_seed_gives_another_partition() -> None:
+def test_another_seed_gives_another_partition() -> None:
     first, again, other = (stratified_folds(OBJECTS, PIXELS, 5, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(first, again)
-    # By chance, a fifth of the pairs that one seed puts together is together for another seed as well.
+    # By chance, a fifth of the pairs in one fold for one seed is in one fold for another seed as well.
     partitions = [stratified_folds(OBJECTS, PIXELS, 5, seed=seed) for seed in range(6)]
     agreement = [adjusted_rand_score(one, other) for one, other in combinations(partitions, 2)]
     assert np.mean(agreement) < 0.15  # 0 by chance, 1 for the same partition
@@ -94,7 +94,7 @@ def test_the_seed_gives_another_partition() -> None:
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Array, Array, int]:
-    """Objects, pixels and a number of folds; few images, many ties, empty images and classes."""
+    """Draw objects, pixels and a number of folds; few images, many ties, empty images and classes."""
     num_images, num_classes = draw(st.integers(2, 40)), draw(st.integers(1, 5))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     objects = rng.poisson(draw(st.sampled_from([0.1, 0.7, 3.0])), (num_images, num_classes)).astype(float)
@@ -126,7 +126,7 @@ def test_any_order_of_images_and_classes_gives_the_same_folds(table: tuple[Array
     folds = stratified_folds(objects, pixels, n_folds)
     shuffled = stratified_folds(objects[images][:, classes], pixels[images][:, classes], n_folds)
 
-    # Of images with the same content, as many are in each fold; which of them is a matter of order.
+    # Images with the same content are interchangeable: only their number in each fold must agree.
     def content(order: list[int], assigned: npt.NDArray[np.int64]) -> list[tuple[float, ...]]:
         return sorted((*objects[i], *pixels[i], fold) for i, fold in zip(order, assigned.tolist(), strict=True))
 
@@ -148,7 +148,7 @@ def test_any_groups_stay_whole_and_fill_every_fold(table: tuple[Array, Array, in
     assert len(set(zip(groups, folds, strict=True))) == len(set(groups))
 
 
-def test_images_of_rare_classes_lie_in_different_folds() -> None:
+def test_images_of_rare_classes_are_in_different_folds() -> None:
     for seed in range(5):
         objects, pixels = litter(seed=seed)
         rare = np.zeros((len(objects), 3))
@@ -222,7 +222,7 @@ def test_one_class_and_empty_images_are_enough() -> None:
         ({"method": "kfold"}, "got 'kfold'"),
     ],
 )
-def test_bad_arguments_say_what_is_wrong(arguments: dict[str, object], message: str) -> None:
+def test_errors_of_invalid_arguments_name_the_fault(arguments: dict[str, object], message: str) -> None:
     full = {"objects": OBJECTS, "pixels": PIXELS, "n_folds": 5, **arguments}
     with pytest.raises(ValueError, match=message):
         stratified_folds(**full)  # type: ignore[arg-type]

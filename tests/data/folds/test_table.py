@@ -9,7 +9,7 @@ NAMES = ["a.png", "b.png", "c.png"]
 TABLE = FoldTable({"a.png": 0, "b.png": 1, "c.png": 0}, {"a.png": "x", "b.png": "y", "c.png": "x"})
 
 
-def test_it_reads_what_it_wrote(tmp_path: Path) -> None:
+def test_a_written_table_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
     path.write_text(TABLE.to_csv())
     assert path.read_text().splitlines() == ["image,group,fold", "a.png,x,0", "b.png,y,1", "c.png,x,0"]
@@ -19,30 +19,37 @@ def test_it_reads_what_it_wrote(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "names", "n_folds", "message"),
     [
-        (TABLE.to_csv(), [*NAMES, "d.png"], 2, r"1 images are not in it \(d.png\)"),
-        (TABLE.to_csv(), NAMES[:1], 2, r"2 of its images are gone \(b.png, c.png\)"),
+        (TABLE.to_csv(), [*NAMES, "d.png"], 2, r"1 images of the data set are missing \(d.png\)"),
+        (TABLE.to_csv(), NAMES[:1], 2, r"2 images are not in the data set \(b.png, c.png\)"),
         (TABLE.to_csv(), NAMES, 5, r"holds the folds \[0, 1\], but data.n_folds is 5"),
         ("image,group,fold\na.png,,train\nb.png,,val\nc.png,,val\n", NAMES, 2, "Set split: official"),
-        ("file,part\na.png,0\n", NAMES, 2, r"must have the columns image, group and fold, got \['file', 'part'\]"),
+        (
+            "file,part\na.png,0\n",
+            NAMES,
+            2,
+            r"must have rows with the columns image, group and fold, got \['file', 'part'\]",
+        ),
     ],
 )
-def test_a_table_of_other_data_stops(tmp_path: Path, text: str, names: list[str], n_folds: int, message: str) -> None:
+def test_a_table_of_other_data_is_an_error(
+    tmp_path: Path, text: str, names: list[str], n_folds: int, message: str
+) -> None:
     path = tmp_path / "folds.csv"
     path.write_text(text)
     with pytest.raises(DataError, match=message):
         FoldTable.read(path, names, n_folds)
 
 
-def test_dropped_images_may_stand_in_the_file_and_none_twice(tmp_path: Path) -> None:
+def test_the_file_may_hold_dropped_images_and_no_image_twice(tmp_path: Path) -> None:
     path = tmp_path / "folds.csv"
     path.write_text(TABLE.to_csv())
     assert FoldTable.read(path, NAMES[:2], 2, dropped=["c.png"]).folds == {"a.png": 0, "b.png": 1}
     path.write_text(TABLE.to_csv() + "a.png,x,1\n")
-    with pytest.raises(DataError, match=r"1 images stand twice \(a.png\)"):
+    with pytest.raises(DataError, match=r"lists 1 images more than once \(a.png\)"):
         FoldTable.read(path, NAMES, 2)
 
 
-def test_a_table_that_separates_groups_stops() -> None:
+def test_a_table_that_separates_groups_is_an_error() -> None:
     assert TABLE.with_groups({"a.png": "p", "b.png": "q", "c.png": "p"}).groups["c.png"] == "p"
     with pytest.raises(DataError, match=r"separates 1 groups of data.groups \(p\)"):
         TABLE.with_groups({"a.png": "p", "b.png": "p", "c.png": "q"})
