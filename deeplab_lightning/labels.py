@@ -1,4 +1,4 @@
-"""From logits to labels: the one way that validation, test, prediction, panels and `tune-crf` share."""
+"""Turn logits into labels, for validation, test, prediction, panels and `tune-crf` alike."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +23,9 @@ def find_labels(
     Args:
         logits: (B, K, h, w) float, at the images' size or before the resize to it.
         images: (B, 3, H, W) uint8.
-        size: Height and width of the labels; those of the file may differ from the images'.
-        door: How logits are resized and compared.
-        postprocess: Applied to the images and their logits at the images' size; the highest logit if None.
+        size: Height and width of the labels, such as those of the image file.
+        door: Resizes and compares the logits.
+        postprocess: Function of the images and their logits at the images' size; the highest logit if None.
 
     Returns:
         (B, *size) uint8.
@@ -33,15 +33,15 @@ def find_labels(
     Raises:
         ValueError: If `postprocess` returns neither labels nor probabilities.
     """
-    shown = (images.shape[-2], images.shape[-1])
+    image_size = (images.shape[-2], images.shape[-1])
     if postprocess is None:
-        return door.labels(logits if size == shown else resize(logits.float(), shown), size)
-    result: Tensor = postprocess(images, resize(logits.float(), shown))
+        return door.labels(logits if size == image_size else resize(logits.float(), image_size), size)
+    result: Tensor = postprocess(images, resize(logits.float(), image_size))
     if result.is_floating_point() and result.ndim == 4:
         return door.labels(result, size)
     if result.is_floating_point() or result.ndim != 3:
         raise UserError(
-            "postprocess must give integer labels (B, H, W) or probabilities (B, K, H, W), got "
+            "postprocess must return integer labels (B, H, W) or probabilities (B, K, H, W), got "
             f"{tuple(result.shape)} {result.dtype}."
         )
     return F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)

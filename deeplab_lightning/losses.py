@@ -1,4 +1,4 @@
-"""Losses: modules that map (logits (B, K, H, W), mask (B, H, W) int64) to a scalar.
+"""Compute losses, as modules that map logits (B, K, H, W) and a mask (B, H, W) int64 to a scalar.
 
 Any module of this form can be used, such as those of segmentation_models_pytorch with `mode: multiclass` and
 `ignore_index: 255`.
@@ -17,22 +17,22 @@ from deeplab_lightning.resizing import resize
 
 
 class CrossEntropyLoss(nn.Module):
-    """Cross-entropy averaged over the pixels that are not ignored.
+    """Average the cross-entropy over the pixels that are not ignored.
 
     Args:
         class_weights: One weight per class, in the order of the class table; 1 for all if null.
-        label_smoothing: Share of the target spread over all classes, a fraction in [0, 1).
+        label_smoothing: Share of the target that is spread over all classes, a fraction in [0, 1).
         band_rows: Rows of the full-size logits that are computed at a time, such as 32: the same loss and gradients to
             rounding, in a fraction of the memory if there are many classes. Null processes all rows at once on a GPU;
             on a CPU, null picks a tile that fits the cache.
 
     Raises:
-        ValueError: For negative weights, smoothing outside [0, 1) or bands of no row.
+        ValueError: If a weight is negative, label_smoothing is outside [0, 1) or band_rows is below 1.
     """
 
     class_weights: Tensor | None
     takes_coarse_logits = True
-    """Whether `forward` resizes logits to the mask; it holds for the class that defines both, see `kernels.Door`."""
+    """Whether `forward` resizes logits to the mask; only valid for the class that defines both, see `kernels.Door`."""
 
     def __init__(
         self,
@@ -53,9 +53,11 @@ class CrossEntropyLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Compute the loss of logits (B, K, H, W) float and a mask (B, H, W) int64 in [0, K) or 255.
+        """Compute the loss of a batch.
 
-        Logits of any other size, (B, K, h, w), are resized to the mask's size tile by tile.
+        Args:
+            logits: (B, K, h, w) float, unnormalised; resized to the mask's size, tile by tile, if they differ.
+            mask: (B, H, W) int64 in [0, K) or 255.
 
         Returns:
             The mean over the pixels that are not ignored; 0, with a gradient of 0, if all are ignored or have a class
@@ -65,15 +67,18 @@ class CrossEntropyLoss(nn.Module):
             ValueError: If the number of class weights is not K, or logits and mask differ in the number of images.
         """
         if len(logits) != len(mask):
-            raise UserError(f"got logits of {len(logits)} images and masks of {len(mask)}.")
+            raise UserError(f"logits and mask must hold the same number of images, got {len(logits)} and {len(mask)}.")
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise UserError(f"class_weights holds {len(self.class_weights)} values for {logits.shape[1]} classes.")
-        if not self._counts_anything(mask):
+            raise UserError(
+                f"class_weights must hold one value per class, got {len(self.class_weights)} values for "
+                f"{logits.shape[1]} classes."
+            )
+        if not self._has_counted_pixels(mask):
             return logits.sum() * 0.0
         if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
             if logits.isfinite().all():
                 return tiled_cross_entropy(logits, mask, self.class_weights, self.label_smoothing, self.band_rows)
-            logits = resize(single_precision(logits), (mask.shape[-2], mask.shape[-1]))  # keeps nan where it is
+            logits = resize(single_precision(logits), (mask.shape[-2], mask.shape[-1]))  # tiles would spread nan
         logits = single_precision(logits)  # as autocast does
         return F.cross_entropy(
             logits,
@@ -83,7 +88,7 @@ class CrossEntropyLoss(nn.Module):
             label_smoothing=self.label_smoothing,
         )
 
-    def _counts_anything(self, mask: Tensor) -> bool:
+    def _has_counted_pixels(self, mask: Tensor) -> bool:
         counted = mask != IGNORE_INDEX
         if self.class_weights is None or bool((self.class_weights > 0).all()):
             return bool(counted.any())

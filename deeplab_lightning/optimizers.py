@@ -1,4 +1,4 @@
-"""Parameter groups and the poly schedule."""
+"""Build parameter groups and the poly schedule."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,9 +11,9 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-"""Parameter groups -> optimiser."""
+"""Function of the parameter groups that returns an optimiser."""
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-"""(optimiser, optimiser steps of the whole training) -> schedule."""
+"""Function of an optimiser and the optimiser steps of the whole training that returns a schedule."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -24,10 +24,16 @@ def default_optimizer(params: Iterable[Any]) -> Optimizer:
 def parameter_groups(
     net: DeepLab, *, head_lr_multiplier: float, head_bias_lr_multiplier: float
 ) -> list[dict[str, Any]]:
-    """Backbone at the base learning rate, head weights and head biases at multiples of it.
+    """Group the parameters of a network by learning rate and weight decay.
 
-    DeepLab v2 (section 4.1) trains the new layers with 10 times the rate and their biases with 20
-    times. Biases and normalisation layers have no weight decay.
+    The backbone has the base learning rate, and the head's weights and biases have multiples of it: DeepLab v2 (section
+    4.1) trains the new layers with 10 times the rate and their biases with 20 times. Biases and normalisation layers
+    have no weight decay.
+
+    Args:
+        net: Network of a backbone and a head.
+        head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
+        head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
@@ -63,18 +69,18 @@ def parameter_groups(
 
 
 class PolyLR(LambdaLR):
-    """Learning rate times (1 - step / total_steps) ** power, after an optional linear warm-up.
+    """Multiply the learning rate by (1 - step / total_steps) ** power, after an optional linear warm-up.
 
-    DeepLab v2 (section 4.1) found it better than steps. Stepped once per optimiser step.
+    DeepLab v2 (section 4.1) found it better than a rate that falls in steps. Stepped once per optimiser step.
 
     Args:
-        optimizer: Its groups keep their ratios.
-        total_steps: Optimiser steps of the whole training; given by the trainer.
-        power: Exponent.
-        warmup_steps: Optimiser steps over which the rate grows from 1 / warmup_steps of the schedule to it.
+        optimizer: Optimiser, whose groups keep the ratios of their learning rates.
+        total_steps: Optimiser steps of the whole training; set by the trainer.
+        power: Exponent of the decay.
+        warmup_steps: Optimiser steps over which the rate grows linearly from 1 / warmup_steps of the schedule's.
 
     Raises:
-        ValueError: If the training is not longer than the warm-up.
+        ValueError: If warmup_steps is negative, or not less than total_steps.
     """
 
     def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
@@ -83,8 +89,8 @@ class PolyLR(LambdaLR):
                 f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."
             )
 
-        def factor(step: int) -> float:
+        def multiplier(step: int) -> float:
             warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
             return float(warmup * max(0.0, 1 - step / total_steps) ** power)
 
-        super().__init__(optimizer, factor)
+        super().__init__(optimizer, multiplier)

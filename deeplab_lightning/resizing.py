@@ -1,14 +1,17 @@
-"""The one bilinear resize of the package."""
+"""Resize logits, images and features bilinearly."""
 
 import torch.nn.functional as F
 from torch import Tensor
 
 
 def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (B, K, h, w) to (B, K, H, W), bilinearly and without aligned corners.
+    """Resize logits bilinearly, without aligned corners.
 
     Args:
-        logits: (B, K, h, w) float; images and features too.
-        size: (H, W).
+        logits: (B, K, h, w) float; also images or features.
+        size: (H, W) in pixels.
+
+    Returns:
+        (B, K, H, W).
     """
     return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

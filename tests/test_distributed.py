@@ -1,4 +1,4 @@
-"""Two processes on the CPU, started as a user's machine starts them."""
+"""Evaluation and training in two processes on the CPU, from a script and from the command line."""
 
 import json
 import subprocess
@@ -38,9 +38,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_two_processes_count_what_one_counts(mask_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_count_the_same_pixels_as_one(mask_folder: Path, tmp_path: Path) -> None:
     for part in ("images", "masks"):
-        (mask_folder / part / "09.png").unlink()  # nine pictures: not divisible by two
+        (mask_folder / part / "09.png").unlink()  # nine images: not divisible by two
     script = tmp_path / "validate.py"
     script.write_text(SCRIPT)
     matrices = []

@@ -17,17 +17,17 @@ def test_classes_of_weight_zero_alone_give_zero(band_rows: int | None) -> None:
 
 
 def test_half_precision_survives_the_loss_scale() -> None:
-    scores = torch.randn(1, 3, 4, 4).half().requires_grad_()
+    logits = torch.randn(1, 3, 4, 4).half().requires_grad_()
     mask = torch.randint(0, 3, (1, 32, 32))
-    (CrossEntropyLoss(band_rows=8)(scores, mask) * 65536.0).backward()
-    wide = scores.detach().float().requires_grad_()
+    (CrossEntropyLoss(band_rows=8)(logits, mask) * 65536.0).backward()
+    wide = logits.detach().float().requires_grad_()
     CrossEntropyLoss(band_rows=8)(wide, mask).backward()
-    assert scores.grad is not None
+    assert logits.grad is not None
     assert wide.grad is not None
-    assert torch.allclose(scores.grad.float() / 65536, wide.grad, rtol=2e-3)
+    assert torch.allclose(logits.grad.float() / 65536, wide.grad, rtol=2e-3)
 
 
-def test_it_is_the_mean_over_pixels_that_count() -> None:
+def test_it_is_the_mean_over_pixels_that_are_not_ignored() -> None:
     logits, mask = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
     mask[0, :2] = 255
     chosen = logits.log_softmax(1).permute(0, 2, 3, 1)[mask != 255]
@@ -52,7 +52,7 @@ def test_all_ignored_is_zero_with_a_gradient() -> None:
     assert not logits.grad.any()
 
 
-def test_weights_weigh_classes() -> None:
+def test_pixels_are_weighted_by_their_class() -> None:
     logits = torch.zeros(1, 2, 1, 2)
     logits[0, 0] = 1.0
     mask = torch.tensor([[[0, 1]]])
@@ -68,7 +68,7 @@ def test_weights_weigh_classes() -> None:
         smp.losses.LovaszLoss("multiclass", ignore_index=255),
     ],
 )
-def test_losses_of_smp_have_the_same_form(loss: torch.nn.Module) -> None:
+def test_losses_of_smp_take_the_same_arguments(loss: torch.nn.Module) -> None:
     logits, mask = torch.randn(1, 3, 4, 4), torch.randint(0, 3, (1, 4, 4))
     mask[:, 0] = 255
     other = logits.clone()
@@ -90,7 +90,7 @@ def test_bad_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:
 
 
 def test_a_wrong_number_of_weights_is_named() -> None:
-    with pytest.raises(ValueError, match="holds 2 values for 3 classes"):
+    with pytest.raises(ValueError, match="one value per class, got 2 values for 3 classes"):
         CrossEntropyLoss(class_weights=[1, 1])(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2, dtype=torch.long))
 
 
@@ -102,57 +102,57 @@ def test_bands_give_the_same_loss_and_gradient(
 ) -> None:
     mask = torch.randint(0, 3, (2, 16, 20))
     mask[:, 3:6] = 255
-    scores = torch.randn(2, 3, *small, requires_grad=True)
-    plain = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing)(resize(scores, (16, 20)), mask)
-    (expected,) = torch.autograd.grad(3 * plain, scores)
-    banded = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing, band_rows=rows)(scores, mask)
-    (gradient,) = torch.autograd.grad(3 * banded, scores)
+    logits = torch.randn(2, 3, *small, requires_grad=True)
+    plain = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing)(resize(logits, (16, 20)), mask)
+    (expected,) = torch.autograd.grad(3 * plain, logits)
+    banded = CrossEntropyLoss(class_weights=weights, label_smoothing=smoothing, band_rows=rows)(logits, mask)
+    (gradient,) = torch.autograd.grad(3 * banded, logits)
     torch.testing.assert_close(banded, plain)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_scores_that_are_not_finite_stay_where_they_are() -> None:
-    scores, mask = torch.randn(1, 3, 6, 6), torch.randint(0, 2, (1, 24, 24))
-    scores[..., 0, 0], mask[:, :8, :8] = torch.nan, 255
-    plain = CrossEntropyLoss()(resize(scores, (24, 24)), mask)
+def test_logits_that_are_not_finite_do_not_spread() -> None:
+    logits, mask = torch.randn(1, 3, 6, 6), torch.randint(0, 2, (1, 24, 24))
+    logits[..., 0, 0], mask[:, :8, :8] = torch.nan, 255
+    plain = CrossEntropyLoss()(resize(logits, (24, 24)), mask)
     assert plain.isfinite()
-    assert torch.allclose(CrossEntropyLoss()(scores, mask), plain)
+    assert torch.allclose(CrossEntropyLoss()(logits, mask), plain)
 
 
-def test_pictures_and_masks_of_different_number_are_refused() -> None:
-    with pytest.raises(ValueError, match="logits of 1 images and masks of 2"):
+def test_different_numbers_of_images_and_masks_are_refused() -> None:
+    with pytest.raises(ValueError, match="must hold the same number of images, got 1 and 2"):
         CrossEntropyLoss()(torch.zeros(1, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long))
 
 
-def test_bands_count_ignored_pixels_nowhere_and_need_no_gradient() -> None:
-    scores, mask = torch.randn(1, 3, 4, 4, requires_grad=True), torch.full((1, 8, 8), 255)
+def test_bands_leave_out_ignored_pixels_and_need_no_gradient() -> None:
+    logits, mask = torch.randn(1, 3, 4, 4, requires_grad=True), torch.full((1, 8, 8), 255)
     loss = CrossEntropyLoss(band_rows=2)
-    assert float(loss(scores, mask).detach()) == 0
+    assert float(loss(logits, mask).detach()) == 0
     with torch.no_grad():
-        assert not loss(scores, torch.zeros(1, 8, 8, dtype=torch.long)).requires_grad
+        assert not loss(logits, torch.zeros(1, 8, 8, dtype=torch.long)).requires_grad
 
 
-def test_mixed_precision_leaves_the_loss_in_full() -> None:
-    scores, mask = torch.randn(1, 3, 4, 4).requires_grad_(), torch.randint(0, 3, (1, 32, 32))
-    expected = CrossEntropyLoss()(scores, mask)
-    (gradient,) = torch.autograd.grad(expected, scores)
+def test_the_loss_is_in_float32_under_mixed_precision() -> None:
+    logits, mask = torch.randn(1, 3, 4, 4).requires_grad_(), torch.randint(0, 3, (1, 32, 32))
+    expected = CrossEntropyLoss()(logits, mask)
+    (gradient,) = torch.autograd.grad(expected, logits)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = CrossEntropyLoss()(scores, mask)
+        loss = CrossEntropyLoss()(logits, mask)
     assert torch.equal(loss, expected)
-    assert torch.equal(torch.autograd.grad(loss, scores)[0], gradient)
+    assert torch.equal(torch.autograd.grad(loss, logits)[0], gradient)
 
 
-def test_bands_keep_the_dtype_of_the_scores() -> None:
-    scores = torch.randn(1, 3, 4, 4).bfloat16().requires_grad_()
-    CrossEntropyLoss(band_rows=2)(scores, torch.zeros(1, 8, 8, dtype=torch.long)).backward()
-    assert scores.grad is not None
-    assert scores.grad.dtype == torch.bfloat16
+def test_gradients_of_bands_have_the_dtype_of_the_logits() -> None:
+    logits = torch.randn(1, 3, 4, 4).bfloat16().requires_grad_()
+    CrossEntropyLoss(band_rows=2)(logits, torch.zeros(1, 8, 8, dtype=torch.long)).backward()
+    assert logits.grad is not None
+    assert logits.grad.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("band_rows", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weights_serve_in_every_precision(dtype: torch.dtype, band_rows: int | None) -> None:
-    """Lightning casts the buffer with the module in bf16-true and 64-true; evaluation gives scores in float32."""
+def test_class_weights_work_in_every_precision(dtype: torch.dtype, band_rows: int | None) -> None:
+    """Lightning casts the buffer with the module in bf16-true and 64-true; evaluation gives logits in float32."""
     torch.manual_seed(0)
     logits, mask = torch.randn(1, 3, 4, 5), torch.randint(0, 3, (1, 8, 9))
     logits = torch.nn.functional.interpolate(logits, size=(8, 9)) if band_rows is None else logits

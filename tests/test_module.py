@@ -45,7 +45,7 @@ def weights(module: L.LightningModule) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def test_pictures_are_normalised_by_the_backbones_statistics() -> None:
+def test_images_are_normalised_by_the_backbones_statistics() -> None:
     module = SegmentationModule(tiny_net())
     images = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
     mean, std = torch.tensor(module.net.backbone.mean), torch.tensor(module.net.backbone.std)
@@ -77,13 +77,13 @@ def test_rates_are_multiples_and_the_schedule_ends_with_the_training(mask_folder
     assert initial == pytest.approx(
         {"backbone": 0.1, "backbone_no_decay": 0.1, "head": 1, "head_norm": 1, "head_bias": 2}
     )
-    # 6 training pictures in batches of 2, two batches a step: 2 steps an epoch, 4 in all.
+    # 6 training images in batches of 2, two batches a step: 2 steps an epoch, 4 in all.
     assert fit.global_step == 4
     assert fit.lr_scheduler_configs[0].scheduler.last_epoch == 4
     assert optimizer.param_groups[0]["lr"] == 0.0
 
 
-def test_any_scheduler_of_optimizer_and_steps_serves(mask_folder: Path) -> None:
+def test_any_scheduler_of_optimizer_and_steps_can_be_used(mask_folder: Path) -> None:
     module = SegmentationModule(tiny_net(), lr_scheduler=CosineAnnealingLR)
     fit = trainer(mask_folder, max_epochs=1)
     fit.fit(module, datamodule=tiny_data(mask_folder))
@@ -150,7 +150,9 @@ def test_checkpoints_load_in_scripts(mask_folder: Path, tmp_path: Path) -> None:
 
 
 def test_network_and_class_table_must_agree() -> None:
-    with pytest.raises(ValueError, match="the network has 2 classes, the class table 3"):
+    with pytest.raises(
+        ValueError, match="the network has 2 classes, the class table 3: build the network with num_classes=3"
+    ):
         SegmentationModule(tiny_net(2), classes=TABLE)
 
 
@@ -160,7 +162,7 @@ def test_a_loss_that_ignores_another_value_is_refused() -> None:
 
 
 class HardestPixels(CrossEntropyLoss):
-    """The mean of the worse half of the pixels."""
+    """Averages the loss over the worse half of the pixels."""
 
     def forward(self, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         pixels = torch.nn.functional.cross_entropy(logits, mask, reduction="none").flatten()
@@ -172,18 +174,18 @@ class Doubled(SegmentationModule):
         return 2 * super().forward(images)  # type: ignore[operator]
 
 
-def test_losses_and_modules_with_a_forward_of_their_own_have_logits_at_the_full_size() -> None:
+def test_losses_and_modules_that_override_forward_use_full_size_logits() -> None:
     torch.manual_seed(0)
     net, mask = tiny_net(), torch.randint(0, 3, (2, 32, 32))
     batch = Batch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), mask, ["a", "b"], [(32, 32)] * 2)
     _, logits = SegmentationModule(net, HardestPixels()).compute_loss(batch)
     assert logits.shape == (2, 3, 32, 32)
-    _, scores = SegmentationModule(net).eval().compute_loss(batch)
+    _, coarse_logits = SegmentationModule(net).eval().compute_loss(batch)
     _, doubled = Doubled(net).eval().compute_loss(batch)
-    assert torch.allclose(doubled, 2 * resize(scores, (32, 32)), atol=1e-5)
+    assert torch.allclose(doubled, 2 * resize(coarse_logits, (32, 32)), atol=1e-5)
 
 
-def test_postprocess_serves_test_and_prediction_but_not_validation(mask_folder: Path) -> None:
+def test_postprocess_is_used_in_test_and_prediction_but_not_in_validation(mask_folder: Path) -> None:
     seen = []
 
     def all_cars(images: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -207,7 +209,7 @@ def test_postprocess_serves_test_and_prediction_but_not_validation(mask_folder: 
     assert torch.equal(mask, torch.full((65, 97), 2, dtype=torch.uint8))
 
 
-def test_boundary_iou_is_of_the_whole_test_set_and_of_test_alone(mask_folder: Path) -> None:
+def test_boundary_iou_is_that_of_the_whole_set_and_only_logged_in_test(mask_folder: Path) -> None:
     module, data = SegmentationModule(tiny_net(), classes=TABLE), tiny_data(mask_folder)
     [validated] = trainer(mask_folder).validate(module, datamodule=data, verbose=False)
     assert "val/boundary_iou" not in validated
@@ -225,14 +227,14 @@ def test_probabilities_of_postprocess_are_resized_and_compared(mask_folder: Path
     module = SegmentationModule(tiny_net(), postprocess=lambda _, logits: logits.softmax(1)).eval()
     images = torch.randint(0, 256, (2, 3, 33, 47), dtype=torch.uint8)
     same = Batch(images, None, ["a.jpg", "b.jpg"], [(33, 47)] * 2)
-    for (_, found), (_, wanted) in zip(module.predict_step([same], 0), plain.predict_step([same], 0), strict=True):
-        assert torch.equal(found, wanted)
+    for (_, found), (_, expected) in zip(module.predict_step([same], 0), plain.predict_step([same], 0), strict=True):
+        assert torch.equal(found, expected)
     [(_, larger)] = module.predict_step([Batch(images[:1], None, ["a.jpg"], [(66, 94)])], 0)
     assert larger.shape == (66, 94)
 
 
-def test_what_postprocess_may_not_give_is_refused() -> None:
+def test_wrong_outputs_of_postprocess_are_refused() -> None:
     module = SegmentationModule(tiny_net(), postprocess=lambda _, logits: logits.amax(1)).eval()
     batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(32, 48)])
-    with pytest.raises(ValueError, match="postprocess must give integer labels"):
+    with pytest.raises(ValueError, match="postprocess must return integer labels"):
         module.predict_step([batch], 0)

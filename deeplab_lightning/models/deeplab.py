@@ -1,4 +1,4 @@
-"""The DeepLab family: backbone -> head -> resize to the input's size."""
+"""Build the DeepLab family: a backbone, a head, and a resize to the input's size."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,27 +18,38 @@ LOW_LEVEL_CHANNELS = 48  # DeepLab v3+, table 1
 
 
 class TrainingLogits(NamedTuple):
-    """What a network in training returns if more than its result has a loss."""
+    """Hold the outputs of a network in training that has auxiliary losses.
+
+    Attributes:
+        logits: (B, K, H, W) float, the result.
+        auxiliary: Weight of the loss and logits (B, K, H, W) float of each auxiliary output.
+    """
 
     logits: Tensor
-    """(B, K, H, W) float, the result."""
     auxiliary: list[tuple[float, Tensor]]
-    """Weight of the loss, and (B, K, H, W) float, of every further output."""
+
+    @classmethod
+    def of(cls, output: "Tensor | TrainingLogits") -> "TrainingLogits":
+        """Return the outputs of any network, without auxiliary ones if it returned plain logits."""
+        return cls(output, []) if isinstance(output, Tensor) else output
 
 
 class DeepLab(nn.Module, HubFolder):
-    """A backbone, a head on its deepest map, and one bilinear resize. Subclass it for a new member.
+    """Segment images with a backbone, a head on its deepest map, and one bilinear resize.
+
+    A new member of the family is a subclass.
 
     Args:
-        backbone: The feature extractor.
-        head: (B, C, H/s, W/s) -> (B, K, H/s, W/s).
-        num_classes: K.
-        auxiliary_weight: Weight of the loss of a second head on the map before the deepest; 0 for none.
-        scales: Factors of the input's size at which the picture is seen; their scores are fused by the
-            maximum, and each has its own loss in training (DeepLab v2, section 4.3).
+        backbone: Feature extractor.
+        head: Module of features (B, C, H/s, W/s) that returns logits (B, K, H/s, W/s).
+        num_classes: Number of classes K, without void.
+        auxiliary_weight: Weight of the loss of a second head on the map before the deepest, in training only; 0 for
+            none, 0.5 in torchvision.
+        scales: Factors of the input's size at which the image is processed. Their logits are fused by the maximum, and
+            in training each has a loss (DeepLab v2, section 4.3, with 0.5, 0.75 and 1).
 
     Raises:
-        ValueError: For fewer than 1 class, a negative weight, or scales that are not positive.
+        ValueError: If num_classes is below 1, auxiliary_weight is negative, or a scale is not positive.
     """
 
     def __init__(
@@ -64,8 +75,8 @@ class DeepLab(nn.Module, HubFolder):
         """Segment images (B, 3, H, W) float, normalised by the backbone's mean and std, of any H and W.
 
         Returns:
-            logits: (B, K, H, W) float, unnormalised. In training, `TrainingLogits` if there is an auxiliary
-            head or more than one scale.
+            Logits (B, K, H, W) float, unnormalised; in training, `TrainingLogits` if the network has an auxiliary head
+            or more than one scale.
         """
         size = (images.shape[-2], images.shape[-1])
         output = self.coarse_logits(images)
@@ -75,9 +86,9 @@ class DeepLab(nn.Module, HubFolder):
         return TrainingLogits(resize(output.logits, size), auxiliary)
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Compute what `forward` does before the resize: logits (B, K, H/s, W/s).
+        """Compute the logits (B, K, H/s, W/s) that `forward` resizes.
 
-        A subclass with another path overrides this method.
+        Subclasses that compute logits in another way override this method, not `forward`.
         """
         size = (images.shape[-2], images.shape[-1])
         per_scale, auxiliary = [], []
@@ -97,20 +108,22 @@ class DeepLab(nn.Module, HubFolder):
 
 
 class DeepLabV1(DeepLab):
-    """DeepLab v1, LargeFOV (Chen et al. 2015, section 3.1): fc6 as a 3x3 of rate 12, fc7 and a score layer.
+    """Build DeepLab v1, LargeFOV: fc6 as a dilated 3x3, fc7 and a classifier at output stride 8.
+
+    Chen et al. 2015, arXiv:1412.7062, section 3.1.
 
     Args:
-        num_classes: K, without void.
-        backbone: `vgg16`, or any other backbone by name, at output stride 8.
-        atrous_rate: Dilation of fc6.
+        num_classes: Number of classes K, without void.
+        backbone: Name of the feature extractor, see `build_backbone`.
+        atrous_rate: Dilation of fc6; 12 in the paper.
         hidden_channels: Channels of fc6 and fc7.
-        dropout: Probability of dropping a channel after fc6 and fc7.
+        dropout: Probability of dropping a channel after fc6 and after fc7.
         pretrained: Start from ImageNet weights.
-        weights: Start from these weights instead, a path or URL; see `load_weights`.
+        weights: Path or URL of weights to start from instead, see `load_weights`.
 
     Raises:
-        ValueError: For fewer than 1 class, an unknown backbone, or weights that do not fit it.
-        RuntimeError: If the pretrained weights cannot be had.
+        ValueError: If num_classes is below 1, the backbone is unknown, or the weights do not fit it.
+        RuntimeError: If the weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(
@@ -139,25 +152,28 @@ class DeepLabV1(DeepLab):
 
 
 class DeepLabV2(DeepLab):
-    """DeepLab v2 (Chen et al. 2017): output stride 8 and ASPP in the sum form.
+    """Build DeepLab v2: output stride 8 and an ASPP whose branches are summed.
+
+    Chen et al. 2017, arXiv:1606.00915, section 4.1.2.
 
     Args:
-        num_classes: K, without void.
-        backbone: `vgg16`, or any other backbone by name, at output stride 8.
-        share_head: One fc7 and one score layer for all branches; false gives each branch its own, with a
-            ReLU after fc7, as in the paper.
-        atrous_rates: Dilations of the branches; (6, 12, 18, 24) is the paper's ASPP-L.
+        num_classes: Number of classes K, without void.
+        backbone: Name of the feature extractor, see `build_backbone`.
+        share_head: Use one fc7 and one classifier for all branches; false gives each branch its own, with a ReLU after
+            fc7, as in the paper.
+        atrous_rates: Dilations of the ASPP's 3x3 branches; (6, 12, 18, 24) is the paper's ASPP-L.
         hidden_channels: Channels of fc6 and fc7; null leaves both out, as in the paper's ResNet-101.
-        dropout: Probability of dropping a channel after fc6 and fc7.
-        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of
-            a stage alike, as weights of `caffe_resnet101` expect.
-        scales: Factors of the input's size, fused by the maximum; the paper's are 0.5, 0.75 and 1.
+        dropout: Probability of dropping a channel after fc6 and after fc7.
+        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of a stage
+            alike, for weights that were trained so.
+        scales: Factors of the input's size at which the image is processed. Their logits are fused by the maximum, and
+            in training each has a loss (DeepLab v2, section 4.3, with 0.5, 0.75 and 1).
         pretrained: Start from ImageNet weights.
-        weights: Start from these weights instead, a path or URL; see `load_weights`.
+        weights: Path or URL of weights to start from instead, see `load_weights`.
 
     Raises:
-        ValueError: For fewer than 1 class, an unknown backbone, or weights that do not fit it.
-        RuntimeError: If the pretrained weights cannot be had.
+        ValueError: If num_classes is below 1, the backbone is unknown, or the weights do not fit it.
+        RuntimeError: If the weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(
@@ -191,30 +207,32 @@ class DeepLabV2(DeepLab):
 
 
 class DeepLabV3(DeepLab):
-    """DeepLab v3 (Chen et al. 2017, "Rethinking Atrous Convolution"): ASPP with image pooling.
+    """Build DeepLab v3: an ASPP with image pooling, concatenated and projected.
+
+    Chen et al. 2017, "Rethinking Atrous Convolution", arXiv:1706.05587.
 
     Args:
-        num_classes: K, without void.
-        backbone: `resnet50`, or any other backbone by name.
-        output_stride: 8, 16 or 32: input size over feature size. 8 is finer and about 3 times the work.
-        atrous_rates: Dilations of the 3x3 branches; by output stride (6, 12, 18) at 16 and (12, 24, 36) at
-            8 if null.
-        multi_grid: Factors of the dilations of the three blocks of a ResNet's last stage, such as (1, 2, 4);
-            null for none. As in the paper (section 3.2.1) they multiply the stage's rate: 2, 4, 8 at stride 16,
-            4, 8, 16 at stride 8, the first block included.
-        aspp_channels: Channels of each ASPP branch and of the head.
-        auxiliary_weight: Weight of the loss of a second head on the map before the deepest, in training
-            only; torchvision takes 0.5; 0 for none.
-        dropout: Probability after the projection of the ASPP.
-        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of
-            a stage alike, for weights trained so.
+        num_classes: Number of classes K, without void.
+        backbone: Name of the feature extractor, see `build_backbone`.
+        output_stride: Input size over feature size, 8, 16 or 32; 8 is finer and about 3 times the work.
+        atrous_rates: Dilations of the ASPP's 3x3 branches; if null (12, 24, 36), (6, 12, 18) or (3, 6, 9) at output
+            stride 8, 16 or 32.
+        multi_grid: Factors of the dilations of the three blocks of a ResNet's last stage, such as (1, 2, 4); null for
+            none. As in the paper (section 3.2.1) they multiply the stage's rate: 2, 4, 8 at stride 16, 4, 8, 16 at
+            stride 8, the first block included.
+        aspp_channels: Channels of each ASPP branch and of the layers after it.
+        auxiliary_weight: Weight of the loss of a second head on the map before the deepest, in training only; 0 for
+            none, 0.5 in torchvision.
+        dropout: Probability of dropping a value after the ASPP's projection.
+        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of a stage
+            alike, for weights that were trained so.
         pretrained: Start from ImageNet weights.
-        weights: Start from these weights instead, a path or URL; see `load_weights`.
+        weights: Path or URL of weights to start from instead, see `load_weights`.
 
     Raises:
-        ValueError: For fewer than 1 class, another output stride, an unknown backbone, multi_grid on another
-            than a ResNet, or weights that do not fit.
-        RuntimeError: If the pretrained weights cannot be had.
+        ValueError: If num_classes is below 1, output_stride is not 8, 16 or 32, the backbone is unknown, multi_grid is
+            given for another backbone than a ResNet, or the weights do not fit.
+        RuntimeError: If the weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(
@@ -249,26 +267,28 @@ class DeepLabV3(DeepLab):
 
 
 class DeepLabV3Plus(DeepLab):
-    """DeepLab v3+ (Chen et al. 2018): the ASPP of v3, and a decoder that looks at the map of stride 4.
+    """Build DeepLab v3+: the ASPP of v3 and a decoder that adds the backbone's map of stride 4.
+
+    Chen et al. 2018, arXiv:1802.02611.
 
     Args:
-        num_classes: K, without void.
-        backbone: `resnet50`, or any other backbone with a map of stride 4 by name.
-        output_stride: 8, 16 or 32: input size over feature size. 8 is finer and about 3 times the work.
-        atrous_rates: Dilations of the 3x3 branches; by output stride (6, 12, 18) at 16 and (12, 24, 36) at
-            8 if null.
-        aspp_channels: Channels of each ASPP branch and of the decoder.
-        separable: Depthwise separable convolutions in ASPP and decoder: a tenth of their work.
-        dropout: Probability after the projection of the ASPP.
-        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of
-            a stage alike, for weights trained so.
+        num_classes: Number of classes K, without void.
+        backbone: Name of the feature extractor, see `build_backbone`.
+        output_stride: Input size over feature size, 8, 16 or 32; 8 is finer and about 3 times the work.
+        atrous_rates: Dilations of the ASPP's 3x3 branches; if null (12, 24, 36), (6, 12, 18) or (3, 6, 9) at output
+            stride 8, 16 or 32.
+        aspp_channels: Channels of each ASPP branch and of the layers after it.
+        separable: Use depthwise separable convolutions in ASPP and decoder, a tenth of their work.
+        dropout: Probability of dropping a value after the ASPP's projection.
+        dilation: `torchvision` keeps the backbone's pretrained receptive field; `smp` dilates every layer of a stage
+            alike, for weights that were trained so.
         pretrained: Start from ImageNet weights.
-        weights: Start from these weights instead, a path or URL; see `load_weights`.
+        weights: Path or URL of weights to start from instead, see `load_weights`.
 
     Raises:
-        ValueError: For fewer than 1 class, another output stride, an unknown backbone or one without a map
-            of stride 4, or weights that do not fit.
-        RuntimeError: If the pretrained weights cannot be had.
+        ValueError: If num_classes is below 1, output_stride is not 8, 16 or 32, the backbone is unknown or has no map
+            of stride 4, or the weights do not fit.
+        RuntimeError: If the weights are not on this machine and cannot be downloaded.
     """
 
     def __init__(
@@ -301,12 +321,12 @@ class DeepLabV3Plus(DeepLab):
         start_from(self, weights)
 
     def decode(self, features: list[Tensor]) -> Tensor:
-        """The backbone's maps -> scores (B, K, H/4, W/4)."""
+        """Compute logits (B, K, H/4, W/4) from the backbone's feature maps."""
         return self.head(features[self.backbone.low_level_index], features[-1])  # type: ignore[no-any-return]
 
 
 class _Decoder(nn.Module):
-    """Section 3.1 of the v3+ paper: low-level features to 48 channels, concatenated, two 3x3, the score."""
+    """Combine ASPP and low-level features: 48 channels, concatenation, two 3x3, classifier (v3+, section 3.1)."""
 
     def __init__(
         self, aspp: ASPPConcat, *, low_channels: int, channels: int, num_classes: int, separable: bool
@@ -323,14 +343,14 @@ class _Decoder(nn.Module):
         self.classify = nn.Conv2d(channels, num_classes, 1)
 
     def forward(self, low: Tensor, deep: Tensor) -> Tensor:
-        """low: (B, C_low, H/4, W/4); deep: (B, C, H/s, W/s) -> scores (B, K, H/4, W/4)."""
+        """Compute logits (B, K, H/4, W/4) from maps low (B, C_low, H/4, W/4) and deep (B, C, H/s, W/s)."""
         context = resize(self.aspp(deep), (low.shape[-2], low.shape[-1]))  # (B, channels, H/4, W/4)
         x = torch.cat([context, self.reduce(low)], dim=1)  # (B, channels + 48, H/4, W/4)
         return self.classify(self.refine(x))  # type: ignore[no-any-return]
 
 
 def _fcn_head(in_channels: int, num_classes: int) -> nn.Sequential:
-    """A 3x3 to a quarter of the channels and a score layer (torchvision's auxiliary head)."""
+    """Build torchvision's auxiliary head: a 3x3 to a quarter of the channels and a classifier."""
     return nn.Sequential(
         ConvNormReLU(in_channels, in_channels // 4, kernel_size=3),
         nn.Dropout(0.1),
@@ -345,7 +365,7 @@ def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
             f"multi_grid {list(multi_grid)} needs a ResNet with as many blocks in its last stage: take resnet50 and "
             "three factors of at least 1, or set it to null."
         )
-    rate = max(1, 32 // backbone.strides[-1])  # the stage's own stride, and those before it, made up for
+    rate = max(1, 32 // backbone.strides[-1])  # replaces the strides that were removed, the stage's own included
     for block, factor in zip(stage, multi_grid, strict=True):
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
