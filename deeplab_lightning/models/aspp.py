@@ -1,4 +1,4 @@
-"""Atrous spatial pyramid pooling: the sum form of DeepLab v2, the concat form of DeepLab v3."""
+"""Build atrous spatial pyramid pooling (ASPP), in the sum form of DeepLab v2 and the concat form of v3."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 DEFAULT_ATROUS_RATES = {  # output stride -> rates (Chen et al. 2017, DeepLab v3, section 3.3)
     8: (12, 24, 36),
     16: (6, 12, 18),
-    32: (3, 6, 9),  # the same field of view; the paper stops at 16
+    32: (3, 6, 9),  # the same field of view; the paper has no output stride above 16
 }
 
 
 class ConvNormReLU(nn.Sequential):
-    """Convolution without bias, BatchNorm, ReLU; padding keeps the size."""
+    """Apply a convolution without bias, BatchNorm and ReLU, padded to keep the map's size."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1) -> None:
         padding = dilation * (kernel_size // 2)
@@ -26,7 +26,7 @@ class ConvNormReLU(nn.Sequential):
 
 
 class SeparableConv(nn.Sequential):
-    """A 3x3 convolution per channel and a 1x1 across them, each with BatchNorm and ReLU (DeepLab v3+, section 3.1)."""
+    """Apply a depthwise 3x3 and a pointwise convolution, each with BatchNorm and ReLU (DeepLab v3+, section 3.1)."""
 
     def __init__(self, in_channels: int, out_channels: int, *, dilation: int = 1) -> None:
         super().__init__(
@@ -38,7 +38,7 @@ class SeparableConv(nn.Sequential):
 
 
 class ImagePooling(nn.Module):
-    """The mean of the whole picture, projected and spread over the map (ParseNet; DeepLab v3, section 3.3)."""
+    """Project the mean over the whole map and expand it to the map's size (ParseNet; DeepLab v3, section 3.3)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -46,30 +46,30 @@ class ImagePooling(nn.Module):
         self.norm = nn.BatchNorm2d(out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, h, w) -> (B, out_channels, h, w)."""
+        """Pool features (B, C, h, w) to (B, out_channels, h, w)."""
         pooled = self.project(F.adaptive_avg_pool2d(features, 1))  # (B, out_channels, 1, 1)
         pooled = F.relu(self._normalise(pooled))
         return pooled.expand(-1, -1, *features.shape[-2:])
 
     def _normalise(self, pooled: Tensor) -> Tensor:
-        # One value per channel has no variance: with a batch of one, the running statistics serve.
-        # Synchronised norms see the other processes' values and decide for themselves.
-        is_lone = self.training and len(pooled) == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
-        if not is_lone:
+        # With a batch of one, there is one value per channel and no variance: the running statistics are used instead.
+        # SyncBatchNorm also counts the values of other processes, and is left alone.
+        has_one_value = self.training and len(pooled) == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
+        if not has_one_value:
             return self.norm(pooled)  # type: ignore[no-any-return]
         norm = self.norm
         return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
 
 class ASPPConcat(nn.Module):
-    """DeepLab v3: a 1x1 convolution, one dilated 3x3 per rate, image pooling; concatenated and projected.
+    """Concatenate and project a 1x1 convolution, one dilated 3x3 per rate, and image pooling (DeepLab v3).
 
     Args:
         in_channels: Channels of the backbone's map.
-        atrous_rates: Dilations of the 3x3 branches, any number of them.
+        atrous_rates: Dilations of the 3x3 branches, one or more.
         out_channels: Channels of each branch and of the result.
-        dropout: Probability after the projection.
-        separable: Depthwise separable instead of full 3x3 convolutions.
+        dropout: Probability of dropping a value after the projection.
+        separable: Use depthwise separable instead of full 3x3 convolutions.
     """
 
     def __init__(
@@ -94,25 +94,25 @@ class ASPPConcat(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, h, w) -> (B, out_channels, h, w)."""
+        """Compute (B, out_channels, h, w) from features (B, C, h, w)."""
         x = torch.cat([branch(features) for branch in self.branches], dim=1)  # (B, branches * out_channels, h, w)
         return self.dropout(self.project(x))  # type: ignore[no-any-return]
 
 
 class ASPPSum(nn.Module):
-    """DeepLab v2's ASPP-L: per rate a dilated 3x3 (fc6), a 1x1 (fc7) and a score layer; the scores are summed.
+    """Sum the logits of one branch per rate: a dilated 3x3 (fc6), a 1x1 (fc7) and a classifier (DeepLab v2).
 
-    Chen et al. 2017, DeepLab v2, section 4.1.2 and figure 7.
+    This is ASPP-L of Chen et al. 2017, section 4.1.2 and figure 7.
 
     Args:
         in_channels: Channels of the backbone's map.
-        num_classes: K.
-        atrous_rates: Dilations of the branches.
-        hidden_channels: Channels of fc6 and fc7; null leaves both out, so that each dilated 3x3 gives scores
-            (the paper's ResNet-101).
+        num_classes: Number of classes K, without void.
+        atrous_rates: Dilations of the 3x3 branches, one or more.
+        hidden_channels: Channels of fc6 and fc7; None leaves both out, so that each dilated 3x3 is a classifier (the
+            paper's ResNet-101).
         dropout: Probability of dropping a channel after fc6 and after fc7.
-        share_head: One fc7, without ReLU, and one score layer for all branches; else each branch has its
-            own, with the ReLU after fc7 of the paper.
+        share_head: Use one fc7, without ReLU, and one classifier for all branches; else each branch has its own, with
+            the paper's ReLU after fc7.
     """
 
     def __init__(
@@ -127,10 +127,10 @@ class ASPPSum(nn.Module):
     ) -> None:
         super().__init__()
         self.has_linear_head = share_head and hidden_channels is not None
-        scores: list[nn.Module]
+        classifiers: list[nn.Module]
         if hidden_channels is None:
-            scores = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
-            self.branches = nn.ModuleList(scores)
+            classifiers = [nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate) for rate in atrous_rates]
+            self.branches = nn.ModuleList(classifiers)
             self.heads = nn.ModuleList([nn.Identity()])
         else:
             self.branches = nn.ModuleList(
@@ -151,24 +151,27 @@ class ASPPSum(nn.Module):
                 )
                 for _ in range(num_heads)
             )
-            scores = [head[-1] for head in self.heads]  # type: ignore[index]
+            classifiers = [head[-1] for head in self.heads]  # type: ignore[index]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        for score in scores:
-            nn.init.normal_(score.weight, std=0.01)  # type: ignore[arg-type]
+        for classifier in classifiers:
+            nn.init.normal_(classifier.weight, std=0.01)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """features: (B, C, h, w) -> scores (B, K, h, w)."""
+        """Compute logits (B, K, h, w) from features (B, C, h, w)."""
         if self.has_linear_head and not self.training:
-            return self._scores_of_sum(features)
+            return self._logits_of_sum(features)
         heads = list(self.heads) * (len(self.branches) if len(self.heads) == 1 else 1)
-        scores = [head(branch(features)) for branch, head in zip(self.branches, heads, strict=True)]
-        return torch.stack(scores).sum(dim=0)
+        logits = [head(branch(features)) for branch, head in zip(self.branches, heads, strict=True)]
+        return torch.stack(logits).sum(dim=0)
 
-    def _scores_of_sum(self, features: Tensor) -> Tensor:
-        """Without dropout a shared head is linear: applied once, to the sum, with a bias per branch."""
+    def _logits_of_sum(self, features: Tensor) -> Tensor:
+        """Apply a shared head, which is linear without dropout, once to the sum of the branches.
+
+        The biases count once per branch.
+        """
         num_branches = len(self.branches)
         x = self.branches[0](features)
         for branch in self.branches[1:]:

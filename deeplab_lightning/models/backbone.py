@@ -1,4 +1,4 @@
-"""Dilated feature extractors at a chosen output stride."""
+"""Build dilated feature extractors at a chosen output stride."""
 
 import difflib
 import re
@@ -37,13 +37,13 @@ _VGG_CHANNELS = (64, 128, 256, 512, 512)
 
 
 class Backbone(nn.Module):
-    """Pictures -> feature maps, one per stage.
+    """Compute feature maps of images, one per stage.
 
     Attributes:
         channels: Channels of each stage's map, from the shallowest to the deepest.
-        strides: Stride of each stage's map; the last is the output stride.
+        strides: Stride of each stage's map in pixels; the last is the output stride.
         mean: Mean of the pixels (RGB, 0-1) that the pretrained weights were trained with.
-        std: Standard deviation likewise.
+        std: Standard deviation of these pixels.
     """
 
     channels: list[int]
@@ -53,22 +53,22 @@ class Backbone(nn.Module):
 
     @property
     def out_channels(self) -> int:
-        """Channels of the deepest map."""
+        """Return the channels of the deepest map."""
         return self.channels[-1]
 
     @property
     def low_level_index(self) -> int:
-        """Which map is the deepest one at stride 4, for decoders.
+        """Return the index of the deepest map of stride 4, which decoders use.
 
         Raises:
-            ValueError: If there is none.
+            ValueError: If no map has stride 4.
         """
         if LOW_LEVEL_STRIDE not in self.strides:
             raise UserError(f"the backbone has no map at stride 4, only at {self.strides}; take another one.")
         return len(self.strides) - 1 - self.strides[::-1].index(LOW_LEVEL_STRIDE)
 
     def _dilate(self, net: nn.Module, name: str, output_stride: int, dilation: DilationRule) -> None:
-        """Bring a network of another library to the output stride, and note its strides."""
+        """Dilate a network of another library to the output stride, and set `strides`."""
         try:
             dilate(net, output_stride, rule=dilation)
             self.strides = map_strides(net)
@@ -78,17 +78,20 @@ class Backbone(nn.Module):
             raise _not_dilatable(name, output_stride, f"its deepest map has stride {self.strides[-1]}")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """images: (B, 3, H, W) float, normalised by `mean` and `std` -> per stage (B, C_i, H/s_i, W/s_i)."""
+        """Compute a map (B, C_i, H/s_i, W/s_i) per stage i.
+
+        Args:
+            images: (B, 3, H, W) float, normalised by `mean` and `std`.
+        """
         raise NotImplementedError
 
 
 class VGGBackbone(Backbone):
-    """VGG as DeepLab uses it (Chen et al. 2017, DeepLab v2, section 4.1).
+    """Extract features with VGG as DeepLab uses it (Chen et al. 2017, DeepLab v2, section 4.1).
 
-    All pools are 3x3 with padding 1. Those that would go beyond the output stride have stride 1, and
-    the convolutions after them are dilated instead; so at stride 8 pool4 and pool5 have stride 1 and
-    conv5 has dilation 2; the windows of the pools stay at three neighbours. torchvision's VGG pools 2x2;
-    its weights fit all the same.
+    All pools are 3x3 with padding 1. Those that would exceed the output stride have stride 1, and the convolutions
+    after them are dilated instead: at output stride 8, pool4 and pool5 have stride 1 and conv5 has dilation 2. The
+    pools themselves are not dilated. torchvision's VGG has pools of 2x2; its weights can be loaded all the same.
 
     Args:
         name: `vgg11`, `vgg13`, `vgg16` or `vgg19`, with `_bn` for BatchNorm.
@@ -123,6 +126,7 @@ class VGGBackbone(Backbone):
             self._load_imagenet(name)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the map of each stage, see `Backbone.forward`."""
         features, x = [], images
         for stage in self.stages:
             x = stage(x)
@@ -130,27 +134,22 @@ class VGGBackbone(Backbone):
         return features
 
     def _load_imagenet(self, name: str) -> None:
-        """Convolutions and norms stand in the same order as in torchvision's `features`."""
+        """Load torchvision's weights, whose convolutions and norms have the same order."""
         source = load_state_dict_file(hub_weights_file(name))
-        order = {
-            "weight": 0,
-            "bias": 1,
-            "running_mean": 2,
-            "running_var": 3,
-        }  # of a layer's tensors in PyTorch
+        order = {"weight": 0, "bias": 1, "running_mean": 2, "running_var": 3}  # of a layer's tensors in PyTorch
         keys = [key for key in source if key.startswith("features.") and key.split(".")[2] in order]
         keys.sort(key=lambda key: (int(key.split(".")[1]), order[key.split(".")[2]]))
         own = [key for key in self.state_dict() if not key.endswith("num_batches_tracked")]
         if len(own) != len(keys):
-            raise UserError(f"the weights of {name} hold {len(keys)} tensors, {len(own)} are needed.")
-        self.load_state_dict({mine: source[key] for mine, key in zip(own, keys, strict=True)}, strict=False)
+            raise UserError(f"the weights of {name} hold {len(keys)} tensors, but the network has {len(own)}.")
+        self.load_state_dict({own_key: source[key] for own_key, key in zip(own, keys, strict=True)}, strict=False)
 
 
 class TimmBackbone(Backbone):
-    """Any timm model that reduces its maps by strided convolutions and pools.
+    """Extract features with any timm model that reduces its maps by strided convolutions and pools.
 
     Args:
-        name: A timm model name.
+        name: Name of a timm model.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights: from an installed weight package, timm's local cache or
             the hub, in this order.
@@ -179,21 +178,24 @@ class TimmBackbone(Backbone):
         self._dilate(self.net, name, output_stride, dilation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute timm's feature maps, see `Backbone.forward`."""
         return cast("list[Tensor]", self.net(images))
 
 
 class CaffeResNetBackbone(TimmBackbone):
-    """The ResNet of DeepLab v2's authors: strides in the first 1x1 of a block, and a pool that rounds up.
+    """Extract features with the ResNet of DeepLab v2's authors.
 
-    Pictures are RGB here as everywhere; weights for BGR are turned round as they are loaded.
+    The first 1x1 convolution of a block holds the stride, and the pool rounds the size up. Images are RGB; weights for
+    BGR are converted when they are loaded.
 
     Args:
         name: `caffe_resnet50`, `caffe_resnet101` or `caffe_resnet152`.
         output_stride: 8, 16 or 32.
-        dilation: `smp` for published weights, in which every block of a stage is dilated alike.
+        pretrained: Always False; `load_weights` loads the published weights.
+        dilation: `torchvision` or `smp`, see `dilate`; the published weights were trained with `smp`.
 
     Raises:
-        RuntimeError: If pretrained; the weights are loaded by `load_weights`.
+        RuntimeError: If pretrained is true.
     """
 
     def __init__(
@@ -211,10 +213,10 @@ class CaffeResNetBackbone(TimmBackbone):
 
 
 class SmpBackbone(Backbone):
-    """An encoder of segmentation_models_pytorch that timm does not have.
+    """Extract features with an encoder of segmentation_models_pytorch that timm does not have.
 
     Args:
-        name: Its name there.
+        name: Name of the encoder in segmentation_models_pytorch.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights from the local cache or the hub.
         dilation: `torchvision` or `smp`, see `dilate`.
@@ -235,14 +237,17 @@ class SmpBackbone(Backbone):
         self._dilate(self, name, output_stride, dilation)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the encoder's feature maps, see `Backbone.forward`."""
         return [x for x in self.net(images)[1:] if x.shape[1] > 0]
 
 
 class TorchvisionBackbone(Backbone):
-    """The `features` of a torchvision classifier, for weights that were trained on them.
+    """Extract features with the `features` of a torchvision classifier.
+
+    It is meant for weights that were trained on them.
 
     Args:
-        name: `tv-` and a torchvision name, such as `tv-mobilenet_v3_large`.
+        name: `tv-` and the name of a torchvision model, such as `tv-mobilenet_v3_large`.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights from the local cache or torchvision's server.
         dilation: `torchvision` or `smp`, see `dilate`.
@@ -260,17 +265,20 @@ class TorchvisionBackbone(Backbone):
             url = torchvision.models.get_model_weights(name).DEFAULT.url
             model.load_state_dict(load_state_dict_file(torch_hub_file(url)))
         self.net = model.features
-        self._taps = list(range(len(self.net)))
-        strides = map_strides(self)
-        self._taps = [i for i in self._taps if i + 1 == len(strides) or strides[i + 1] > strides[i]]
+        self._feature_indices = list(range(len(self.net)))
+        strides = map_strides(self)  # of all layers; the last layer of each stride gives a feature map
+        self._feature_indices = [
+            i for i in self._feature_indices if i + 1 == len(strides) or strides[i + 1] > strides[i]
+        ]
         self._dilate(self, f"tv-{name}", output_stride, dilation)
         self.channels = map_channels(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the last map of each stride, see `Backbone.forward`."""
         features, x = [], images
         for index, layer in enumerate(self.net):
             x = layer(x)
-            if index in self._taps:
+            if index in self._feature_indices:
                 features.append(x)
         return features
 
@@ -278,11 +286,11 @@ class TorchvisionBackbone(Backbone):
 def build_backbone(
     name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
 ) -> Backbone:
-    """A feature extractor by name.
+    """Build a feature extractor by name.
 
     Args:
-        name: `vgg11/13/16/19` with or without `_bn`; `efficientnet-b0`..`b7` (timm's `tf_efficientnet_b*`,
-            the original weights); any timm name, also with smp's prefix `tu-`; another encoder of
+        name: `vgg11/13/16/19` with or without `_bn`; `efficientnet-b0` to `b7` (timm's `tf_efficientnet_b*`, the
+            original weights); any timm name, also with smp's prefix `tu-`; another encoder of
             segmentation_models_pytorch; `tv-` and a torchvision name; or `caffe_resnet50/101/152`.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights.
@@ -290,15 +298,15 @@ def build_backbone(
             segmentation_models_pytorch. See `dilate`.
 
     Raises:
-        ValueError: For an unknown name (similar ones are listed), an output stride that is not 8, 16 or
-            32, or a model that cannot be dilated to it.
+        ValueError: If the name is unknown (similar names are listed), output_stride is not 8, 16 or 32, or the model
+            cannot be dilated to it.
         RuntimeError: If the weights are not on this machine and the hub cannot be reached.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
     if name.removesuffix("_bn") in VGG_STAGES:
         if dilation != "torchvision":
-            raise UserError(f"{name} is dilated in one way only: leave dilation at torchvision, got {dilation}.")
+            raise UserError(f"dilation must be torchvision for {name}, got {dilation}: VGG is dilated in one way only.")
         return VGGBackbone(name, output_stride=output_stride, pretrained=pretrained)
     timm_name = re.sub(r"^efficientnet-(b[0-7])$", r"tf_efficientnet_\1", name.removeprefix("tu-"))
     kind: type[Any]

@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds."""
+"""Count the parameters and multiply-adds of a network."""
 
 import copy
 
@@ -10,12 +10,12 @@ COST_SIZE = 512  # pixels
 
 
 def network_cost(net: nn.Module) -> dict[str, float]:
-    """Count the parameters of a network and its multiply-adds on one image of 512x512, without computing them.
+    """Count parameters, and multiply-adds on one image of 512x512.
 
     Returns:
         `mega_parameters` in millions and `giga_macs` in 10^9.
     """
-    shadow = copy.deepcopy(net).to("meta").eval()
+    shadow = copy.deepcopy(net).to("meta").eval()  # computes shapes only
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shadow(torch.empty(1, 3, COST_SIZE, COST_SIZE, device="meta"))

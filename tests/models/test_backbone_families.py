@@ -13,12 +13,12 @@ from deeplab_lightning.models.dilation import AtrousAvgPool2d
 from tests.models.references import randomise, spread
 
 QUICK = ["resnet18", "resnet26t", "tf_efficientnet_lite0", "mobilenetv3_small_050", "convnext_atto", "regnety_002"]
-# Gates that average over the whole map see other samples at another stride: they are taken out to compare.
+# Gates average over the whole map, whose samples differ with the stride: they are removed to compare features.
 GATES = {"SqueezeExcite", "SEModule", "EffectiveSEModule", "EcaModule", "GlobalResponseNorm", "SqueezeExcitation"}
 
 
 def plain(name: str, output_stride: int, state: dict[str, Tensor], **arguments: Any) -> Backbone:
-    """A backbone of the given weights, without gates."""
+    """Builds a backbone of the given weights, without gates."""
     net = build_backbone(name, output_stride=output_stride, pretrained=False, **arguments).eval()
     net.load_state_dict(state)
     gates = [path for path, module in net.named_modules() if type(module).__name__ in GATES]
@@ -29,9 +29,9 @@ def plain(name: str, output_stride: int, state: dict[str, Tensor], **arguments: 
 
 
 def receptive_field_difference(name: str, output_stride: int, size: int = 97) -> float:
-    """Largest difference between the dilated features and those of stride 32 where their grids meet, over the largest.
+    """Compares dilated features with those of stride 32 where their grids coincide, relative to the largest feature.
 
-    Kernels of even size, and TensorFlow's padding, shift the grid; the shift is searched.
+    Kernels of even size, and TensorFlow's padding, shift the grid: the smallest difference over all shifts counts.
     """
     torch.manual_seed(0)
     state = randomise(build_backbone(name, output_stride=32, pretrained=False)).state_dict()
@@ -43,9 +43,9 @@ def receptive_field_difference(name: str, output_stride: int, size: int = 97) ->
     assert abs(fine.shape[-1] - size / output_stride) <= 1.5
     differences = []
     for shift in range(factor):
-        met = fine[..., shift::factor, shift::factor]
-        side = min(met.shape[-1], coarse.shape[-1])
-        difference = (met[..., :side, :side] - coarse[..., :side, :side]).abs().max()
+        common = fine[..., shift::factor, shift::factor]
+        side = min(common.shape[-1], coarse.shape[-1])
+        difference = (common[..., :side, :side] - coarse[..., :side, :side]).abs().max()
         differences.append(float(difference / coarse.abs().max()))
     return min(differences)
 
@@ -95,9 +95,9 @@ def test_every_convolution_follows_the_rule(name: str, output_stride: int) -> No
 
 
 def vgg_receptive_field_difference(name: str) -> float:
-    """As `receptive_field_difference`, of a VGG's conv5 at stride 8.
+    """Computes `receptive_field_difference` for a VGG's conv5 at stride 8.
 
-    The last pool, whose window the authors' network leaves at three neighbours, comes after it.
+    The last pool comes after it, and is not dilated in the authors' network.
     """
     torch.manual_seed(0)
     state = randomise(build_backbone(name, output_stride=32, pretrained=False)).state_dict()
@@ -147,7 +147,7 @@ def test_atrous_means_meet_the_strided_ones(kernel: int, dilation: int, counts_p
     pool = AtrousAvgPool2d(kernel, dilation=dilation, counts_padding=counts_padding)
     coarse = x[..., ::dilation, ::dilation]
     expected = F.avg_pool2d(coarse, kernel, 1, kernel // 2, count_include_pad=counts_padding)
-    if kernel == 2:  # only whole windows, of which the first begins at the border
+    if kernel == 2:  # only whole windows, the first of which begins at the border
         expected = expected[..., 1:-1, 1:-1]
     ours = pool(x)[..., ::dilation, ::dilation][..., : expected.shape[-2], : expected.shape[-1]]
     assert torch.allclose(ours, expected, atol=1e-6)
@@ -156,5 +156,5 @@ def test_atrous_means_meet_the_strided_ones(kernel: int, dilation: int, counts_p
 def test_another_rule_is_refused() -> None:
     with pytest.raises(ValueError, match="dilation must be one of torchvision, smp, got 'keep'"):
         build_backbone("resnet18", output_stride=8, pretrained=False, dilation="keep")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="vgg11 is dilated in one way only"):
+    with pytest.raises(ValueError, match="dilation must be torchvision for vgg11, got smp"):
         build_backbone("vgg11", output_stride=8, pretrained=False, dilation="smp")

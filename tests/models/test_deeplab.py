@@ -1,6 +1,8 @@
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+import docstring_parser
 import pytest
 import torch
 import torch.nn.functional as F
@@ -53,11 +55,11 @@ def test_v2_returns_321_for_321() -> None:
 
 
 def test_v2_has_the_papers_parameters() -> None:
-    # VGG-16's 13 convolutions; per branch fc6 3x3x512x1024 + 1024; fc7 1024x1024 + 1024; score 1024x21 + 21.
-    vgg, fc6, fc7, score = 14_714_688, 3 * 3 * 512 * 1024 + 1024, 1024 * 1024 + 1024, 1024 * 21 + 21
+    # VGG-16's 13 convolutions; per branch fc6 3x3x512x1024 + 1024; fc7 1024x1024 + 1024; classifier 1024x21 + 21.
+    vgg, fc6, fc7, classifier = 14_714_688, 3 * 3 * 512 * 1024 + 1024, 1024 * 1024 + 1024, 1024 * 21 + 21
     for share_head, heads in ((True, 1), (False, 4)):
         net = DeepLabV2(21, share_head=share_head, pretrained=False)
-        assert sum(p.numel() for p in net.parameters()) == vgg + 4 * fc6 + heads * (fc7 + score)
+        assert sum(p.numel() for p in net.parameters()) == vgg + 4 * fc6 + heads * (fc7 + classifier)
 
 
 @pytest.mark.parametrize(("output_stride", "rates"), [(8, [12, 24, 36]), (16, [6, 12, 18])])
@@ -89,7 +91,7 @@ def test_zero_classes_are_refused() -> None:
 
 
 def test_v1_has_the_papers_parameters() -> None:
-    # VGG-16's 13 convolutions; fc6 3x3x512x1024, fc7 1024x1024, score 1024x21, with biases: LargeFOV's 20.5 M.
+    # VGG-16's 13 convolutions; fc6 3x3x512x1024, fc7 1024x1024, classifier 1024x21, with biases: LargeFOV's 20.5 M.
     net = DeepLabV1(21, pretrained=False)
     assert sum(p.numel() for p in net.parameters()) == 14_714_688 + 4_719_616 + 1_049_600 + 21_525
     fc6 = cast(nn.Conv2d, net.head.get_submodule("branches.0.0"))
@@ -106,10 +108,9 @@ def test_multi_grid_gives_the_rates_of_the_paper(output_stride: int, dilations: 
     layers = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size[0] == 3]
     assert [(m.dilation[0], m.padding[0]) for m in layers] == [(rate, rate) for rate in dilations]
     with torch.no_grad():
-        assert net.coarse_logits(torch.zeros(1, 3, 65, 97)).shape[-2:] == (
-            -(-65 // output_stride),
-            -(-97 // output_stride),
-        )  # type: ignore[union-attr]
+        logits = net.coarse_logits(torch.zeros(1, 3, 65, 97))
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape[-2:] == (-(-65 // output_stride), -(-97 // output_stride))  # rounded up
 
 
 def test_multi_grid_needs_a_stage_of_as_many_blocks() -> None:
@@ -137,7 +138,7 @@ def test_v3plus_equals_the_paper_written_out() -> None:
         assert torch.allclose(net(images), written_out_v3plus(net, images), atol=1e-5)
 
 
-def test_separable_convolutions_save_most_of_the_decoder() -> None:
+def test_separable_convolutions_save_most_parameters_of_the_head() -> None:
     full, light = (
         sum(p.numel() for p in DeepLabV3Plus(3, backbone="resnet18", separable=s, pretrained=False).head.parameters())
         for s in (False, True)
@@ -145,7 +146,7 @@ def test_separable_convolutions_save_most_of_the_decoder() -> None:
     assert light < full / 4
 
 
-def test_the_auxiliary_head_has_a_loss_in_training_and_no_part_in_inference() -> None:
+def test_the_auxiliary_head_has_a_loss_in_training_and_is_unused_in_inference() -> None:
     net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, auxiliary_weight=0.4, pretrained=False)
     output = net(torch.randn(2, 3, 65, 47))
     assert isinstance(output, TrainingLogits)
@@ -154,28 +155,28 @@ def test_the_auxiliary_head_has_a_loss_in_training_and_no_part_in_inference() ->
     batch = Batch(torch.zeros(2, 3, 65, 47, dtype=torch.uint8), mask, ["a", "b"], [(65, 47)] * 2)
     for dropout in (m for m in net.modules() if isinstance(m, nn.Dropout)):
         dropout.p = 0.0
-    loss, scores = module.compute_loss(batch)
+    loss, coarse_logits = module.compute_loss(batch)
     output = module(batch.image)
     [(_, auxiliary)] = output.auxiliary
     expected = F.cross_entropy(output.logits, mask) + 0.4 * F.cross_entropy(auxiliary, mask)
     assert torch.allclose(loss, expected, atol=1e-5)
-    assert torch.equal(resize(scores, (65, 47)), output.logits)
+    assert torch.equal(resize(coarse_logits, (65, 47)), output.logits)
     loss.backward()
     assert net.auxiliary is not None
     assert all(p.grad is not None and p.grad.any() for p in net.auxiliary.parameters())
     assert isinstance(net.eval()(torch.zeros(1, 3, 33, 33)), torch.Tensor)
 
 
-def test_v1_is_fc6_fc7_and_score_with_a_relu_after_each() -> None:
+def test_v1_is_fc6_and_fc7_with_a_relu_after_each_and_a_classifier() -> None:
     net = DeepLabV1(3, backbone="vgg11", hidden_channels=16, pretrained=False).eval()
     head = cast(Any, net.head)
-    fc6, (fc7, _, _, score) = head.branches[0][0], head.heads[0]
+    fc6, (fc7, _, _, classifier) = head.branches[0][0], head.heads[0]
     with torch.no_grad():
         fc7.bias.fill_(-0.1)
         features = cast(nn.Module, net.backbone)(torch.randn(1, 3, 40, 40))[-1]
-        expected = score(F.relu(fc7(F.relu(fc6(features)))))
+        expected = classifier(F.relu(fc7(F.relu(fc6(features)))))
         assert torch.allclose(head(features), expected, atol=1e-6)
-        assert not torch.allclose(score(fc7(F.relu(fc6(features)))), expected, atol=1e-4)
+        assert not torch.allclose(classifier(fc7(F.relu(fc6(features)))), expected, atol=1e-4)
 
 
 def test_every_scale_has_a_loss_in_training() -> None:
@@ -187,9 +188,9 @@ def test_every_scale_has_a_loss_in_training() -> None:
         net.eval()
         images = torch.randn(1, 3, 65, 47)
         small = F.interpolate(images, size=(32, 23), mode="bilinear", align_corners=False)
-        scores = [net.decode(net.backbone(x)) for x in (images, small)]
-        scores[1] = F.interpolate(scores[1], size=scores[0].shape[-2:], mode="bilinear", align_corners=False)
-        fused = torch.maximum(*scores)
+        logits = [net.decode(net.backbone(x)) for x in (images, small)]
+        logits[1] = F.interpolate(logits[1], size=logits[0].shape[-2:], mode="bilinear", align_corners=False)
+        fused = torch.maximum(*logits)
         expected = F.interpolate(fused, size=(65, 47), mode="bilinear", align_corners=False)
         assert torch.allclose(net(images), expected, atol=1e-6)
 
@@ -201,3 +202,14 @@ def test_every_scale_has_a_loss_in_training() -> None:
 def test_bad_scales_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeepLabV2(2, backbone="resnet18", hidden_channels=8, pretrained=False, **arguments)
+
+
+def test_arguments_of_several_members_have_the_same_description() -> None:
+    """Except where the members differ: v2 has other rates, and only v2 can do without fc6 and fc7."""
+    texts: dict[str, set[str | None]] = {}
+    for member in (DeepLabV1, DeepLabV2, DeepLabV3, DeepLabV3Plus):
+        for argument in docstring_parser.parse(inspect.getdoc(member) or "").params:
+            texts.setdefault(argument.arg_name, set()).add(argument.description)
+    differing = {name for name, descriptions in texts.items() if len(descriptions) > 1}
+    assert differing == {"atrous_rates", "hidden_channels", "dropout"}
+    assert all(len(texts[name]) == 2 for name in differing)  # dropout: v1 and v2, v3 and v3+

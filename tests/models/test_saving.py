@@ -31,7 +31,9 @@ def _no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("member", "arguments"), MEMBERS)
-def test_a_network_comes_back_bit_for_bit(member: type[DeepLab], arguments: dict[str, Any], tmp_path: Path) -> None:
+def test_a_saved_network_is_loaded_bit_for_bit(
+    member: type[DeepLab], arguments: dict[str, Any], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     build: Callable[..., DeepLab] = member
     net = build(3, pretrained=False, **arguments)
@@ -48,16 +50,16 @@ def test_a_network_comes_back_bit_for_bit(member: type[DeepLab], arguments: dict
         loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert torch.equal(loaded(images), net.eval()(images))
     config = json.loads((tmp_path / "net" / "config.json").read_text())
-    wanted = {"num_classes": 3, "architecture": member.__name__, "classes": ["sky", "road", "car"]} | arguments
-    wanted |= {"mean": list(net.backbone.mean), "std": list(net.backbone.std), "pretrained": False, "weights": None}
-    assert {key: config[key] for key in wanted} == json.loads(json.dumps(wanted))
+    expected = {"num_classes": 3, "architecture": member.__name__, "classes": ["sky", "road", "car"]} | arguments
+    expected |= {"mean": list(net.backbone.mean), "std": list(net.backbone.std), "pretrained": False, "weights": None}
+    assert {key: config[key] for key in expected} == json.loads(json.dumps(expected))
     tensors = load_file(tmp_path / "net" / "model.safetensors")
     assert all(torch.equal(tensors[name], value) for name, value in state.items())
     loaded.save_pretrained(tmp_path / "again", classes=config["classes"])
     assert json.loads((tmp_path / "again" / "config.json").read_text()) == config
 
 
-def test_a_saved_network_asks_for_no_imagenet_weights(tmp_path: Path) -> None:
+def test_a_saved_network_needs_no_imagenet_weights(tmp_path: Path) -> None:
     net = DeepLabV3(2, backbone="test_resnet", aspp_channels=8, pretrained=False)
     net._hub_mixin_config["pretrained"] = True  # type: ignore[index]
     net.save_pretrained(tmp_path)
@@ -67,24 +69,24 @@ def test_a_saved_network_asks_for_no_imagenet_weights(tmp_path: Path) -> None:
     assert isinstance(DeepLabV3.from_pretrained(str(tmp_path)), DeepLabV3)
 
 
-def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
+def test_errors_name_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no such folder: /.*nothing"):
         DeepLabV3.from_pretrained(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match=r"no such folder: /.*nothing"):
         DeepLabV3.from_pretrained("owner/nothing")
     net = DeepLabV3(2, backbone="test_resnet", aspp_channels=8, pretrained=False)
     net.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is of a DeepLabV3, not of a DeepLabV3Plus: load it with DeepLabV3\."):
+    with pytest.raises(ValueError, match=r"describes a DeepLabV3, not a DeepLabV3Plus: load it with DeepLabV3\."):
         DeepLabV3Plus.from_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"auxiliary_weight": 0.4}))
     with pytest.raises(ValueError, match=r"(?s)do not fit DeepLabV3: .*Missing key.*auxiliary"):
         DeepLabV3.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"lacks model.safetensors; it is no folder"):
+    with pytest.raises(FileNotFoundError, match=r"lacks model.safetensors; take a folder"):
         DeepLabV3.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="classes must hold 2 names, one per class, got 1"):
         net.save_pretrained(tmp_path, classes=["sky"])
     backbone = build_backbone("test_resnet", output_stride=16, pretrained=False)
-    with pytest.raises(ValueError, match="DeepLab was built from backbone, head, which cannot stand in a config.json"):
+    with pytest.raises(ValueError, match="DeepLab was built from backbone, head, which config.json cannot hold"):
         DeepLab(backbone, torch.nn.Conv2d(backbone.out_channels, 2, 1), num_classes=2).save_pretrained(tmp_path)

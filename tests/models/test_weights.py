@@ -76,7 +76,7 @@ def test_torchvisions_mobilenet_gives_the_same_logits() -> None:
 @pytest.mark.parametrize(
     ("encoder", "backbone"), [("resnet18", "resnet18"), ("mobilenet_v2", "mobilenet_v2"), ("tu-resnet18", "resnet18")]
 )
-def test_smps_deeplabv3_gives_the_same_scores(encoder: str, backbone: str) -> None:
+def test_smps_deeplabv3_gives_the_same_logits(encoder: str, backbone: str) -> None:
     torch.manual_seed(0)
     theirs: Any = randomise(smp.DeepLabV3(encoder, encoder_weights=None, classes=5))
     rule: Any = "torchvision" if encoder.startswith("tu-") else "smp"
@@ -91,14 +91,14 @@ def test_smps_deeplabv3_gives_the_same_scores(encoder: str, backbone: str) -> No
 
 def test_smps_deeplabv3plus_is_refused() -> None:
     theirs = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=5)
-    with pytest.raises(ValueError, match="smp's DeepLabV3Plus, whose decoder is another one"):
+    with pytest.raises(ValueError, match="smp's DeepLabV3Plus, whose decoder differs"):
         load_weights(DeepLabV3Plus(5, backbone="resnet18", pretrained=False), theirs.state_dict())
 
 
 def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     theirs = randomise(CaffeDeepLabV2(5, (3, 4, 6, 3)))
-    old = {".shortcut.": ".proj.", "aspp.": "aspp.stages."}  # of the names that earlier releases had
+    old = {".shortcut.": ".proj.", "aspp.": "aspp.stages."}  # names of earlier releases
     state = theirs.state_dict()
     earlier = dict(state)
     for now, then in old.items():
@@ -119,7 +119,7 @@ def test_caffes_resnet_v2_gives_the_same_logits() -> None:
 
 
 def first_version(num_classes: int, hidden: int) -> tuple[nn.Module, dict[str, Tensor]]:
-    """DeepLab v2 on VGG-16 written out flat, and its tensors under the first version's names."""
+    """Builds DeepLab v2 on VGG-16 layer by layer, and its tensors under the first version's names."""
     names = [f"conv{stage}_{i}" for stage, count in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, count + 1)]
     features, channels = nn.Sequential(), 3
     state: dict[str, Tensor] = {}
@@ -136,21 +136,21 @@ def first_version(num_classes: int, hidden: int) -> tuple[nn.Module, dict[str, T
         }
         channels = width
     branches = nn.ModuleList(nn.Conv2d(512, hidden, 3, padding=rate, dilation=rate) for rate in (6, 12, 18, 24))
-    fc7, score = nn.Conv2d(hidden, hidden, 1), nn.Conv2d(hidden, num_classes, 1)
+    fc7, classifier = nn.Conv2d(hidden, hidden, 1), nn.Conv2d(hidden, num_classes, 1)
     for rate, branch in zip((6, 12, 18, 24), branches, strict=True):
         state |= {f"classifier.conv3x3_dilate{rate}.0.{k}": v for k, v in branch.state_dict().items()}
     state |= {f"classifier.conv1x1.{k}": v for k, v in fc7.state_dict().items()}
-    state |= {f"classifier.score.{k}": v for k, v in score.state_dict().items()}
+    state |= {f"classifier.score.{k}": v for k, v in classifier.state_dict().items()}
 
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleList([features, branches, fc7, score])
+            self.parts = nn.ModuleList([features, branches, fc7, classifier])
 
         def forward(self, images: Tensor) -> Tensor:
             x = features(images)
-            scores = sum(score(fc7(branch(x).relu())) for branch in branches)
-            return F.interpolate(scores, size=images.shape[-2:], mode="bilinear", align_corners=False)  # type: ignore[arg-type]
+            logits = sum(classifier(fc7(branch(x).relu())) for branch in branches)
+            return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)  # type: ignore[arg-type]
 
     return Net(), state
 
@@ -180,7 +180,7 @@ def test_the_first_versions_checkpoints_give_the_same_logits() -> None:
         ("ghostnet_100", "timm"),
     ],
 )
-def test_classifiers_fill_the_backbone_alone(backbone: str, source: str) -> None:
+def test_classifiers_fill_only_the_backbone(backbone: str, source: str) -> None:
     torch.manual_seed(0)
     if source == "timm":
         theirs = timm.create_model(backbone)
@@ -210,7 +210,7 @@ def test_classifiers_fill_the_backbone_alone(backbone: str, source: str) -> None
 
 def test_a_deeper_network_of_the_same_names_does_not_fit() -> None:
     net = DeepLabV3(5, backbone="resnet18", aspp_channels=8, pretrained=False)
-    with pytest.raises(ValueError, match="layer1.2.conv1.weight.* have no place in the network"):
+    with pytest.raises(ValueError, match="layer1.2.conv1.weight.* do not occur in the network"):
         load_weights(net, timm.create_model("resnet34").state_dict())
 
 
@@ -262,7 +262,7 @@ def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(s
         assert net.head.heads[0][0].bias.tolist() == list(range(0, 64, 4))
 
 
-def test_caffes_vgg_sees_bgr_less_its_mean() -> None:
+def test_caffes_vgg_expects_bgr_less_its_mean() -> None:
     conv = nn.Conv2d(3, 64, 3, padding=0)
     state = dict(DeepLabV1(3, backbone="vgg11", hidden_channels=8, pretrained=False).backbone.state_dict())
     order = [f"conv{s}_{i}" for s, n in enumerate((1, 1, 2, 2, 2), 1) for i in range(1, n + 1)]
@@ -312,7 +312,7 @@ def test_the_weights_argument_starts_from_a_file_with_another_number_of_classes(
     assert "2 missing (head.2.weight, head.2.bias)" in capsys.readouterr().out
 
 
-def test_the_weights_argument_wants_the_whole_backbone(tmp_path: Path) -> None:
+def test_the_weights_argument_needs_the_whole_backbone(tmp_path: Path) -> None:
     torch.save(tiny().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ValueError, match="does not fill the backbone: backbone.net.layer1.2.* are missing"):
         tiny(backbone="resnet34", weights=str(tmp_path / "w.pth"))
@@ -322,7 +322,10 @@ def test_the_weights_argument_wants_the_whole_backbone(tmp_path: Path) -> None:
     ("source", "message"),
     [
         (lambda: tiny(4).state_dict(), r"head.2.bias has shape \(4,\).*the weights have 4 classes, the network 3"),
-        (lambda: timm.create_model("resnet34").state_dict(), "the source's layer1.2.conv1.weight.*have no place"),
+        (
+            lambda: timm.create_model("resnet34").state_dict(),
+            "the source's layer1.2.conv1.weight.*do not occur in the network",
+        ),
         (
             lambda: {k: v for k, v in tiny().state_dict().items() if "layer4.1" not in k},
             "the network's backbone.net.layer4.1.conv1.weight.* are missing",
