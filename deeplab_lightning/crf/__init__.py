@@ -1,4 +1,4 @@
-"""The fully connected CRF of DeepLab v1 and v2: labels that follow the picture's edges."""
+"""Refine logits along the image's edges with the fully connected CRF of DeepLab v1 and v2."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,35 +11,35 @@ from deeplab_lightning.crf.permutohedral import PermutohedralLattice
 from deeplab_lightning.errors import UserError
 
 Filter = Callable[[Tensor], Tensor]
-"""(N, K) -> (N, K): for each pixel the sum over all pixels, itself too, of kernel times value."""
-_REACH = 4.0  # deviations where the smoothness kernel, below 0.0004 there, ends
+"""Function of values (N, K) that returns, for each pixel, the sum of kernel times value over all pixels."""
+_CUTOFF = 4.0  # deviations at which the smoothness kernel, below 0.0004 there, is cut off
 
 
 class DenseCRF(nn.Module):
-    """Mean-field inference in a fully connected CRF (Kraehenbuehl and Koltun 2011).
+    """Refine labels by mean-field inference in a fully connected CRF (Kraehenbuehl and Koltun 2011).
 
-    The unary term is -log softmax(logits); every pair of pixels with different labels costs (DeepLab v2,
-    section 3.3, equation 3)
+    The unary term is -log softmax(logits). Every pair of pixels with different labels has the cost (DeepLab v2, section
+    3.3, equation 3)
 
         w1 exp(-|p_i - p_j|^2 / 2 sigma_alpha^2 - |I_i - I_j|^2 / 2 sigma_beta^2)
         + w2 exp(-|p_i - p_j|^2 / 2 sigma_gamma^2)
 
-    with positions p in pixels and colours I in 0-255. As in the authors' code each kernel k is divided by
-    sqrt(sum_j k_ij sum_i k_ij), so that weights mean the same at any size. w2, sigma_gamma and the number
-    of iterations are the paper's fixed ones (section 4.1); w1, sigma_alpha and sigma_beta are found there by
-    cross-validation, w1 and sigma_beta in [3, 6] and sigma_alpha in [30, 100], and the defaults lie in these
-    ranges: `deeplab tune-crf` finds those of a model. It has no weights and is not trained.
+    with positions p in pixels and colours I in 0-255. As in the authors' code, each kernel k is divided by
+    sqrt(sum_j k_ij sum_i k_ij), so that the weights have the same effect at any size. w2, sigma_gamma and the number of
+    iterations are those that the paper fixes (section 4.1). It finds w1, sigma_alpha and sigma_beta by
+    cross-validation, w1 and sigma_beta in [3, 6] and sigma_alpha in [30, 100]; the defaults are in these ranges, and
+    `deeplab tune-crf` finds the values for a model. The CRF has no weights and is not trained.
 
     Args:
         w1: Weight of the appearance kernel; 0 leaves it out.
-        sigma_alpha: Its deviation in position, in pixels.
-        sigma_beta: Its deviation in colour, in values of 0-255.
+        sigma_alpha: Deviation of the appearance kernel in position, in pixels.
+        sigma_beta: Deviation of the appearance kernel in colour, in values of 0-255.
         w2: Weight of the smoothness kernel; 0 leaves it out.
-        sigma_gamma: Its deviation, in pixels.
-        iterations: Mean-field updates.
+        sigma_gamma: Deviation of the smoothness kernel, in pixels.
+        iterations: Number of mean-field updates.
 
     Raises:
-        ValueError: For a negative weight, a deviation that is not positive, or no iteration.
+        ValueError: If a weight is negative, a deviation is not positive, or iterations is below 1.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class DenseCRF(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor, logits: Tensor) -> Tensor:
-        """Refine the scores of a batch, picture by picture.
+        """Refine the logits of a batch, image by image.
 
         Args:
             images: (B, 3, H, W) uint8, RGB, any H and W.
@@ -77,22 +77,27 @@ class DenseCRF(nn.Module):
             (B, K, H, W) probabilities, float64 for logits of float64, else float32.
 
         Raises:
-            ValueError: If the pictures are not uint8, or their size is not that of the logits.
+            ValueError: If the images are not uint8, or differ in number or size from the logits.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise UserError(f"the CRF needs pictures (B, 3, H, W) of uint8, got {tuple(images.shape)} {images.dtype}.")
+            raise UserError(f"the CRF needs images (B, 3, H, W) of uint8, got {tuple(images.shape)} {images.dtype}.")
         if logits.ndim != 4 or (len(images), *images.shape[2:]) != (len(logits), *logits.shape[2:]):
             raise UserError(
-                f"pictures {tuple(images.shape)} and logits {tuple(logits.shape)} differ in number or size: resize the "
+                f"images {tuple(images.shape)} and logits {tuple(logits.shape)} differ in number or size: resize the "
                 "logits first."
             )
         logits = logits if logits.dtype == torch.float64 else logits.float()
         with torch.autocast(logits.device.type, enabled=False):
-            refined = [self._refine(image, scores) for image, scores in zip(images, logits, strict=True)]
+            refined = [self._refine(image, own_logits) for image, own_logits in zip(images, logits, strict=True)]
         return torch.stack(refined)
 
     def kernels(self, image: Tensor, dtype: torch.dtype = torch.float32) -> list[tuple[float, Filter]]:
-        """Weight and filter of each kernel of one picture, (3, H, W) uint8; those of weight 0 are left out."""
+        """Return weight and filter of each kernel of one image, without kernels of weight 0.
+
+        Args:
+            image: (3, H, W) uint8.
+            dtype: Dtype of the values to filter.
+        """
         kernels: list[tuple[float, Filter]] = []
         if self.w1 > 0:
             kernels.append((self.w1, appearance_filter(image, self.sigma_alpha, self.sigma_beta, dtype)))
@@ -101,49 +106,49 @@ class DenseCRF(nn.Module):
         return kernels
 
     def _refine(self, image: Tensor, logits: Tensor) -> Tensor:
-        """(3, H, W) and (K, H, W) -> (K, H, W)."""
+        """Compute probabilities (K, H, W) from an image (3, H, W) and logits (K, H, W)."""
         pixels = logits.flatten(1).t()  # (N, K)
         refined = mean_field(pixels, self.kernels(image, logits.dtype), iterations=self.iterations)
         return refined.t().reshape(logits.shape)
 
 
 def mean_field(logits: Tensor, kernels: Sequence[tuple[float, Filter]], *, iterations: int) -> Tensor:
-    """Mean-field updates with Potts compatibility (Kraehenbuehl and Koltun 2011, algorithm 1).
+    """Run mean-field updates with Potts compatibility (Kraehenbuehl and Koltun 2011, algorithm 1).
 
-    As in the authors' code, a pixel's message to itself is not taken off.
+    As in the authors' code, a pixel's message to itself is not subtracted.
 
     Args:
         logits: (N, K) float, unnormalised.
-        kernels: Weight and filter of each kernel; the filters are normalised here.
+        kernels: Weight and unnormalised filter of each kernel.
         iterations: Number of updates.
 
     Returns:
         (N, K) probabilities.
     """
-    scores = logits.log_softmax(dim=1)
+    log_probs = logits.log_softmax(dim=1)
     normalized = []
     for weight, apply in kernels:
         sums = apply(logits.new_ones(len(logits), 1))  # (N, 1)
         normalized.append((weight, apply, sums.clamp(min=torch.finfo(sums.dtype).tiny).rsqrt()))
-    q = _softmax(scores)
+    probs = _softmax(log_probs)
     for _ in range(iterations):
-        energy = scores.clone()
+        negative_energy = log_probs.clone()
         for weight, apply, root in normalized:
-            energy.addcmul_(apply(q.mul(root)), root, value=weight)
-        q = _softmax(energy)
-    return q
+            negative_energy.addcmul_(apply(probs.mul(root)), root, value=weight)
+        probs = _softmax(negative_energy)
+    return probs
 
 
 def appearance_filter(
     image: Tensor, sigma_alpha: float, sigma_beta: float, dtype: torch.dtype = torch.float32
 ) -> Filter:
-    """The Gaussian of position and colour.
+    """Build the Gaussian filter of position and colour.
 
     Args:
         image: (3, H, W) uint8.
-        sigma_alpha: Deviation in position, pixels.
-        sigma_beta: Deviation in colour, values of 0-255.
-        dtype: Of the values to filter.
+        sigma_alpha: Deviation in position, in pixels.
+        sigma_beta: Deviation in colour, in values of 0-255.
+        dtype: Dtype of the values to filter.
     """
     rows, columns = (torch.arange(n, device=image.device, dtype=dtype) / sigma_alpha for n in image.shape[1:])
     grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, H, W)
@@ -151,18 +156,18 @@ def appearance_filter(
 
 
 def smoothness_filter(size: tuple[int, int], sigma_gamma: float) -> Filter:
-    """The Gaussian of position, exact to where it ends.
+    """Build the Gaussian filter of position, exact up to its cutoff at 4 deviations.
 
     Args:
         size: (H, W).
-        sigma_gamma: Deviation, pixels.
+        sigma_gamma: Deviation, in pixels.
     """
 
     def apply(values: Tensor) -> Tensor:
         channels = values.shape[1]
         x = values.reshape(1, *size, channels).permute(0, 3, 1, 2)  # (1, K, H, W), channels last in memory
         for axis, length in enumerate(size):
-            reach = min(math.ceil(_REACH * sigma_gamma), length - 1)
+            reach = min(math.ceil(_CUTOFF * sigma_gamma), length - 1)
             offsets = torch.arange(-reach, reach + 1, device=values.device, dtype=values.dtype)
             kernel = torch.exp(-0.5 * (offsets / sigma_gamma) ** 2)
             shape, padding = ((-1, 1), (reach, 0)) if axis == 0 else ((1, -1), (0, reach))
@@ -172,6 +177,6 @@ def smoothness_filter(size: tuple[int, int], sigma_gamma: float) -> Filter:
     return apply
 
 
-def _softmax(scores: Tensor) -> Tensor:
-    """Over classes of (N, K); some times as fast along the first axis."""
-    return scores.t().contiguous().softmax(dim=0).t().contiguous()
+def _softmax(logits: Tensor) -> Tensor:
+    """Compute the softmax over K of (N, K); along the first axis it is several times faster."""
+    return logits.t().contiguous().softmax(dim=0).t().contiguous()

@@ -1,4 +1,4 @@
-"""Gaussian filtering of scattered points in few dimensions, in time linear in their number."""
+"""Filter scattered points in few dimensions with a Gaussian, in time linear in their number."""
 
 import math
 
@@ -12,28 +12,28 @@ _MAX_KEY_BITS = 62
 
 
 class PermutohedralLattice:
-    """A Gaussian filter of unit deviation over features (Adams et al. 2010).
+    """Filter values with a Gaussian of unit deviation over features (Adams et al. 2010).
 
-    Each point is shared out among the d + 1 corners of the lattice simplex that holds it (splat), the corners
-    are blurred along the d + 1 lattice directions, and each point reads its corners (slice). Only corners that
-    some point touches exist. They are found by sorting, not hashing, so that all steps are whole-tensor
-    operations of torch on any device.
+    The value of each point is distributed over the d + 1 corners of the lattice simplex that contains it (splat), the
+    corners are blurred along the d + 1 lattice directions, and each point is interpolated from its corners (slice).
+    Only corners of simplices that contain a point exist. They are found by sorting, not hashing, so that all steps are
+    whole-tensor operations of torch on any device.
 
-    The result is that of the Gaussian exp(-|f_i - f_j|^2 / 2) up to a common factor and to the lattice's
-    error, a few percent of the kernel; normalise it by what it gives for ones.
+    The result is that of the Gaussian exp(-|f_i - f_j|^2 / 2) up to a common factor and to the lattice's error, a few
+    percent of the kernel; divide it by the result for ones to normalise it.
 
     Args:
-        features: (N, d) float, finite: coordinates over the deviation in each of them.
+        features: (N, d) float, finite: each coordinate divided by its deviation.
 
     Raises:
-        ValueError: If the features spread over more lattice points than can be numbered.
+        ValueError: If the features spread over more lattice points than 62 bits can number.
     """
 
     def __init__(self, features: Tensor) -> None:
         num_points, d = features.shape
         base, rank, shares = _enclosing_simplex(features)  # (d + 1, N) each
-        # A key is the first d coordinates as digits of one number, with room for neighbours: a step to a
-        # neighbour then adds a constant to the key.
+        # A key holds the first d coordinates as digits of one number, with a margin for neighbours, so that a step to
+        # a neighbour adds a constant to the key.
         low = base[:d].amin(dim=1) - 2 * d - 1
         span = base[:d].amax(dim=1) + 2 * d + 1 - low  # (d,)
         if math.log2(math.prod(span.tolist())) > _MAX_KEY_BITS:
@@ -55,7 +55,7 @@ class PermutohedralLattice:
         self._neighbours = [_neighbours(corners, int(step)) for step in _steps(digits)]
 
     def __call__(self, values: Tensor) -> Tensor:
-        """values: (N, K) of the features' dtype -> (N, K), filtered, not normalised."""
+        """Filter values (N, K) of the features' dtype; the result (N, K) is not normalised."""
         x = F.embedding_bag(
             self._splat_index, values, self._splat_starts, mode="sum", per_sample_weights=self._splat_weights
         )
@@ -66,20 +66,22 @@ class PermutohedralLattice:
 
 
 def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Adams et al. 2010, section 3: where each point lies in the lattice of sum-zero vectors in d + 1 coordinates.
+    """Find the simplex of each point in the lattice of sum-zero vectors of d + 1 coordinates.
+
+    Adams et al. 2010, section 3.
 
     Returns:
-        The remainder-0 corner and the rank of each coordinate, (d + 1, N) int64, and the barycentric shares of
-        the corners of remainders 0 to d, (d + 1, N).
+        The remainder-0 corner and the rank of each coordinate, (d + 1, N) int64, and the barycentric weights of the
+        corners of remainders 0 to d, (d + 1, N).
     """
     d = features.shape[1]
     steps = torch.arange(1, d + 1, device=features.device, dtype=features.dtype)
-    # The blur's variance over that of a unit Gaussian, and the lengths of the basis of the plane.
+    # The scale makes the blur's variance that of a unit Gaussian, and normalises the basis of the plane.
     scaled = features.t() * ((2 / 3) ** 0.5 * (d + 1) / (steps * (steps + 1)).sqrt())[:, None]  # (d, N)
     elevated = F.pad(scaled.flip(0).cumsum(0).flip(0), (0, 0, 0, 1))  # (d + 1, N)
     elevated[1:] -= steps[:, None] * scaled
     base = (elevated / (d + 1)).round_().mul_(d + 1)
-    excess = (base.sum(dim=0) / (d + 1)).round().to(torch.int16)  # (N,), how far the nearest multiples miss sum zero
+    excess = (base.sum(dim=0) / (d + 1)).round().to(torch.int16)  # (N,), difference of the sum from zero
     difference = elevated - base
     rank = excess.expand(d + 1, -1).clone()
     for i in range(d + 1):
@@ -99,12 +101,12 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _corner_keys(base: Tensor, rank: Tensor, low: Tensor, digits: Tensor) -> Tensor:
-    """(N, d + 1) int64: a number for each corner of each point's simplex, the same for the same corner."""
+    """Number the corners of each point's simplex, (N, d + 1) int64; equal corners have equal numbers."""
     d = len(digits)
     steps = _steps(digits)
     keys = torch.empty_like(base).t().contiguous()  # (N, d + 1)
     keys[:, 0] = ((base[:d] - low[:, None]) * digits[:, None]).sum(dim=0)
-    # From one corner to the next, the coordinate of the highest rank left takes a step.
+    # From one corner to the next, the coordinate of the highest remaining rank takes a step.
     coordinate = torch.empty_like(rank)
     coordinate.scatter_(0, rank, torch.arange(d + 1, device=rank.device)[:, None].expand_as(rank))
     for remainder in range(d):
@@ -113,17 +115,17 @@ def _corner_keys(base: Tensor, rank: Tensor, low: Tensor, digits: Tensor) -> Ten
 
 
 def _steps(digits: Tensor) -> Tensor:
-    """(d + 1,) int64: what a key gains by d steps back of one coordinate and one step ahead of all others."""
+    """Compute how a key changes, (d + 1,) int64, if one coordinate goes d steps back and all others one step ahead."""
     return digits.sum() - (len(digits) + 1) * F.pad(digits, (0, 1))
 
 
 def _neighbours(corners: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Number of the corner one step after and before each, or M where there is none: (M + 1,) each."""
+    """Find the numbers of the corners one step after and before each, (M + 1,) each; M if no corner exists there."""
     count = len(corners)
-    wanted = corners + step
-    found = torch.searchsorted(corners, wanted).clamp_(max=count - 1)
+    target = corners + step
+    found = torch.searchsorted(corners, target).clamp_(max=count - 1)
     after = torch.full((count + 1,), count, dtype=torch.int64, device=corners.device)
-    after[:-1] = torch.where(corners[found] == wanted, found, count)
+    after[:-1] = torch.where(corners[found] == target, found, count)
     before = torch.full_like(after, count)
     before[after] = torch.arange(count + 1, device=corners.device)
     before[-1] = count

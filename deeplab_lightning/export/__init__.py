@@ -1,4 +1,4 @@
-"""A trained network as one file that runs without this package."""
+"""Export a trained network as one file that runs without this package."""
 
 import json
 import math
@@ -14,16 +14,17 @@ from deeplab_lightning.export.tracing import traceable
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.resizing import resize
 
-_TOLERANCE = 1e-4  # of the largest logit; other libraries sum in another order, and differ by about 1e-6
+_TOLERANCE = 1e-4  # of the largest logit; other libraries sum in another order and differ by about 1e-6
 
 
 class InferenceModel(nn.Module):
-    """What an exported file computes: normalisation, network, and the class of the highest score, as wanted.
+    """Compute the outputs of an exported file: the network, with optional normalisation and arg-max.
 
     Args:
-        module: The trained module.
-        has_preprocessing: Take uint8 RGB in 0-255, else floats normalised by the backbone's mean and std.
-        has_argmax: Give labels instead of scores.
+        module: Trained module.
+        has_preprocessing: Whether images are uint8 RGB in 0-255; else they are floats normalised by the backbone's mean
+            and std.
+        has_argmax: Whether outputs are labels; else they are logits.
     """
 
     def __init__(self, module: SegmentationModule, *, has_preprocessing: bool, has_argmax: bool) -> None:
@@ -37,12 +38,16 @@ class InferenceModel(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (B, 3, H, W), uint8 or normalised float -> (B, K, H, W) float, or (B, H, W) uint8."""
+        """Compute logits (B, K, H, W) float or labels (B, H, W) uint8.
+
+        Args:
+            images: (B, 3, H, W), uint8 or normalised float.
+        """
         logits = self.logits(images)
         return logits.argmax(dim=1).to(torch.uint8) if self.has_argmax else logits
 
     def logits(self, images: Tensor) -> Tensor:
-        """As `forward`, but always (B, K, H, W) float."""
+        """Compute logits (B, K, H, W) float, whatever `forward` returns."""
         if self.has_preprocessing:
             images = (images.float() - self.mean) / self.std
         logits = self.net(images)
@@ -50,12 +55,15 @@ class InferenceModel(nn.Module):
         return logits
 
     @property
-    def least_size(self) -> int:
-        """Smallest height and width in pixels: the deepest map of the smallest scale has two samples a side."""
+    def min_size(self) -> int:
+        """Return the smallest height and width in pixels.
+
+        With it, the deepest map of the smallest scale has two samples along each side.
+        """
         return int(2 * self.net.backbone.strides[-1] / min(*self.net.scales, 1.0))
 
-    def example(self, batch: int, height: int, width: int) -> Tensor:
-        """Pictures of patches and noise, always the same, as `forward` takes them."""
+    def example_images(self, batch: int, height: int, width: int) -> Tensor:
+        """Draw images of patches and noise in the format of `forward`, the same in each call."""
         generator = torch.Generator().manual_seed(height * width)
         patches = torch.rand(batch, 3, 5, 7, generator=generator) * 200
         noise = torch.rand(batch, 3, height, width, generator=generator) * 55
@@ -63,66 +71,72 @@ class InferenceModel(nn.Module):
         return pixels.to(torch.uint8) if self.has_preprocessing else (pixels - self.mean) / self.std
 
     def metadata(self) -> dict[str, str]:
-        """What the file says about itself; lists as JSON."""
-        takes = "uint8 RGB, 0-255" if self.has_preprocessing else "float32 RGB, (pixel / 255 - mean) / std"
-        gives = "labels: (B, H, W) uint8, index into classes" if self.has_argmax else "logits: (B, K, H, W) float32"
+        """Return the description of the file's inputs, outputs and classes; lists as JSON."""
+        pixels = "uint8 RGB, 0-255" if self.has_preprocessing else "float32 RGB, (pixel / 255 - mean) / std"
+        output = "labels: (B, H, W) uint8, index into classes" if self.has_argmax else "logits: (B, K, H, W) float32"
         net, scale = type(self.net), 255.0
         return {
             "classes": json.dumps(list(self.classes.names)),
             "palette": json.dumps([list(color) for color in self.classes.colors or ()]),
             "mean": json.dumps([round(float(v) / scale, 6) for v in self.mean.flatten()]),
             "std": json.dumps([round(float(v) / scale, 6) for v in self.std.flatten()]),
-            "input": f"images: (B, 3, H, W) {takes}; H and W at least {self.least_size}",
-            "output": gives,
+            "input": f"images: (B, 3, H, W) {pixels}; H and W at least {self.min_size}",
+            "output": output,
             "network": f"{net.__module__}.{net.__qualname__}",
             "producer": f"deeplab_lightning {deeplab_lightning.__version__}",
         }
 
 
 def trace(model: InferenceModel) -> ExportedProgram:
-    """The graph for any batch size, height and width.
+    """Trace the graph of a model for any batch size, height and width.
 
     Raises:
-        RuntimeError: If the network has steps that cannot be traced, or depend on the size.
+        RuntimeError: If the network has steps that cannot be traced, or that depend on the size.
     """
-    least = model.least_size
+    least = model.min_size
     shapes = {i: Dim(AXES[i], min=1 if i == 0 else least) for i in (0, 2, 3)}
-    example = model.example(2, least + 33, least + 66)
+    example = model.example_images(2, least + 33, least + 66)
     try:
         with quietly():
-            # Deferred: that a map is not empty, for one, is no question to answer for all sizes at once.
+            # Deferred, since some conditions, such as that no map is empty, cannot be proved for all sizes at once.
             program = torch.export.export(
                 traceable(model),
                 (example,),
                 dynamic_shapes=(shapes,),
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
-    except Exception as error:  # torch.export has no class of its own for what it cannot trace
+    except Exception as error:  # torch.export has no error class of its own
         name = type(model.net).__name__
         raise UnavailableError(f"this {name} cannot be exported for all sizes: {str(error).strip()[:600]}") from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # paths of this machine
+        node.meta.pop("stack_trace", None)  # holds paths of the machine that exports
     return program
 
 
 @torch.no_grad()
 def compare(model: InferenceModel, exported: Runner) -> str:
-    """Run both on batches of one and two of three sizes, one of them odd.
+    """Compare an exported file with its model, on batches of one and two images of three sizes, one of them odd.
 
-    Scores may differ by rounding; a label is right where no other class has a score that is higher by more.
+    Logits may differ by rounding. A label is right if no other class has a logit that is higher by more than that.
+
+    Args:
+        model: Model that was exported.
+        exported: Function that runs the exported file.
 
     Returns:
-        How far they are apart, in words.
+        The largest difference, as a sentence.
 
     Raises:
-        RuntimeError: If they are further apart than rounding explains.
+        RuntimeError: If the difference is larger than rounding explains.
     """
-    least, worst = model.least_size, 0.0
+    least, worst = model.min_size, 0.0
     for shape in ((1, least, least + 32), (2, least + 65, least + 31), (1, 2 * least + 32, 2 * least)):
-        images = model.example(*shape)
+        images = model.example_images(*shape)
         expected = model.logits(images)
         if not expected.isfinite().all():
-            raise UnavailableError("the network gives scores that are not finite, so that there is nothing to export.")
+            raise UnavailableError(
+                "the network's logits are not finite: export a checkpoint from before they diverged."
+            )
         found = exported(images)
         difference = _difference(found, expected, is_label=model.has_argmax)
         worst = max(worst, difference)
@@ -130,22 +144,22 @@ def compare(model: InferenceModel, exported: Runner) -> str:
             size = " x ".join(map(str, shape[1:]))
             raise UnavailableError(
                 f"the exported file computes something else than the network: for a batch of {shape[0]} with "
-                f"{size} pixels it is off by {difference:.2g} of the largest score, {_TOLERANCE:g} are allowed. "
+                f"{size} pixels it is off by {difference:.2g} of the largest logit, {_TOLERANCE:g} are allowed. "
                 "Nothing was written."
             )
-    return f"at most {worst:.1g} of the largest score away from the network, on 3 sizes"
+    return f"at most {worst:.1g} of the largest logit away from the network, on 3 sizes"
 
 
 def _difference(found: Tensor, expected: Tensor, *, is_label: bool) -> float:
-    """How far scores are off, or the scores of labels below the highest; infinite for another shape or type.
+    """Compute the largest error of logits, or the largest distance of labels' logits from the highest logit.
 
     Args:
-        found: (B, K, H, W) float or (B, H, W) uint8.
-        expected: (B, K, H, W) float.
-        is_label: Which of the two `found` is.
+        found: Logits (B, K, H, W) float or labels (B, H, W) uint8.
+        expected: Logits (B, K, H, W) float.
+        is_label: Whether `found` holds labels.
 
     Returns:
-        A share of the largest score.
+        A fraction of the largest logit; infinite if shape or dtype differ, or a label is no class.
     """
     shape = (expected.shape[0], *expected.shape[2:]) if is_label else expected.shape
     if found.shape != shape or found.dtype != (torch.uint8 if is_label else expected.dtype):
@@ -153,8 +167,8 @@ def _difference(found: Tensor, expected: Tensor, *, is_label: bool) -> float:
     if is_label:
         if int(found.max()) >= expected.shape[1]:
             return math.inf
-        own = expected.gather(1, found.long().unsqueeze(1))  # (B, 1, H, W)
-        distance = expected.amax(dim=1, keepdim=True) - own
+        chosen = expected.gather(1, found.long().unsqueeze(1))  # (B, 1, H, W)
+        distance = expected.amax(dim=1, keepdim=True) - chosen
     else:
         distance = (found - expected).abs()
     return float(distance.max() / expected.abs().max().clamp_min(1e-30))

@@ -1,4 +1,4 @@
-"""Formats of exported files: how each is written, and run for comparison."""
+"""Write exported files in each format, and run them for comparison."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 Runner = Callable[[Tensor], Tensor]
-"""(B, 3, H, W) -> logits (B, K, H, W) or labels (B, H, W)."""
+"""Function of images (B, 3, H, W) that returns logits (B, K, H, W) or labels (B, H, W)."""
 METADATA_FILE = "metadata.json"
-"""Among the extra files of a `torch.export` archive."""
+"""Name of the metadata among the extra files of a `torch.export` archive."""
 AXES = ("batch", "channels", "height", "width")
-_OPSET = 18  # of 2022: the first whose Resize and Pad need no conversion; every runtime since reads it
+_OPSET = 18  # of 2022, the first whose Resize and Pad need no conversion; every runtime since then reads it
 
 
 def write_program(program: ExportedProgram, metadata: Mapping[str, str], file: Path) -> None:
@@ -28,7 +28,7 @@ def write_program(program: ExportedProgram, metadata: Mapping[str, str], file: P
 
 
 def run_program(file: Path) -> Runner:
-    """An archive of `torch.export` as a function."""
+    """Load an archive of `torch.export` as a function."""
     with quietly():
         module = torch.export.load(file).module()
     return lambda images: module(images)
@@ -45,20 +45,20 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str], file: Path
             external_data=False, dynamo=True, verbose=False,
         )  # fmt: skip
     model = onnx.load(file)
-    # The tracer's own names of the sizes, such as s34, also stand in sums and products.
-    shown = dict(zip((dim.dim_param for dim in _dims(model.graph.input[0])), AXES, strict=True))
-    symbols = re.compile("|".join(rf"\b{name}\b" for name in shown if name))
+    # The tracer's own names of the sizes, such as s34, also occur in sums and products.
+    axis_of = dict(zip((dim.dim_param for dim in _dims(model.graph.input[0])), AXES, strict=True))
+    symbols = re.compile("|".join(rf"\b{name}\b" for name in axis_of if name))
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in _dims(value):
             if dim.dim_param:
-                dim.dim_param = symbols.sub(lambda found: shown[found.group()], dim.dim_param)
+                dim.dim_param = symbols.sub(lambda found: axis_of[found.group()], dim.dim_param)
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     onnx.save(model, file)
 
 
 def run_onnx(file: Path) -> Runner:
-    """An ONNX file as a function, by onnxruntime on the CPU."""
+    """Load an ONNX file as a function, which onnxruntime computes on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
@@ -66,13 +66,13 @@ def run_onnx(file: Path) -> Runner:
 
 
 def _dims(value: Any) -> Any:
-    """The dimensions of an ONNX value."""
+    """Return the dimensions of an ONNX value."""
     return value.type.tensor_type.shape.dim
 
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the tracer's and the exporter's hints about themselves."""
+    """Suppress warnings and log messages of the tracer and the exporter."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     try:

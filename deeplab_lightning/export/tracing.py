@@ -1,4 +1,4 @@
-"""Networks as `torch.export` can trace them once for all picture sizes."""
+"""Prepare networks so that `torch.export` can trace them once for all image sizes."""
 
 import copy
 from typing import cast
@@ -12,13 +12,13 @@ _Window = nn.Conv2d | nn.MaxPool2d
 
 
 def traceable(net: nn.Module) -> nn.Module:
-    """A copy that computes the same, without the steps that differ from one picture size to the next.
+    """Copy a network without steps that depend on the image size, with the same outputs.
 
-    "Same" padding is a maximum over the size, and a pool that rounds up decides by the size whether its last
-    window counts; both become a padding by a remainder, the same for all sizes.
+    "Same" padding is a maximum that depends on the size, and a pool that rounds up decides by the size whether its last
+    window counts. Both are replaced by a padding by a remainder, which is one formula for all sizes.
 
     Args:
-        net: Left as it is.
+        net: Network to copy; not changed.
     """
     net = copy.deepcopy(net)
     for name, layer in list(net.named_modules()):
@@ -31,25 +31,25 @@ def traceable(net: nn.Module) -> nn.Module:
 def _replacement(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, Conv2dSame | MaxPool2dSame):
         return _SamePadded(cast("_Window", layer))
-    if isinstance(layer, nn.MaxPool2d) and layer.ceil_mode and not _leaves_windows_out(layer):
+    if isinstance(layer, nn.MaxPool2d) and layer.ceil_mode and not _skips_windows(layer):
         return _RoundedUp(layer)
     return None
 
 
-def _leaves_windows_out(layer: nn.MaxPool2d) -> bool:
-    """Whether a window can begin in the padding behind the picture: PyTorch computes none that does."""
+def _skips_windows(layer: nn.MaxPool2d) -> bool:
+    """Check whether a window can begin in the padding after the map, which PyTorch then skips."""
     return any(_reach(layer, i) + 2 <= _pair(layer.padding)[i] + _pair(layer.stride)[i] for i in (0, 1))
 
 
 class _SamePadded(nn.Module):
-    """A convolution or maximum whose map has ceil(size / stride) samples, zeros or nothing around the picture."""
+    """Compute a convolution or max pool with "same" padding: the map has ceil(size / stride) samples."""
 
     def __init__(self, layer: _Window) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, h, w) -> (B, C', ceil(h / stride), ceil(w / stride))."""
+        """Compute (B, C', ceil(h / stride), ceil(w / stride)) from x (B, C, h, w)."""
         before_w, after_w, before_h, after_h = *self._sides(x.shape[-1], 1), *self._sides(x.shape[-2], 0)
         layer, sides = self.layer, (before_w, after_w, before_h, after_h)
         if isinstance(layer, nn.MaxPool2d):
@@ -70,14 +70,14 @@ class _SamePadded(nn.Module):
 
 
 class _RoundedUp(nn.Module):
-    """A maximum whose last window may reach over the border."""
+    """Compute a max pool that rounds up: its last window may extend beyond the map."""
 
     def __init__(self, layer: nn.MaxPool2d) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (B, C, h, w) -> (B, C, ceil((h - k + 2 p) / stride) + 1, ...)."""
+        """Compute (B, C, ceil((h - k + 2 p) / stride) + 1, ...) from x (B, C, h, w)."""
         layer, sides = self.layer, []
         for axis, size in ((1, x.shape[-1]), (0, x.shape[-2])):
             padding, stride = _pair(layer.padding)[axis], _pair(layer.stride)[axis]
@@ -88,7 +88,7 @@ class _RoundedUp(nn.Module):
 
 
 def _reach(layer: _Window, axis: int) -> int:
-    """Samples from the first to the last of a window."""
+    """Return the distance from the first to the last sample of a window."""
     return _pair(layer.dilation)[axis] * (_pair(layer.kernel_size)[axis] - 1)
 
 

@@ -1,1 +1,1 @@
-"""Metrics of a whole set, from integer counts that do not depend on batch size or number of processes."""
+"""Compute metrics of a whole set, from integer counts independent of batch size and number of processes."""

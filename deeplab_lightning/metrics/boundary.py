@@ -1,4 +1,4 @@
-"""Boundary IoU: how well the contours of the classes are met."""
+"""Compute boundary IoU, which measures the quality of contours."""
 
 import math
 from typing import Any
@@ -13,10 +13,10 @@ from deeplab_lightning.metrics.confusion import PixelCounts
 
 
 class BoundaryCounts(PixelCounts):
-    """What boundary IoU divides, summed over batches and processes; see `boundary_iou`.
+    """Count the pixels of `boundary_iou`, summed over batches and processes.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
     """
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
@@ -24,39 +24,48 @@ class BoundaryCounts(PixelCounts):
         self.num_classes = num_classes
 
     def update(self, preds: Tensor, mask: Tensor) -> None:
-        """preds: (B, H, W) integer in [0, K); mask: (B, H, W) integer in [0, K) or 255."""
+        """Add the pixels of a batch.
+
+        Args:
+            preds: (B, H, W) integer in [0, K).
+            mask: (B, H, W) integer in [0, K), or 255 for ignored pixels.
+        """
         self.counts += boundary_counts(preds, mask, self.num_classes).sum(dim=0)
 
     def compute(self) -> Tensor:
-        """(K,) float64 boundary IoU; nan for classes without a contour in truth and prediction."""
+        """Compute boundary IoU, (K,) float64; nan for classes without a contour in truth and prediction."""
         shared, either = self.counts.cpu().double()
         return shared / either
 
 
 def boundary_iou(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_ratio: float = 0.02) -> Tensor:
-    """Boundary IoU (Cheng et al. 2021, equation 3): IoU of the pixels near their own class's contour.
+    """Compute the IoU of the pixels near the contour of their class (Cheng et al. 2021, equation 3).
 
-    The sums are over all pictures, as those of `class_iou`. Outside of the picture, and where the truth is
-    ignored, there is no class: a contour runs along both, in truth and prediction alike.
+    The sums are over all images, as those of `class_iou`. Pixels outside of the image and ignored pixels have no class,
+    so that contours follow the border of both, in truth and prediction.
 
     Args:
         preds: (B, H, W) integer in [0, K).
-        mask: (B, H, W) integer in [0, K), or 255 for pixels that count nowhere.
-        num_classes: K.
-        dilation_ratio: How near is near, as a fraction of the picture's diagonal; at least one pixel.
+        mask: (B, H, W) integer in [0, K), or 255 for ignored pixels.
+        num_classes: Number of classes K.
+        dilation_ratio: Largest distance from the contour, as a fraction of the image's diagonal; at least one pixel.
 
     Returns:
         (K,) float64; nan for classes without a contour in truth and prediction.
 
     Raises:
-        ValueError: For a ratio that is not positive.
+        ValueError: If dilation_ratio is not positive.
     """
     shared, either = boundary_counts(preds, mask, num_classes, dilation_ratio=dilation_ratio).sum(dim=0).cpu().double()
     return shared / either
 
 
 def boundary_counts(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_ratio: float = 0.02) -> Tensor:
-    """What `boundary_iou` divides, of each picture: (B, 2, K) int64, pixels in both boundaries and in either."""
+    """Count the pixels in both boundaries and in either, per image; the arguments are those of `boundary_iou`.
+
+    Returns:
+        (B, 2, K) int64: pixels in the boundaries of truth and prediction, and in at least one of them.
+    """
     if not dilation_ratio > 0:
         raise UserError(f"dilation_ratio must be positive, got {dilation_ratio}.")
     target = mask.long()
@@ -70,7 +79,7 @@ def boundary_counts(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_r
 
 
 def _is_near_contour(labels: Tensor, reach: int) -> Tensor:
-    """(B, H, W) int64 -> bool: whether another label, or the picture's end, is within `reach` pixels in each axis."""
+    """Check for each pixel of (B, H, W) whether another label or the border is within `reach` pixels on each axis."""
     near = torch.ones_like(labels, dtype=torch.bool)
     height, width = labels.shape[-2:]
     if min(height, width) > 2 * reach:
@@ -81,14 +90,14 @@ def _is_near_contour(labels: Tensor, reach: int) -> Tensor:
 
 
 def _box_sums(x: Tensor, rows: int, columns: int) -> Tensor:
-    """(B, H, W) bool -> (B, H - rows + 1, W - columns + 1) int32: how many are true in each box."""
+    """Count the true values in each box of (B, H, W), as (B, H - rows + 1, W - columns + 1) int32."""
     sums = F.pad(x.cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32), (1, 0, 1, 0))
     below, above = sums[:, rows:], sums[:, :-rows]
     return below[:, :, columns:] - below[:, :, :-columns] - above[:, :, columns:] + above[:, :, :-columns]
 
 
 def _count(labels: Tensor, is_counted: Tensor, num_classes: int) -> Tensor:
-    """(B, H, W) each -> (B, K) int64, pixels of each class among those that count."""
+    """Count the pixels of each class that are counted, (B, K) int64, from (B, H, W) labels and bool."""
     batch = len(labels)
     cell = torch.where(is_counted & (labels != IGNORE_INDEX), labels, num_classes)
     cell = cell + torch.arange(batch, device=cell.device).reshape(-1, 1, 1) * (num_classes + 1)

@@ -1,4 +1,4 @@
-"""Confusion matrices: counted per image, and summed over batches and processes."""
+"""Count confusion matrices per image, and sum them over batches and processes."""
 
 from typing import Any
 
@@ -10,7 +10,12 @@ from deeplab_lightning.data.classes import IGNORE_INDEX
 
 
 class PixelCounts(Metric):
-    """Integers that are summed over batches and processes."""
+    """Sum integer counts over batches and processes.
+
+    Args:
+        shape: Shape of the counts.
+        kwargs: Options of torchmetrics.
+    """
 
     is_differentiable = False
     higher_is_better = None
@@ -24,33 +29,33 @@ class PixelCounts(Metric):
 
 
 class ConfusionMatrix(PixelCounts):
-    """Counts of (truth, prediction) pairs, summed over batches and processes; ignored pixels count nowhere.
+    """Sum the counts of (truth, prediction) pairs over batches and processes.
 
     The counts are integers, so they do not depend on batch size, order or number of processes.
 
     Args:
-        num_classes: K.
+        num_classes: Number of classes K.
     """
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(num_classes, num_classes, **kwargs)
 
     def update(self, matrices: Tensor) -> None:
-        """matrices: (B, K, K) int64 counts of each picture, from `per_image_confusion`."""
+        """Add the counts of each image, (B, K, K) int64 from `per_image_confusion`."""
         self.counts += matrices.sum(dim=0)
 
     def compute(self) -> Tensor:
-        """(K, K) int64, rows truth, columns prediction."""
+        """Return the sum, (K, K) int64, rows truth, columns prediction."""
         return self.counts
 
 
 def per_image_confusion(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor:
-    """Count the (truth, prediction) pairs of each picture.
+    """Count the (truth, prediction) pairs of each image.
 
     Args:
-        preds: (B, H, W) int64 in [0, K).
-        mask: (B, H, W) integer in [0, K), or 255 for pixels that count nowhere.
-        num_classes: K.
+        preds: (B, H, W) integer in [0, K).
+        mask: (B, H, W) integer in [0, K), or 255 for ignored pixels, which are not counted.
+        num_classes: Number of classes K.
 
     Returns:
         (B, K, K) int64, rows truth, columns prediction.

@@ -1,7 +1,8 @@
-"""IoU, mIoU and the other figures of a confusion matrix: the one definition of each, in NumPy.
+"""Compute IoU, mIoU and other metrics of confusion matrices, in NumPy.
 
-A matrix holds counts of pixels, (K, K), rows truth, columns prediction. A class in neither truth nor prediction has no
-IoU (nan) and is left out of means; a class that is only predicted has IoU 0. Tensors are taken too.
+All other parts of the package use these definitions. A matrix holds counts of pixels, (K, K), rows truth, columns
+prediction. A class in neither truth nor prediction has no IoU (nan) and is left out of means; a class that is only
+predicted has IoU 0. Matrices may be arrays or tensors.
 """
 
 from typing import Any
@@ -14,7 +15,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def class_iou(matrices: Counts) -> Floats:
-    """Compute intersection over union of each class.
+    """Compute the intersection over union of each class.
 
     Args:
         matrices: (..., K, K) counts.
@@ -39,22 +40,27 @@ def mean_iou(matrices: Counts) -> Floats:
 
 
 def pixel_accuracy(matrices: Counts) -> Floats:
-    """Compute the share of pixels that are predicted right, (..., K, K) counts -> (...); nan without pixels."""
+    """Compute the fraction of pixels that are predicted correctly.
+
+    Args:
+        matrices: (..., K, K) counts.
+
+    Returns:
+        (...); nan without pixels.
+    """
     hits, truth, _ = _margins(matrices)
     return _ratio(hits.sum(axis=-1), truth.sum(axis=-1))
 
 
 def summarize(matrix: Counts) -> dict[str, float]:
-    """Compute the figures of a whole set, each in [0, 1].
-
-    Mean accuracy leaves out classes without truth.
+    """Compute the metrics of a whole set, each in [0, 1].
 
     Args:
         matrix: (K, K) counts over the whole set.
 
     Returns:
-        `miou`, `pixel_accuracy`, `mean_accuracy`, `fw_iou` (IoU weighted by the truth's share of pixels)
-        and `dice` (mean over classes); nan where nothing was counted.
+        `miou`, `pixel_accuracy`, `mean_accuracy` (without classes that the truth does not hold), `fw_iou` (IoU weighted
+        by the truth's fraction of pixels) and `dice` (mean over classes); nan if nothing was counted.
     """
     hits, truth, predicted = _margins(matrix)
     iou = class_iou(matrix)
@@ -68,18 +74,18 @@ def summarize(matrix: Counts) -> dict[str, float]:
 
 
 def nan_mean(values: Floats) -> Floats:
-    """Average over the last axis without its nan; nan if all are."""
+    """Average over the last axis, leaving out nan; nan if all values are nan."""
     is_known = ~np.isnan(values)
     return _ratio(np.where(is_known, values, 0).sum(axis=-1), is_known.sum(axis=-1))
 
 
 def _margins(matrices: Counts) -> tuple[Floats, Floats, Floats]:
-    """Return right, true and predicted pixels of each class, (..., K) each."""
+    """Return correct, true and predicted pixels of each class, (..., K) each."""
     counts = np.asarray(matrices.cpu() if hasattr(matrices, "cpu") else matrices).astype(np.float64)
     return np.diagonal(counts, axis1=-2, axis2=-1), counts.sum(axis=-1), counts.sum(axis=-2)
 
 
 def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Floats:
-    """Divide; nan where the denominator is 0."""
+    """Divide, with nan where the denominator is 0."""
     above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(above, below, out=np.full(np.broadcast(above, below).shape, np.nan), where=below > 0)

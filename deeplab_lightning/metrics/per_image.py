@@ -1,4 +1,4 @@
-"""Confusion matrices picture by picture: what pools folds and compares runs on the same pictures."""
+"""Store confusion matrices per image, to pool folds and to compare runs on the same images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PerImageConfusion:
-    """Counts of (truth, prediction) pairs of each picture.
+    """Hold the counts of (truth, prediction) pairs of each image.
 
     Attributes:
         names: N image keys, sorted.
-        counts: (N, K * K) int64, sparse: row t * K + p of a picture's pixels of class t predicted as p.
+        counts: (N, K * K) int64, sparse: column t * K + p counts an image's pixels of class t predicted as p.
     """
 
     names: list[str]
@@ -29,17 +29,17 @@ class PerImageConfusion:
 
     @classmethod
     def of(cls, images: Iterable[tuple[str, Any]]) -> "PerImageConfusion":
-        """From names and (K, K) matrices, in any order."""
+        """Build the counts from pairs of name and (K, K) matrix, in any order."""
         ordered = sorted(images, key=lambda image: image[0])
         rows = [csr_matrix(np.asarray(matrix, dtype=np.int64).reshape(1, -1)) for _, matrix in ordered]
         return cls([name for name, _ in ordered], vstack(rows, format="csr"))
 
     @classmethod
     def read(cls, path: Path) -> "PerImageConfusion":
-        """What `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If the file does not exist.
         """
         if not path.is_file():
             raise MissingFileError(f"no such file: {path.absolute()}. The run did not finish an epoch with validation.")
@@ -49,14 +49,14 @@ class PerImageConfusion:
 
     @classmethod
     def joined(cls, parts: Sequence["PerImageConfusion"]) -> "PerImageConfusion":
-        """The pictures of several sets, sorted by name."""
+        """Join the images of several sets, sorted by name."""
         names = [name for part in parts for name in part.names]
         counts = vstack([part.counts for part in parts], format="csr")
         order = sorted(range(len(names)), key=names.__getitem__)
         return cls([names[i] for i in order], counts[order])
 
     def write(self, path: Path) -> None:
-        """Compressed, atomically."""
+        """Write a compressed NumPy archive, atomically."""
         arrays = {
             "names": np.array(self.names),
             "data": self.counts.data,
@@ -68,15 +68,15 @@ class PerImageConfusion:
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """Return the number of classes K."""
         return round(self.counts.shape[1] ** 0.5)
 
     def total(self) -> Ints:
-        """(K, K) counts over all pictures."""
+        """Sum the counts over all images, (K, K)."""
         sums = np.asarray(self.counts.sum(axis=0), dtype=np.int64)
         return sums.reshape(self.num_classes, self.num_classes)
 
     def keep(self, names: Sequence[str]) -> "PerImageConfusion":
-        """Only these pictures, in this order."""
-        place = {name: index for index, name in enumerate(self.names)}
-        return PerImageConfusion(list(names), self.counts[[place[name] for name in names]])
+        """Select images by name, in the order of the names."""
+        row_of = {name: row for row, name in enumerate(self.names)}
+        return PerImageConfusion(list(names), self.counts[[row_of[name] for name in names]])

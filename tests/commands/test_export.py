@@ -140,7 +140,7 @@ def test_another_computation_is_an_error_and_leaves_nothing(
     monkeypatch.setattr(command, "trace", broken)
     output = tmp_path / "model"
     output.write_text("the one before")
-    with pytest.raises(RuntimeError, match=r"batch of 1 with 16 x 48 pixels it is off by .* of the largest score"):
+    with pytest.raises(RuntimeError, match=r"batch of 1 with 16 x 48 pixels it is off by .* of the largest logit"):
         main(["export", "--ckpt_path", str(checkpoint), "--format", name, "--output", str(output)])
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model", "the one before")]
 
@@ -165,7 +165,7 @@ WRONG_LABELS: list[Callable[[Tensor, Tensor], Tensor]] = [
 
 def test_wrong_labels_are_an_error(module: SegmentationModule) -> None:
     model = export.InferenceModel(module, has_preprocessing=True, has_argmax=True)
-    assert export.compare(model, model).startswith("at most 0 of the largest score")
+    assert export.compare(model, model).startswith("at most 0 of the largest logit")
     for wrong in WRONG_LABELS:
         with pytest.raises(RuntimeError, match="computes something else than the network"):
             export.compare(model, partial(_wrong_run, wrong, model))
@@ -173,11 +173,11 @@ def test_wrong_labels_are_an_error(module: SegmentationModule) -> None:
 
 def test_scores_that_are_not_finite_are_an_error(module: SegmentationModule) -> None:
     model = export.InferenceModel(copy.deepcopy(module), has_preprocessing=False, has_argmax=False)
-    with pytest.raises(RuntimeError, match="is off by nan of the largest score"):
+    with pytest.raises(RuntimeError, match="is off by nan of the largest logit"):
         export.compare(model, lambda images: model(images) * torch.nan)
     with torch.no_grad():
         model.net.get_submodule("head.heads.0.3").bias.fill_(torch.inf)  # type: ignore[operator, union-attr]
-    with pytest.raises(RuntimeError, match="scores that are not finite"):
+    with pytest.raises(RuntimeError, match="the network's logits are not finite"):
         export.compare(model, model)
 
 

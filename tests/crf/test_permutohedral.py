@@ -19,11 +19,11 @@ def test_it_averages_as_a_gaussian_does(d: int) -> None:
     generator = torch.Generator().manual_seed(d)
     features = torch.rand(1500, d, generator=generator, dtype=torch.double) * 6
     values = torch.cat([torch.ones(1500, 1), features[:, :1] + torch.rand(1500, 1, generator=generator)], dim=1)
-    found, wanted = PermutohedralLattice(features)(values.double()), exact(features, values.double())
-    found, wanted = found[:, 1] / found[:, 0], wanted[:, 1] / wanted[:, 0]
-    # Linear interpolation and a binomial blur stand for the Gaussian, and corners that no point touches are
-    # missing from the blur: within a tenth of what it varies by.
-    assert float((found - wanted).pow(2).mean().sqrt()) < 0.1 * float(wanted.std())
+    found, expected = PermutohedralLattice(features)(values.double()), exact(features, values.double())
+    found, expected = found[:, 1] / found[:, 0], expected[:, 1] / expected[:, 0]
+    # Linear interpolation and a binomial blur approximate the Gaussian, and the blur lacks the corners of simplices
+    # without points: the error is below a tenth of the result's deviation.
+    assert float((found - expected).pow(2).mean().sqrt()) < 0.1 * float(expected.std())
 
 
 def test_an_impulse_spreads_with_unit_variance() -> None:
@@ -34,11 +34,11 @@ def test_an_impulse_spreads_with_unit_variance() -> None:
     response /= response.sum()
     for axis, centre in ((0, 20), (1, 21)):
         distance = (torch.arange(response.shape[axis]) - centre) / deviation
-        # The blur is the same everywhere in the lattice, but what a point reads depends on where in it the point is.
+        # The blur is the same everywhere in the lattice, but the interpolation depends on the point's position.
         assert float((response.sum(1 - axis) * distance**2).sum()) == pytest.approx(1, abs=0.1)
 
 
-def test_each_column_is_filtered_apart_and_linearly() -> None:
+def test_columns_are_filtered_independently_and_linearly() -> None:
     generator = torch.Generator().manual_seed(0)
     features, values = torch.rand(200, 5, generator=generator) * 3, torch.rand(200, 2, generator=generator)
     lattice = PermutohedralLattice(features)
@@ -53,7 +53,7 @@ def test_far_groups_do_not_mix() -> None:
     assert torch.equal(PermutohedralLattice(features)(values)[50:], torch.zeros(50, 1))
 
 
-def test_points_at_one_place_are_averaged() -> None:
+def test_points_at_one_position_are_averaged() -> None:
     values = torch.arange(6.0)[:, None]
     lattice = PermutohedralLattice(torch.full((6, 5), 0.3))
     assert torch.allclose(lattice(values) / lattice(torch.ones(6, 1)), torch.full((6, 1), 2.5))

@@ -19,7 +19,7 @@ LAYERS = [
     MaxPool2dSame(2, stride=1),
     nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
     nn.MaxPool2d(3, stride=2, padding=0, ceil_mode=True),
-    nn.MaxPool2d(2, stride=2, padding=1, ceil_mode=True),  # leaves windows out
+    nn.MaxPool2d(2, stride=2, padding=1, ceil_mode=True),  # PyTorch skips windows
     nn.MaxPool2d((3, 2), stride=(1, 2), padding=(1, 0), ceil_mode=True),
 ]
 
@@ -46,7 +46,7 @@ def test_a_network_keeps_its_values() -> None:
             assert torch.equal(copied(images), net(images))
 
 
-def test_one_trace_serves_every_size() -> None:
+def test_one_trace_is_right_at_every_size() -> None:
     net = nn.Sequential(LAYERS[0], nn.Conv2d(3, 2, 3), LAYERS[7], LAYERS[1]).eval()
     sizes = {2: torch.export.Dim("height", min=16), 3: torch.export.Dim("width", min=16)}
     program = torch.export.export(traceable(net), (torch.randn(1, 2, 32, 41),), dynamic_shapes=(sizes,)).module()

@@ -39,7 +39,7 @@ def test_counts_do_not_depend_on_the_batches() -> None:
     assert torch.equal(whole.compute(), parts.compute())
 
 
-def test_each_picture_is_counted_apart() -> None:
+def test_each_image_is_counted_by_itself() -> None:
     preds, truth = random_pair()
     apart = per_image_confusion(preds, truth, 5)
     for index in range(len(preds)):
@@ -47,7 +47,7 @@ def test_each_picture_is_counted_apart() -> None:
         assert int(apart[index].sum()) == truth[index].numel()
 
 
-def test_ignored_pixels_count_nowhere() -> None:
+def test_ignored_pixels_are_not_counted() -> None:
     preds, truth = random_pair()
     truth[0] = 255
     metric = ConfusionMatrix(5)
@@ -55,7 +55,7 @@ def test_ignored_pixels_count_nowhere() -> None:
     assert int(metric.compute().sum()) == truth[1:].numel()
 
 
-def test_figures_by_hand() -> None:
+def test_metrics_equal_those_by_hand() -> None:
     figures = summarize(MATRIX)
     assert math.isclose(figures["miou"], (3 / 6 + 4 / 7) / 2)  # the third class is absent
     assert math.isclose(figures["pixel_accuracy"], 7 / 10)
@@ -72,14 +72,14 @@ def test_absent_classes_are_nan_and_predicted_ones_zero() -> None:
 
 
 def test_state_is_no_buffer_and_in_no_checkpoint() -> None:
-    # Weight averaging swaps buffers around validation; counts must stay.
+    # Weight averaging swaps buffers around validation; the counts must not be swapped.
     metric = ConfusionMatrix(3)
     assert list(metric.buffers()) == []
     assert metric.state_dict() == {}
 
 
 def boundary_by_hand(preds: torch.Tensor, truth: torch.Tensor, num_classes: int, reach: int) -> list[float]:
-    """Binary masks, pixel by pixel: in the boundary is what one square step after another would erode away."""
+    """Counts pixel by pixel: the boundary of a binary mask is what erosion by `reach` 3x3 steps removes."""
     shared, either = [0] * num_classes, [0] * num_classes
     for p, t in zip(preds.tolist(), truth.tolist(), strict=True):
         height, width = len(t), len(t[0])
@@ -105,10 +105,10 @@ def test_boundary_iou_equals_eroding_by_hand(size: tuple[int, int], ratio: float
     preds, truth = torch.nn.functional.interpolate(coarse.flatten(0, 1), size=size).unflatten(0, (2, 2)).argmax(2)
     truth[0, :3, :7], truth[1, 2, 4] = 255, 255
     found = boundary_iou(preds, truth.to(torch.uint8), 5, dilation_ratio=ratio)
-    wanted = torch.tensor(boundary_by_hand(preds, truth, 5, reach), dtype=torch.float64)
-    assert wanted[:4].isfinite().all()
-    assert math.isnan(wanted[4])
-    assert torch.allclose(found, wanted, equal_nan=True)
+    expected = torch.tensor(boundary_by_hand(preds, truth, 5, reach), dtype=torch.float64)
+    assert expected[:4].isfinite().all()
+    assert math.isnan(expected[4])
+    assert torch.allclose(found, expected, equal_nan=True)
 
 
 def test_boundary_iou_sees_contours_that_iou_does_not() -> None:
