@@ -9,6 +9,7 @@ from deeplab_lightning.lazy import lazy_names
 from deeplab_lightning.openmp import limit_spinning
 
 if TYPE_CHECKING:
+    from deeplab_lightning.cli import main as main
     from deeplab_lightning.crf import DenseCRF as DenseCRF
     from deeplab_lightning.data.datamodule import SegmentationDataModule as SegmentationDataModule
     from deeplab_lightning.data.folds import stratified_folds as stratified_folds
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deeplab_lightning.experiments.comparison import compare_experiments as compare_experiments
     from deeplab_lightning.kernels import speed_up as speed_up
     from deeplab_lightning.losses import CrossEntropyLoss as CrossEntropyLoss
+    from deeplab_lightning.metrics.iou import mean_iou as mean_iou
     from deeplab_lightning.metrics.iou import summarize as summarize
     from deeplab_lightning.models.deeplab import DeepLabV1 as DeepLabV1
     from deeplab_lightning.models.deeplab import DeepLabV2 as DeepLabV2
@@ -39,6 +41,8 @@ _HOMES = {
     "colorize": "drawing",
     "compare_experiments": "experiments.comparison",
     "load_weights": "models.weights",
+    "main": "cli",
+    "mean_iou": "metrics.iou",
     "overlay": "drawing",
     "speed_up": "kernels",
     "stratified_folds": "data.folds",

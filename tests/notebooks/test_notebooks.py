@@ -1,24 +1,49 @@
+import ast
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-EXPECTED = {  # what a notebook prints when it has done its work
+PUBLIC_PACKAGES = {"deeplab_lightning", "deeplab_lightning.data", "deeplab_lightning.models"}
+EXPECTED = {  # printed after all computations
     "01_look_at_the_folds": "balanced",
     "02_train_deeplab": "mIoU",
-    "03_compare_backbones": "difference over pictures",
+    "03_compare_backbones": "difference over images",
 }
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_stripped(path: Path) -> None:
+    cells = read(path).cells
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), "commit without outputs"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_import_public_names_only(path: Path) -> None:
+    code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
+    nodes = list(ast.walk(ast.parse(code)))
+    imported = {(node.module or "", a.name) for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names}
+    modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    own = {(module, name) for module, name in imported if module.partition(".")[0] == "deeplab_lightning"}
+    assert own
+    assert {module for module, _ in own} <= PUBLIC_PACKAGES
+    assert not any(module.partition(".")[0] == "deeplab_lightning" for module in modules)
+    assert [(module, name) for module, name in own if name not in import_module(module).__all__] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_it_runs(path: Path) -> None:
-    notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "commit notebooks without outputs"
+def test_notebooks_run_and_draw(path: Path) -> None:
+    notebook = read(path)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}}).execute()
-    texts = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
-    assert EXPECTED[path.stem] in texts
-    pictures = [o for cell in notebook.cells for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
-    assert pictures
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert EXPECTED[path.stem] in "".join(output.get("text", "") for output in outputs)
+    assert any("image/png" in output.get("data", {}) for output in outputs)
