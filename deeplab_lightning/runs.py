@@ -1,9 +1,9 @@
-"""Folders of runs and experiments: the name, writer and reader of every file in them, and which folder a run gets."""
+"""Name, write and read the files of runs and experiments, and choose the folder of a run."""
 
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
 RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"
-"""Environment variable that tells the processes that Lightning starts for DDP where to write."""
-RECORD_FILES = ("image_matrices.npz", "folds.csv", "balance.csv")
-"""Files of a run that `deeplab compare` reads beside its result; a W&B run keeps copies of them."""
-_RESULTS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> of an evaluation after the training
+"""Environment variable with the run's folder, for the processes that Lightning starts for DDP."""
+_FOLDS, _BALANCE, _IMAGES = "folds.csv", "balance.csv", "image_matrices.npz"
+RECORD_FILES = (_IMAGES, _FOLDS, _BALANCE)
+"""Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
+_EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
 _INTEGERS = ("epoch", "step")  # columns of metrics.csv
 
 
 class _Folder:
-    """What runs and experiments have in common.
+    """Name the files that runs and experiments share.
 
     Args:
         path: The folder, which need not exist.
@@ -35,10 +36,10 @@ class _Folder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
-        """The resolved configuration; `deeplab fit -c` trains it again."""
-        self.folds = self.path / "folds.csv"
-        """Image, group and validation fold of every image."""
-        self.balance = self.path / "balance.csv"
+        """Resolved configuration; `deeplab fit -c` trains it again."""
+        self.folds = self.path / _FOLDS
+        """Group and validation fold of every image."""
+        self.balance = self.path / _BALANCE
         """Images, objects and area of each class in each fold."""
 
     def __str__(self) -> str:
@@ -46,38 +47,63 @@ class _Folder:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """Return the last part of the folder's path."""
         return self.path.name
 
     def read_config(self) -> dict[str, Any]:
-        """Read the resolved configuration; empty if the file is.
+        """Read the resolved configuration; an empty file gives an empty mapping.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If there is no `config.yaml`.
         """
         if not self.config.is_file():
             raise MissingFileError(f"no such file: {self.config.absolute()}. {self.path} is not the folder of a run.")
-        return yaml.safe_load(self.config.read_text()) or {}
+        return _read_yaml(self.config) or {}
 
     def write_splits(self, folds: str, balance: str | None) -> None:
-        """Write `folds.csv` and, where there are folds, `balance.csv`, both given as text."""
+        """Write `folds.csv` and `balance.csv`.
+
+        Args:
+            folds: Text of `folds.csv`.
+            balance: Text of `balance.csv`; not written if None, as for an official split.
+        """
         write_text(self.folds, folds)
         if balance is not None:
             write_text(self.balance, balance)
 
     def read_groups(self) -> dict[str, str]:
-        """Return image key -> label of what stays in one fold; empty without `folds.csv`."""
+        """Read the group label of each image key; empty without `folds.csv`."""
         return {row["image"]: row["group"] for row in read_csv(self.folds)} if self.folds.is_file() else {}
 
     def read_balance(self) -> list[dict[str, str]]:
-        """Return the rows of `balance.csv`; none if there is no such file."""
+        """Read the rows of `balance.csv`; empty without the file."""
         return read_csv(self.balance) if self.balance.is_file() else []
 
 
-class RunFolder(_Folder):
-    """The folder of one training.
+class PredictionFolder:
+    """Name the files of predicted images.
 
-    `result.json` is written last: where it exists, the training finished.
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.masks, self.overlays = self.path / "masks", self.path / "overlays"
+
+    def mask(self, stem: str | Path) -> Path:
+        """Return the path of a palette PNG, from its path without suffix relative to `masks/`."""
+        return self.masks / f"{stem}.png"
+
+    def overlay(self, stem: str | Path) -> Path:
+        """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
+        return self.overlays / f"{stem}.jpg"
+
+
+class RunFolder(_Folder):
+    """Name, write and read the files of one training.
+
+    `result.json` is written last: if it exists, the training is finished.
 
     Args:
         path: The folder, which need not exist.
@@ -90,55 +116,93 @@ class RunFolder(_Folder):
         self.confusion = self.path / "confusion_matrix.csv"
         """Pixel counts of the best epoch, rows truth, columns prediction."""
         self.confusion_figure = self.path / "confusion_matrix.png"
-        self.images = self.path / "image_matrices.npz"
-        """The same for each validation image."""
+        self.images = self.path / _IMAGES
+        """Confusion matrix of each validation image at the best epoch."""
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
-        self.panels = self.path / "panels"
         self.predictions = self.path / "predictions"
         self.crf, self.crf_trials = self.path / "crf.yaml", self.path / "crf.csv"
-        # Of a fold that `deeplab kfold` trains:
+        # Files of a fold that `deeplab kfold` trains:
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
-        self.val_images, self.val_predictions = self.path / "val_images.txt", self.path / "val_predictions"
+        self.val_images = self.path / "val_images.txt"
+        """Paths of the held-out images, one per line."""
+        self.val_predictions = PredictionFolder(self.path / "val_predictions")
 
     @classmethod
     def of_checkpoint(cls, checkpoint: str | Path) -> "RunFolder | None":
-        """Return the run that a checkpoint lies in; None if it lies elsewhere."""
+        """Return the run that wrote a checkpoint, or None if the checkpoint is in no run's folder."""
         folder = cls(Path(checkpoint).absolute().parent.parent)
         return folder if folder.config.is_file() else None
 
+    def panel(self, epoch: int) -> Path:
+        """Return the path of the panel drawn after an epoch.
+
+        Args:
+            epoch: Number of finished epochs, from 1.
+        """
+        return self.path / "panels" / f"epoch_{epoch:03d}.png"
+
     def write_config(self, text: str, stage: str) -> None:
-        """Write the configuration of a stage beside earlier ones: `config.yaml`, `config_<stage>.yaml`, ..."""
+        """Write a resolved configuration without overwriting earlier ones.
+
+        Args:
+            text: The configuration as YAML.
+            stage: `fit`, which writes `config.yaml`, or another stage, which writes `config_<stage>.yaml`;
+                numbered if the file exists.
+        """
         write_text(unused_path(self.config if stage == "fit" else self.path / f"config_{stage}.yaml"), text)
 
+    def read_job(self) -> dict[str, Any]:
+        """Read the configuration that `deeplab fit` gets for a fold.
+
+        Raises:
+            OSError: If there is no readable `job.yaml`.
+        """
+        return _read_yaml(self.job)
+
+    def write_job(self, config: Mapping[str, Any]) -> None:
+        """Write the configuration that `deeplab fit` gets for a fold."""
+        _write_yaml(self.job, config)
+
+    def read_val_images(self) -> list[str]:
+        """Read the paths of the held-out images."""
+        return self.val_images.read_text(encoding="utf-8").splitlines()
+
+    def write_val_images(self, paths: Iterable[str]) -> None:
+        """Write the paths of the held-out images, one per line."""
+        write_text(self.val_images, "\n".join([*paths, ""]))
+
     def read_result(self) -> dict[str, Any] | None:
-        """Read `result.json`; None if the training did not finish."""
-        return json.loads(self.result.read_text()) if self.result.is_file() else None
+        """Read `result.json`; None if the training is not finished."""
+        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def write_evaluation(self, result: Mapping[str, Any], stage: str) -> Path:
-        """Write the result of `validate` or `test`, numbered if there is one already, and return its path.
+        """Write the result of `deeplab validate` or `deeplab test`, numbered if the file exists.
 
         Args:
-            result: What to write.
+            result: Mapping of JSON values.
             stage: `val` or `test`.
+
+        Returns:
+            The path of the file.
         """
-        path = unused_path(self.path / _RESULTS[stage])
+        path = unused_path(self.path / _EVALUATIONS[stage])
         write_text(path, json.dumps(result, indent=2) + "\n")
         return path
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Read the rows of `metrics.csv` without their empty cells; none if there is no such file."""
+        """Read the rows of `metrics.csv` without their empty cells; empty without the file."""
         if not self.metrics.is_file():
             return []
         return [{key: float(value) for key, value in row.items() if value} for row in read_csv(self.metrics)]
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Write `metrics.csv` with all digits: a resumed training must compare what an uninterrupted one compares."""
+        """Write `metrics.csv` with all digits, so that a resumed training finds the same best epoch."""
         texts = [{k: int(v) if k in _INTEGERS else repr(v) for k, v in row.items()} for row in rows]
         write_text(self.metrics, csv_text_of_dicts(texts))
 
@@ -146,16 +210,20 @@ class RunFolder(_Folder):
         """Read the (K, K) counts of `confusion_matrix.csv`."""
         return np.array([row[1:] for row in read_rows(self.confusion)[1:]], dtype=np.int64)
 
-    def write_confusion(self, counts: npt.ArrayLike, names: Sequence[str]) -> None:
-        """Write `confusion_matrix.csv` from (K, K) counts and K class names."""
-        table = [[name, *row] for name, row in zip(names, np.asarray(counts).tolist(), strict=True)]
-        write_text(self.confusion, csv_text([["truth \\ prediction", *names], *table]))
+    def write_confusion(self, counts: npt.ArrayLike, class_names: Sequence[str]) -> None:
+        """Write `confusion_matrix.csv`.
+
+        Args:
+            counts: (K, K) pixel counts, rows truth, columns prediction.
+            class_names: K names.
+        """
+        write_text(self.confusion, csv_text(confusion_rows(counts, class_names)))
 
     def read_images(self) -> PerImageConfusion | None:
-        """Read the matrices of the validation images; None where only their sum is known.
+        """Read the confusion matrices of the validation images; None if only their sum is known.
 
         Raises:
-            FileNotFoundError: If neither is there.
+            FileNotFoundError: If there is neither `image_matrices.npz` nor `confusion_matrix.csv`.
         """
         if not self.images.is_file() and self.confusion.is_file():
             return None
@@ -163,7 +231,7 @@ class RunFolder(_Folder):
 
 
 class ExperimentFolder(_Folder):
-    """The folder of a K-fold experiment, with a run's folder per fold.
+    """Name, write and read the files of a K-fold experiment, which holds a run's folder per fold.
 
     Args:
         path: The folder, which need not exist.
@@ -172,26 +240,52 @@ class ExperimentFolder(_Folder):
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.result, self.table = self.path / "cv.json", self.path / "cv.csv"
-        """What the folds say together."""
+        """Pooled result of the folds, in full and as a table of IoU."""
         self.figure = self.path / "cv.png"
         self.images = self.path / "oof.npz"
-        """The matrices of all held-out images."""
-        self.logged = self.path / ".cv_logged"
-        """Key of what W&B got last."""
+        """Confusion matrices of all held-out images."""
+        self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:
-        """Return the folder of a fold."""
+        """Return the run's folder of a fold."""
         return RunFolder(self.path / f"fold_{number}")
 
     def runs(self) -> list[RunFolder]:
-        """Return the folders of the folds in order; the folder itself if it is a single run.
+        """Return the folders of the folds in order, or the folder itself if it is a single run.
 
-        A fold that was trained again, as `fold_0-2`, is left out.
+        Repeated trainings of a fold, such as `fold_0-2`, are left out.
         """
         if (single := RunFolder(self.path)).result.is_file():
             return [single]
-        folds = {path: re.fullmatch(r"fold_(\d+)", path.name) for path in self.path.glob("fold_*")}
-        return [RunFolder(path) for path in sorted((p for p, m in folds.items() if m), key=lambda p: int(p.name[5:]))]
+        folds = [path for path in self.path.glob("fold_*") if re.fullmatch(r"fold_\d+", path.name)]
+        return [RunFolder(path) for path in sorted(folds, key=lambda path: int(path.name.removeprefix("fold_")))]
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration that all folds share."""
+        _write_yaml(self.config, config)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write `cv.json`."""
+        write_text(self.result, json.dumps(result, indent=1) + "\n")
+
+    def is_logged(self, key: str) -> bool:
+        """Check whether W&B got the result with this key last."""
+        return self._logged.is_file() and self._logged.read_text(encoding="utf-8") == key
+
+    def mark_logged(self, key: str) -> None:
+        """Record the key of the result that W&B got."""
+        write_text(self._logged, key)
+
+
+def confusion_rows(counts: npt.ArrayLike, class_names: Sequence[str]) -> list[list[Any]]:
+    """Return a confusion matrix as rows of a table: a header, then a class name and K counts per row.
+
+    Args:
+        counts: (K, K) pixel counts, rows truth, columns prediction.
+        class_names: K names.
+    """
+    table = zip(class_names, np.asarray(counts).tolist(), strict=True)
+    return [["truth \\ prediction", *class_names], *([name, *row] for name, row in table)]
 
 
 def choose_run_folder(
@@ -199,13 +293,14 @@ def choose_run_folder(
 ) -> RunFolder:
     """Choose the folder that a run writes to.
 
-    A checkpoint's own run goes on in its folder; every other run gets a folder that does not exist yet. Processes
-    that Lightning starts for DDP take the folder of the first one.
+    A run that starts from the checkpoint of another run continues in that run's folder, unless it is a training with
+    another name. Every other run gets a folder that does not exist yet. The processes that Lightning starts for DDP
+    use the folder that the first process chose.
 
     Args:
-        name: The run's name; made from model and time if None.
-        output_dir: The folder of the runs.
-        checkpoint: A path, `last` for the newest checkpoint of the named run, or None.
+        name: Name of the run; made from model and time if None.
+        output_dir: Folder of all runs.
+        checkpoint: Path of a checkpoint, `last` for the newest checkpoint of the named run, or None.
         model: `class_path` and `init_args` of the network.
         is_training: Whether the command is `fit`.
     """
@@ -224,7 +319,20 @@ def choose_run_folder(
 
 
 def made_up_name(model: Mapping[str, Any], *, prefix: str = "") -> str:
-    """Make a name from network, backbone and time."""
+    """Make the name of a run from network, backbone and time.
+
+    Args:
+        model: `class_path` and `init_args` of the network.
+        prefix: First part of the name.
+    """
     network = str(model["class_path"]).rsplit(".", 1)[-1].lower()
     backbone = str((model.get("init_args") or {}).get("backbone") or "")
     return "-".join(part for part in (prefix, network, backbone, f"{datetime.now():%Y%m%d-%H%M%S}") if part)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    write_text(path, yaml.safe_dump(content, sort_keys=False))

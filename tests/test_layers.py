@@ -38,7 +38,8 @@ FLOORS = (
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.experiment"),
         *("experiments.significance", "experiments.aggregate", "experiments.comparison"),
-        *("experiments.report.charts", "experiments.report"),
+        *("experiments.comparison_table", "experiments.report.charts", "experiments.report.gallery"),
+        "experiments.report",
     ),
     ("tracking.runs", "tracking.report", "tracking.experiment"),
     (

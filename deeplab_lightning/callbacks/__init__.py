@@ -1,4 +1,4 @@
-"""What happens around training: the run's record, pictures, prediction files, progress."""
+"""Record a run, draw panels, write predictions and print progress."""
 
 from deeplab_lightning.callbacks.panels import PredictionPanels
 from deeplab_lightning.callbacks.prediction_writer import PredictionWriter

@@ -1,4 +1,4 @@
-"""Checkpoints that a kill or a full disk cannot damage."""
+"""Save and restore checkpoints safely when a process is killed or a folder is moved."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from deeplab_lightning.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the old checkpoint, then renames: there is always a whole one to resume from."""
+    """Write each checkpoint to a temporary file and rename it, so that a complete one exists at any time."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Write one file."""
+        """Save a checkpoint atomically; remote paths such as `s3://` are left to Lightning."""
         if "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
@@ -22,14 +22,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """A ModelCheckpoint that knows its best epoch again after the run's folder was moved.
+    """Keep the best epoch known after the run's folder was moved.
 
-    Lightning forgets it where the folder has another name, and the next epoch, however bad, would replace
-    `best.ckpt`.
+    Lightning's ModelCheckpoint drops the best score if the folder has another path. The next epoch, however bad,
+    would then replace `best.ckpt`.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state over, with paths in the present folder if the files are there."""
+        """Restore the state, with paths changed to the current folder if it holds the files."""
         best = Path(state_dict.get("best_model_path") or "")
         here = Path(self.dirpath or "")
         if best.name and state_dict.get("dirpath") != self.dirpath and (here / best.name).is_file():

@@ -1,4 +1,4 @@
-"""Panels of picture, truth and prediction while training."""
+"""Draw panels of image, truth and prediction while a network trains."""
 
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,31 @@ from deeplab_lightning.labels import find_labels
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 
+Row = tuple[Any, Any, Any]  # (H, W, 3) image, (H, W) truth and (H, W) prediction, uint8
+
 
 class PredictionPanels(L.Callback):
-    """Draws the same validation pictures every few epochs.
+    """Draw the same validation images every few epochs.
 
-    Writes `panels/epoch_<number>.png` into the run's folder with any logger; W&B also gets the pictures
-    with their masks, TensorBoard the panel.
+    Writes `panels/epoch_<number>.png` to the run's folder, whatever the loggers are. W&B also gets the images with
+    their masks, and TensorBoard gets the panel.
 
     Args:
-        num_images: Number of pictures, evenly spread over the validation set.
-        every_n_epochs: Epochs between panels; the last epoch is always drawn.
+        num_images: Number of images, evenly spread over the validation set; at least 1.
+        every_n_epochs: Epochs between panels, at least 1; the last epoch is always drawn.
+
+    Raises:
+        ValueError: If an argument is less than 1.
     """
 
     def __init__(self, num_images: int = 4, every_n_epochs: int = 5) -> None:
         if num_images < 1 or every_n_epochs < 1:
-            raise UserError(f"num_images and every_n_epochs must be positive, got {num_images}, {every_n_epochs}.")
+            raise UserError(f"num_images and every_n_epochs must be at least 1, got {num_images}, {every_n_epochs}.")
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._silent_loggers: set[str] = set()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, write and log the panel of this epoch if one is due."""
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
             return
@@ -46,55 +52,43 @@ class PredictionPanels(L.Callback):
         if trainer.fast_dev_run or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):  # type: ignore[attr-defined]
             return
         samples = self._samples(datamodule)
-        rows = [(sample, predict_one(pl_module, sample)) for sample in samples]
-        picture = panel([_pixels(sample, prediction) for sample, prediction in rows], pl_module.classes)
-        path = RunFolder(trainer.default_root_dir).panels / f"epoch_{epoch:03d}.png"
+        rows = [_row(sample, predict_one(pl_module, sample)) for sample in samples]
+        path = RunFolder(trainer.default_root_dir).panel(epoch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
+        panel(rows, pl_module.classes).save(path)
         for logger in trainer.loggers:
-            self._log(logger, rows, path, pl_module, trainer.global_step)
+            if isinstance(logger, WandbLogger):
+                _log_to_wandb(logger, rows, [sample.name for sample in samples], pl_module, trainer.global_step)
+            else:
+                self._log_panel(logger, path, trainer.global_step)
 
     def _samples(self, datamodule: SegmentationDataModule) -> list[Sample]:
         view: Any = datamodule.val_dataloader().dataset  # type: ignore[union-attr]
         count = min(self.num_images, len(view))
         return [view[int(i)] for i in np.linspace(0, len(view) - 1, count).round()]
 
-    def _log(
-        self,
-        logger: Any,
-        rows: list[tuple[Sample, torch.Tensor]],
-        path: Path,
-        module: SegmentationModule,
-        step: int,
-    ) -> None:
-        if isinstance(logger, WandbLogger):
-            labels = {**dict(enumerate(module.classes.names)), IGNORE_INDEX: "void"}
-            pictures = [_pixels(sample, prediction) for sample, prediction in rows]
-            logger.log_image(
-                "val/panels",
-                [image for image, _, _ in pictures],
-                step=step,
-                caption=[sample.name for sample, _ in rows],
-                masks=[
-                    {
-                        "prediction": {"mask_data": prediction, "class_labels": labels},
-                        "ground_truth": {"mask_data": truth, "class_labels": labels},
-                    }
-                    for _, truth, prediction in pictures
-                ],
-            )
-        elif hasattr(logger.experiment, "add_image"):
+    def _log_panel(self, logger: Any, path: Path, step: int) -> None:
+        """Log the panel, or print once where it is if the logger takes no images."""
+        if hasattr(logger.experiment, "add_image"):
             from PIL import Image
 
             logger.experiment.add_image("val/panels", np.asarray(Image.open(path)), step, dataformats="HWC")
         elif type(logger).__name__ not in self._silent_loggers:
             self._silent_loggers.add(type(logger).__name__)
-            rank_zero_info(f"{type(logger).__name__} shows no pictures; the panels are in {path.parent}.")
+            rank_zero_info(f"{type(logger).__name__} shows no images; the panels are in {path.parent}.")
 
 
 @torch.no_grad()
 def predict_one(module: SegmentationModule, sample: Sample) -> torch.Tensor:
-    """(H, W) uint8 train ids of one picture, by the module as it stands."""
+    """Predict one image with the current weights.
+
+    Args:
+        module: The module; its training mode is restored afterwards.
+        sample: The image.
+
+    Returns:
+        (H, W) uint8 train ids on the CPU.
+    """
     was_training = module.training
     module.eval()
     images = sample.image.as_subclass(torch.Tensor)[None].to(module.device)
@@ -104,7 +98,21 @@ def predict_one(module: SegmentationModule, sample: Sample) -> torch.Tensor:
     return labels[0].cpu()
 
 
-def _pixels(sample: Sample, prediction: torch.Tensor) -> tuple[Any, Any, Any]:
+def _log_to_wandb(
+    logger: WandbLogger, rows: list[Row], names: list[str], module: SegmentationModule, step: int
+) -> None:
+    labels = {**dict(enumerate(module.classes.names)), IGNORE_INDEX: "void"}
+    masks = [
+        {
+            "prediction": {"mask_data": prediction, "class_labels": labels},
+            "ground_truth": {"mask_data": truth, "class_labels": labels},
+        }
+        for _, truth, prediction in rows
+    ]
+    logger.log_image("val/panels", [image for image, _, _ in rows], step=step, caption=names, masks=masks)
+
+
+def _row(sample: Sample, prediction: torch.Tensor) -> Row:
     assert sample.mask is not None
     image = sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()
     return image, sample.mask.as_subclass(torch.Tensor).numpy(), prediction.numpy()

@@ -1,4 +1,4 @@
-"""What a training prints where the output is a file: a line about the network, and one per epoch."""
+"""Print the network's cost, and one line per epoch where the output is no terminal."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from deeplab_lightning.tables import shown
 
 
 class EpochLines(ProgressBar):
-    """Prints a line with loss and validation mIoU after each epoch."""
+    """Print loss, validation mIoU and time after each epoch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -20,17 +20,19 @@ class EpochLines(ProgressBar):
         self._start = 0.0
 
     def disable(self) -> None:
-        """Called by the trainer on all processes but the first."""
+        """Stop printing; the trainer calls it on all processes but the first."""
         self._is_enabled = False
 
     def enable(self) -> None:
-        """Print again."""
+        """Start printing again."""
         self._is_enabled = True
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
         self._start = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line of the epoch."""
         figures = self.get_metrics(trainer, pl_module)
         parts = [
             f"{name} {shown(float(figures[name]), missing='nan')}"
@@ -43,7 +45,7 @@ class EpochLines(ProgressBar):
         )
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """All logged figures, not only those meant for a bar."""
+        """Return all logged values, not only those meant for a progress bar."""
         return dict(trainer.callback_metrics)
 
     def _print(self, line: str) -> None:
@@ -52,9 +54,13 @@ class EpochLines(ProgressBar):
 
 
 class NetworkLine(L.Callback):
-    """Prints parameters and multiply-adds, where Lightning's table counts none without an example picture."""
+    """Print the parameters and multiply-adds of the network.
+
+    It replaces Lightning's summary, which counts no multiply-adds without an example input.
+    """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the line on the first process."""
         if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
             return
         net, cost = pl_module.net, network_cost(pl_module.net)
@@ -62,6 +68,6 @@ class NetworkLine(L.Callback):
         note = f", {frozen:.1f} M of them frozen" if frozen else ""
         print(
             f"{type(net).__name__}: {cost['mega_parameters']:.1f} M parameters{note}; {cost['giga_macs']:.1f} G "
-            f"multiply-adds for a picture of {COST_SIZE}x{COST_SIZE}.",
+            f"multiply-adds for an image of {COST_SIZE}x{COST_SIZE}.",
             flush=True,
         )

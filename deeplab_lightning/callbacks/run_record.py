@@ -1,6 +1,4 @@
-"""The record of a run: `folds.csv`, `balance.csv`, `metrics.csv`, `confusion_matrix.csv`,
-`image_matrices.npz` and, last, `result.json`.
-"""
+"""Record the folds, metrics, confusion matrices and result of a run in its folder."""
 
 import math
 import platform
@@ -29,7 +27,13 @@ _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
 class _Validation(NamedTuple):
-    """Figures by key, (K, K) counts, and those of each picture."""
+    """Hold the result of one validation.
+
+    Attributes:
+        figures: Logged values by key.
+        matrix: (K, K) counts; None for a module without a confusion matrix.
+        images: Name and (K, K) counts of each image.
+    """
 
     figures: dict[str, float]
     matrix: Tensor | None
@@ -37,18 +41,17 @@ class _Validation(NamedTuple):
 
 
 class RunRecord(L.Callback):
-    """Writes what a run did into its folder, so that a crash loses at most the current epoch.
+    """Record a training in its folder after every epoch, so that a crash loses at most the current one.
 
-    `metrics.csv` has a row per epoch and is rewritten atomically; a resumed run goes on from the rows
-    before the epoch it resumes at. Where an epoch validates more than once, its row tells the best of them, as
-    `best.ckpt` does. `result.json` is written last, so that its presence means that the
-    training finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the same picture by
-    picture) are those of the epoch with the best `val/miou`, the one that `checkpoints/best.ckpt` holds.
-    Validation and test after the training write `result_validate.json` and `result_test.json`, numbered
-    if there is one already.
+    `folds.csv` and `balance.csv` are written at the start. `metrics.csv` has one row per epoch and is rewritten
+    atomically; a resumed training keeps the rows before the epoch it resumes at. If an epoch validates several times,
+    its row holds the best validation, as `best.ckpt` does. `result.json` is written last: if it exists, the training
+    is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the confusion matrix of each image)
+    belong to the epoch with the best `val/miou`, whose weights are in `checkpoints/best.ckpt`. Later validations and
+    tests write `result_validate.json` and `result_test.json`, numbered if they exist.
 
     Args:
-        seed: The seed of the training, for the record.
+        seed: Seed of the training, written to `result.json`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -57,33 +60,38 @@ class RunRecord(L.Callback):
         self._validation: _Validation | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the folds, and read the rows of the training that is resumed."""
         datamodule = getattr(trainer, "datamodule", None)
-        if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_rehearsal(trainer):
+        if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_dry_run(trainer):
             RunFolder(trainer.default_root_dir).write_splits(datamodule.folds_csv(), datamodule.balance_csv())
-        # Where the last epoch is done already and only the result is missing, these are all rows.
+        # If all epochs are done and only the result is missing, no epoch starts and these rows are complete.
         self.rows = RunFolder(trainer.default_root_dir).read_metrics() if trainer.ckpt_path else []
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Here, and not before, a resumed training knows its epoch.
+        """Drop the rows of the epochs that will be repeated."""
+        # In on_fit_start, a resumed training does not know its epoch yet.
         self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock and the sum of the losses."""
         self._start, self._validation = time.monotonic(), None
         self._loss_sum, self._num_batches = torch.zeros((), device=pl_module.device), 0
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Add the loss of the batch, without waiting for the device."""
         self._loss_sum += outputs["loss"].detach()
         self._num_batches += 1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Keep the result if it is the epoch's best; write it if this is `deeplab validate`."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._record_evaluation(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             if self._validation and best_row([self._validation.figures, figures], trainer) is self._validation.figures:
-                return  # on all processes: they have the same figures
+                return  # on all processes alike, since they have the same figures
             if isinstance(pl_module, SegmentationModule):
                 images = _gather(list(pl_module.per_image))
                 self._validation = _Validation(figures, pl_module.last_matrix, images)
@@ -91,9 +99,11 @@ class RunRecord(L.Callback):
                 self._validation = _Validation(figures, None, [])
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the result of the test."""
         self._record_evaluation(trainer, pl_module, "test")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the row of the epoch, and the confusion matrices if it is the best so far."""
         row = {
             "epoch": float(trainer.current_epoch),
             "step": float(trainer.global_step),
@@ -104,7 +114,7 @@ class RunRecord(L.Callback):
         if validation:
             row |= validation.figures
         self.rows.append(row)
-        if not trainer.is_global_zero or _is_rehearsal(trainer):
+        if not trainer.is_global_zero or _is_dry_run(trainer):
             return
         folder = RunFolder(trainer.default_root_dir)
         folder.write_metrics(self.rows)
@@ -114,7 +124,8 @@ class RunRecord(L.Callback):
             PerImageConfusion.of(validation.images).write(folder.images)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+        """Write the result of the training and print it."""
+        if not trainer.is_global_zero or _is_dry_run(trainer) or not isinstance(pl_module, SegmentationModule):
             return
         folder = RunFolder(trainer.default_root_dir)
         best = best_row(self.rows, trainer)
@@ -136,7 +147,7 @@ class RunRecord(L.Callback):
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if not trainer.is_global_zero or _is_rehearsal(trainer) or not isinstance(pl_module, SegmentationModule):
+        if not trainer.is_global_zero or _is_dry_run(trainer) or not isinstance(pl_module, SegmentationModule):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
@@ -151,7 +162,7 @@ class RunRecord(L.Callback):
 
 
 def _gather(images: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """The pictures of all processes."""
+    """Return the images of all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return images
     parts: list[Any] = [None] * torch.distributed.get_world_size()
@@ -160,11 +171,14 @@ def _gather(images: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
 
 
 def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:
-    """The epoch that `best.ckpt` holds: the first with the best monitored figure, the highest `val/miou` as a rule.
+    """Find the first epoch with the best monitored figure, whose weights are in `best.ckpt`.
 
     Args:
-        rows: One per epoch.
-        trainer: Names the figure by its checkpoint callback.
+        rows: Logged values by key, one mapping per epoch.
+        trainer: Trainer whose checkpoint callback names the figure; the highest `val/miou` is the best if None.
+
+    Returns:
+        The row, or None if no row has both the figure and `val/miou`.
     """
     callbacks = trainer.checkpoint_callbacks if trainer else []
     monitored = [(c.monitor, c.mode) for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
@@ -175,7 +189,7 @@ def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> 
     return max(scored, key=lambda row: row[key]) if mode == "max" else min(scored, key=lambda row: row[key])
 
 
-def _is_rehearsal(trainer: L.Trainer) -> bool:
+def _is_dry_run(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
@@ -212,7 +226,7 @@ def _versions() -> dict[str, str]:
 
 def _print_table(title: str, figures: Mapping[str, Any], path: object) -> None:
     console = table_console()
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)  # longer than the table is wide
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)  # may be wider than the table
     table = Table()
     table.add_column("class")
     table.add_column("IoU", justify="right")

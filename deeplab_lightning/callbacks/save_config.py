@@ -1,4 +1,4 @@
-"""The resolved configuration beside what it produced."""
+"""Save the resolved configuration with a run's results."""
 
 from typing import Any
 
@@ -10,19 +10,20 @@ from deeplab_lightning.runs import RunFolder
 
 
 class SaveConfig(L.Callback):
-    """Writes `config.yaml` into the run's folder, and the configuration to the logger.
+    """Write the resolved configuration to the run's folder and to the loggers.
 
     `deeplab fit -c runs/<name>/config.yaml` trains it again. Validation, test and prediction write
-    `config_<stage>.yaml`, a resumed training `config-2.yaml`; nothing is overwritten.
+    `config_<stage>.yaml` and a resumed training writes `config-2.yaml`; nothing is overwritten.
 
     Args:
-        config: The resolved configuration as YAML.
+        config: Resolved configuration as YAML.
     """
 
     def __init__(self, config: str) -> None:
         self.config = config
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Save the configuration, except in a `fast_dev_run`."""
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._save(trainer, str(getattr(stage, "value", stage)))
 

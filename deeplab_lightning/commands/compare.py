@@ -12,11 +12,19 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.errors import MissingFileError
-from deeplab_lightning.experiments.comparison import Comparison, compare_experiments, interval_text, is_clear, rows
+from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
+from deeplab_lightning.experiments.comparison_table import (
+    comparison_csv,
+    cost_text,
+    folds_text,
+    interval_text,
+    minutes_text,
+    p_text,
+)
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import write_text
 from deeplab_lightning.runs import ExperimentFolder
-from deeplab_lightning.tables import csv_text, table_console
+from deeplab_lightning.tables import table_console
 
 _WANDB = "wandb:"
 _TABLE_WIDTH = 100  # characters that tables keep to, as far as one experiment's name lets them
@@ -103,8 +111,7 @@ def compare_folders(
     for note in comparison.notes:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     if csv_path is not None:
-        text = _table_csv(comparison)
-        write_text(csv_path, text)
+        write_text(csv_path, comparison_csv(comparison))
         console.print(f"Written to {csv_path}", soft_wrap=True, markup=False)
     if html_path is not None:
         from deeplab_lightning.experiments.report import write_report
@@ -116,7 +123,7 @@ def compare_folders(
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """A table each of quality, differences, cost, and IoU of each class: together they would be too wide to read."""
     entries = comparison.entries
-    widths = [max(map(len, comparison.classes)), *(max(len(entry.label), 6) for entry in entries)]
+    widths = [max(map(len, comparison.class_names)), *(max(len(entry.label), 6) for entry in entries)]
     is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # names would not fit above the columns of the classes
     names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
     names = [escape(name) for name in names]
@@ -152,10 +159,8 @@ def _quality_table(comparison: Comparison, names: Sequence[str]) -> Table:
     columns = ["mIoU", *(["95 % pictures"] if has_interval else []), "mean ± std of folds"]
     table = _table("experiment", columns)
     for name, entry in zip(names, comparison.entries, strict=True):
-        spread = entry.cv.miou.std(ddof=1) if len(entry.cv.miou) > 1 else math.nan
-        folds = f"{entry.cv.miou.mean():.3f}" + ("" if math.isnan(spread) else f" ± {spread:.3f}")
         interval = [interval_text(*entry.interval)] if has_interval else []
-        table.add_row(name, f"{entry.miou:.3f}", *interval, folds)
+        table.add_row(name, f"{entry.miou:.3f}", *interval, folds_text(entry))
     return table
 
 
@@ -169,7 +174,7 @@ def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
             f"{entry.difference:+.3f}",
             _interval_of(entry.over_folds),
             *([_interval_of(entry.over_images)] if has_interval else []),
-            "" if math.isnan(entry.adjusted_p) else f"{entry.adjusted_p:.3f}",
+            p_text(entry.adjusted_p),
         )
     return table
 
@@ -177,20 +182,19 @@ def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
 def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
     table = _table("experiment", ["M params", "GMACs", "minutes"])
     for name, entry in zip(names, comparison.entries, strict=True):
-        seconds = entry.cost["seconds"]
-        minutes = None if seconds is None else seconds / 60
-        table.add_row(name, _number(entry.cost["mega_parameters"]), _number(entry.cost["giga_macs"]), _number(minutes))
+        sizes = (cost_text(entry.cost[key]) for key in ("mega_parameters", "giga_macs"))
+        table.add_row(name, *sizes, minutes_text(entry.cost["seconds"]))
     return table
 
 
 def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[int]) -> Table:
     table = _table("class", [heads[place] for place in chosen])
-    for index, name in enumerate(comparison.classes):
+    for index, name in enumerate(comparison.class_names):
         cells = []
         for entry in (comparison.entries[place] for place in chosen):
             value = entry.iou[index]
             text = "absent" if math.isnan(value) else f"{value:.3f}"
-            if entry.per_class is not None and is_clear(entry.per_class[index]):
+            if entry.per_class is not None and entry.per_class[index].excludes_zero:
                 text += "*"
             cells.append(text)
         table.add_row(escape(name), *cells)
@@ -199,16 +203,3 @@ def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[
 
 def _interval_of(difference: Difference | None) -> str:
     return "" if difference is None else interval_text(difference.low, difference.high, signed=True)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"
-
-
-def _table_csv(comparison: Comparison) -> str:
-    table = rows(comparison)
-    cells = [
-        ["" if v is None or v != v else f"{v:.6g}" if isinstance(v, float) else v for v in row.values()]
-        for row in table
-    ]
-    return csv_text([[*table[0]], *cells])

@@ -1,1 +1,1 @@
-"""K-fold experiments: their jobs, their pooled results and their comparison."""
+"""Train, pool and compare K-fold experiments."""

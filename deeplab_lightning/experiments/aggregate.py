@@ -1,6 +1,5 @@
-"""Folds -> one result: pooled confusion matrix, mean and spread, from files alone."""
+"""Pool the folds of an experiment from their files: confusion matrix, mean and standard deviation."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,28 +18,28 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
-_MAX_FOLDS = 5  # side by side in a terminal of 80 columns
+_MAX_FOLDS = 5  # columns of folds in a terminal of 80 characters
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What the folds say together.
+    """Hold the pooled result of the folds of an experiment.
 
     Attributes:
-        name: The experiment's folder.
-        classes: K names.
-        folds: The F folds that are finished.
+        name: Name of the experiment's folder.
+        class_names: K names.
+        folds: The F finished folds, 0-based.
         n_folds: Number of folds of the split.
-        matrices: (F, K, K) counts of each fold.
-        images: Every held-out picture, counted by the model that did not train on it; None where a fold's
-            matrices of pictures are not known.
+        matrices: (F, K, K) pixel counts of each fold, rows truth, columns prediction.
+        images: Confusion matrix of each held-out image, by the model that did not train on it; None if a fold has no
+            per-image matrices.
         fold_of: Image key -> fold; empty without `images`.
     """
 
     name: str
-    classes: list[str]
+    class_names: list[str]
     folds: list[int]
     n_folds: int
     matrices: Ints
@@ -49,35 +48,37 @@ class CrossValidation:
 
     @property
     def matrix(self) -> Ints:
-        """(K, K) counts over all held-out pictures."""
+        """Return the (K, K) pixel counts of all held-out images."""
         return np.asarray(self.matrices.sum(axis=0))
 
     @property
     def miou(self) -> Floats:
-        """(F,) of each fold alone."""
+        """Return the (F,) mIoU of each fold."""
         return mean_iou(self.matrices)
 
     @property
+    def miou_std(self) -> float:
+        """Return the standard deviation of the folds' mIoU; nan for a single fold."""
+        return float(self.miou.std(ddof=1)) if len(self.miou) > 1 else math.nan
+
+    @property
     def iou(self) -> Floats:
-        """(F, K) likewise; nan where a fold lacks a class."""
+        """Return the (F, K) IoU of each fold; nan if a fold lacks a class."""
         return class_iou(self.matrices)
 
     @property
     def pooled_iou(self) -> Floats:
-        """(K,) from the confusion matrix summed over the folds."""
+        """Return the (K,) IoU of the confusion matrix summed over the folds."""
         return class_iou(self.matrix)
 
     @property
     def pooled_miou(self) -> float:
-        """Mean over the classes of the pooled IoU: a class that one fold lacks is no problem."""
+        """Return the mean of the pooled IoU over the classes, including classes that some folds lack."""
         return float(mean_iou(self.matrix))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `cv.json` holds; nothing of it depends on time or machine."""
+        """Return the content of `cv.json`, which depends neither on time nor on the machine."""
         matrix = self.matrix
-        spread = float(self.miou.std(ddof=1)) if len(self.miou) > 1 else math.nan
-        class_means = _over_folds(self.iou, "mean")
-        class_spreads = _over_folds(self.iou, "std")
         return {
             "name": self.name,
             "n_folds": self.n_folds,
@@ -86,33 +87,35 @@ class CrossValidation:
             "out_of_fold": {
                 "miou": or_null(self.pooled_miou),
                 "pixel_accuracy": or_null(float(pixel_accuracy(matrix))),
-                "iou": {c: or_null(v) for c, v in zip(self.classes, self.pooled_iou, strict=True)},
+                "iou": self._by_class(self.pooled_iou),
             },
             "mean": {
                 "miou": or_null(float(self.miou.mean())),
-                "iou": {c: or_null(v) for c, v in zip(self.classes, class_means, strict=True)},
+                "iou": self._by_class(_fold_means(self.iou)),
             },
             "std": {
-                "miou": or_null(spread),
-                "iou": {c: or_null(v) for c, v in zip(self.classes, class_spreads, strict=True)},
+                "miou": or_null(self.miou_std),
+                "iou": self._by_class(_fold_stds(self.iou)),
             },
             "per_fold": [
-                {
-                    "fold": fold,
-                    "miou": or_null(self.miou[row]),
-                    "iou": {c: or_null(v) for c, v in zip(self.classes, self.iou[row], strict=True)},
-                }
+                {"fold": fold, "miou": or_null(self.miou[row]), "iou": self._by_class(self.iou[row])}
                 for row, fold in enumerate(self.folds)
             ],
             "confusion_matrix": matrix.tolist(),
         }
 
+    def _by_class(self, values: Floats) -> dict[str, float | None]:
+        return {name: or_null(value) for name, value in zip(self.class_names, values, strict=True)}
+
 
 def read_cv(folder: Path) -> CrossValidation:
-    """Read the finished folds of an experiment's folder; or a single run, as one fold.
+    """Read the finished folds of an experiment, or a single run as one fold.
+
+    Args:
+        folder: Folder of the experiment or the run.
 
     Raises:
-        FileNotFoundError: If there is no finished fold, or one has no confusion matrix.
+        FileNotFoundError: If there is no finished fold, or a fold has no confusion matrix.
     """
     runs = [(run, result) for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
     runs = [(run, result) for run, result in runs if result["val"] is not None]
@@ -128,7 +131,7 @@ def read_cv(folder: Path) -> CrossValidation:
     ]
     return CrossValidation(
         name=folder.name,
-        classes=list(results[0]["val"]["iou"]),
+        class_names=list(results[0]["val"]["iou"]),
         folds=folds,
         n_folds=results[0]["n_folds"] or 1,
         matrices=np.stack(matrices),
@@ -138,10 +141,13 @@ def read_cv(folder: Path) -> CrossValidation:
 
 
 def aggregate(folder: Path) -> CrossValidation:
-    """Pool an experiment's finished folds; write `cv.json`, `cv.csv`, `cv.png` and `oof.npz`.
+    """Pool the finished folds of an experiment and write `cv.json`, `cv.csv`, `cv.png` and `oof.npz`.
+
+    Args:
+        folder: Folder of the experiment.
 
     Raises:
-        FileNotFoundError: If there is no finished fold, or one has no matrices of its pictures.
+        FileNotFoundError: If there is no finished fold, or a fold has no per-image matrices.
     """
     result = read_cv(folder)
     if result.images is None:
@@ -150,14 +156,18 @@ def aggregate(folder: Path) -> CrossValidation:
     result.images.write(files.images)
     write_text(files.table, _table_csv(result))
     _draw(result, files.figure)
-    write_text(files.result, json.dumps(result.to_dict(), indent=1) + "\n")
+    files.write_result(result.to_dict())
     return result
 
 
 def print_cv(result: CrossValidation, folder: Path) -> None:
-    """The table of an experiment."""
-    means, spreads = _over_folds(result.iou, "mean"), _over_folds(result.iou, "std")
-    spread = result.miou.std(ddof=1) if len(result.miou) > 1 else math.nan
+    """Print the IoU of each class, pooled and per fold.
+
+    Args:
+        result: The pooled folds.
+        folder: Folder of the experiment, named at the end.
+    """
+    means, stds = _fold_means(result.iou), _fold_stds(result.iou)
     console = table_console()
     console.print(f"{result.name}: {len(result.folds)} of {result.n_folds} folds", style="bold", markup=False)
     for start in range(0, len(result.folds), _MAX_FOLDS):
@@ -166,29 +176,31 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
         table.add_column("IoU", overflow="fold")
         for column in ["pooled", *(f"fold {result.folds[row]}" for row in chosen), "mean", "std"]:
             table.add_column(column, justify="right", no_wrap=True)
-        for index, name in enumerate(result.classes):
-            values = [result.pooled_iou[index], *result.iou[list(chosen), index], means[index], spreads[index]]
+        for index, name in enumerate(result.class_names):
+            values = [result.pooled_iou[index], *result.iou[list(chosen), index], means[index], stds[index]]
             table.add_row(escape(name), *(shown(value) for value in values))
         table.add_section()
-        values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), spread]
+        values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), result.miou_std]
         table.add_row("mIoU", *(shown(value) for value in values))
         console.print(table)
     console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True, markup=False)
 
 
-def _over_folds(iou: Floats, figure: str) -> Floats:
-    """(F, K) -> (K,) mean or standard deviation over the folds that have the class; nan without any, or two."""
-    mean = nan_mean(iou.T)
-    if figure == "mean":
-        return mean
+def _fold_means(iou: Floats) -> Floats:
+    """Compute the (K,) mean of (F, K) IoU over the folds that have the class; nan if none has it."""
+    return nan_mean(iou.T)
+
+
+def _fold_stds(iou: Floats) -> Floats:
+    """Compute the (K,) standard deviation of (F, K) IoU over the folds that have the class; nan for fewer than two."""
     number = (~np.isnan(iou)).sum(axis=0)
-    squares = np.nansum((iou - mean) ** 2, axis=0)
+    squares = np.nansum((iou - _fold_means(iou)) ** 2, axis=0)
     return np.sqrt(np.divide(squares, number - 1, out=np.full(iou.shape[1], np.nan), where=number > 1))
 
 
 def _table_csv(result: CrossValidation) -> str:
     rows: list[tuple[str, Sequence[float]]] = [
-        *((name, [result.pooled_iou[i], *result.iou[:, i]]) for i, name in enumerate(result.classes)),
+        *((name, [result.pooled_iou[i], *result.iou[:, i]]) for i, name in enumerate(result.class_names)),
         ("mIoU", [result.pooled_miou, *result.miou]),
     ]
     header = ["class", "pooled", *(f"fold_{fold}" for fold in result.folds)]
@@ -198,14 +210,14 @@ def _table_csv(result: CrossValidation) -> str:
 
 
 def _draw(result: CrossValidation, path: Path) -> None:
-    """Pooled IoU of each class as a bar, the folds as points."""
+    """Draw the pooled IoU of each class as a bar and the folds as points."""
     from matplotlib.figure import Figure
 
-    names = [*result.classes, "mIoU"]
+    names = [*result.class_names, "mIoU"]
     pooled = [*result.pooled_iou, result.pooled_miou]
     figure = Figure(figsize=(2.2 + 0.55 * len(names), 3.6), layout="constrained")
     axes = figure.subplots()
-    colors = ["tab:blue"] * len(result.classes) + ["tab:orange"]
+    colors = ["tab:blue"] * len(result.class_names) + ["tab:orange"]
     axes.bar(range(len(names)), np.nan_to_num(pooled), color=colors, alpha=0.55)
     for row in range(len(result.folds)):
         axes.plot(range(len(names)), [*result.iou[row], result.miou[row]], "k.", markersize=5, alpha=0.7)

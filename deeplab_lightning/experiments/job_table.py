@@ -1,4 +1,4 @@
-"""A live table of jobs in a terminal, lines of text elsewhere."""
+"""Show jobs in a live table in a terminal, and as lines of text elsewhere."""
 
 import time
 from collections import Counter
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import NamedTuple
 
-import yaml
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
@@ -16,18 +15,18 @@ from deeplab_lightning.experiments.jobs import Job, JobState
 from deeplab_lightning.runs import RunFolder
 
 _REDRAW_SECONDS = 0.5
-_OTHER_LINES = 6  # of a terminal: the table's frame, its head, the line below it
-_ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}  # what is hidden last, if it is long
+_OTHER_LINES = 6  # lines of the terminal for the table's frame, its header and its caption
+_ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}  # last states are hidden first
 _COLORS = {"finished": "green", "failed": "red", "running": "cyan"}
 
 
 class Progress(NamedTuple):
-    """How far a training is, from its `metrics.csv`.
+    """Hold the progress of a training, from its `metrics.csv`.
 
     Attributes:
-        done: Epochs.
-        best: Highest mIoU on the validation pictures; None without one.
-        seconds: Of an epoch, in the mean.
+        done: Number of finished epochs.
+        best: Highest validation mIoU; None without a validation.
+        seconds: Mean time per epoch in seconds.
     """
 
     done: int = 0
@@ -36,10 +35,10 @@ class Progress(NamedTuple):
 
 
 class JobTable:
-    """Shows state, epoch, best mIoU and time of each job, from the files that the jobs write.
+    """Show state, epoch, best mIoU and time of each job, from the files that the jobs write.
 
     Args:
-        console: Where to; what is no terminal gets a line at each change of a job's state.
+        console: Console to print to; if it is no terminal, a line is printed when the state of a job changes.
     """
 
     def __init__(self, console: Console) -> None:
@@ -48,7 +47,7 @@ class JobTable:
         self._last: dict[str, str] = {}
         self._drawn = 0.0
         self._epochs: dict[str, int | None] = {}
-        self._progress: dict[str, tuple[int, Progress]] = {}  # by job: time of the file, what it says
+        self._progress: dict[str, tuple[int, Progress]] = {}  # by job: modification time of the file, progress
 
     def __enter__(self) -> "JobTable":
         if self._live:
@@ -61,12 +60,12 @@ class JobTable:
         self.close()
 
     def close(self) -> None:
-        """Leave the table as it is."""
+        """Stop updating the table."""
         if self._live:
             self._live.stop()
 
     def show(self, states: Sequence[JobState]) -> None:
-        """Draw the present states."""
+        """Show the current states, at most twice per second unless a state changed."""
         now = {state.job.name: state.state for state in states}
         if self._live:
             if now != self._last or time.monotonic() - self._drawn > _REDRAW_SECONDS:
@@ -80,12 +79,12 @@ class JobTable:
                 self._console.print(f"{state.job.name}: {state.state}{figures}", markup=False, highlight=False)
                 self._last[state.job.name] = state.state
 
-    def table(self, states: Sequence[JobState], most_rows: int) -> Table:
-        """The table, with a count of all states below.
+    def table(self, states: Sequence[JobState], max_rows: int) -> Table:
+        """Build the table, with the number of jobs in each state below.
 
         Args:
-            states: Of all jobs.
-            most_rows: Where there are more jobs, those that run or failed are shown first.
+            states: States of all jobs.
+            max_rows: Maximum number of rows; running and failed jobs have precedence over others.
         """
         counts = Counter(state.state for state in states)
         caption = ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
@@ -93,8 +92,8 @@ class JobTable:
         for column in ("job", "state", "epoch", "best mIoU", "time", "left"):
             table.add_column(column, justify="left" if column in {"job", "state"} else "right")
         shown = list(states)
-        if len(shown) > most_rows:
-            chosen = sorted(states, key=lambda state: _ORDER[state.state])[: max(most_rows, 1)]
+        if len(shown) > max_rows:
+            chosen = sorted(states, key=lambda state: _ORDER[state.state])[: max(max_rows, 1)]
             shown = [state for state in states if state in chosen]
         for state in shown:
             epoch, best, left = self._cells(state)
@@ -103,7 +102,7 @@ class JobTable:
         return table
 
     def _cells(self, state: JobState) -> tuple[str, str, str]:
-        """Epoch, best mIoU and time left, as texts."""
+        """Return the texts of epoch, best mIoU and time left."""
         name = state.job.name
         if not self._epochs.get(name):
             self._epochs[name] = _max_epochs(state.job)
@@ -133,12 +132,12 @@ def _progress(run: RunFolder) -> Progress:
 
 
 def _max_epochs(job: Job) -> int | None:
-    """Of the job's configuration; None where it has no end in epochs."""
+    """Return the number of epochs of a job; None if it is unknown or unlimited."""
     try:
-        content = yaml.safe_load(RunFolder(job.folder).job.read_text())
+        config = RunFolder(job.folder).read_job()
     except OSError:
         return None
-    epochs = int(content["trainer"].get("max_epochs") or -1)
+    epochs = int(config["trainer"].get("max_epochs") or -1)
     return epochs if epochs > 0 else None
 
 

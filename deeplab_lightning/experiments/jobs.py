@@ -1,4 +1,4 @@
-"""Commands in processes of their own: queued, watched, stopped together."""
+"""Run commands in separate processes: queue, watch and stop them together."""
 
 import contextlib
 import ctypes
@@ -19,22 +19,23 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder
 
 _POLL_SECONDS = 0.2
-_STOP_SECONDS = 20.0  # a training ends by itself after SIGTERM; then it is killed
-# What another launcher, another training or W&B in this process left for its own children.
+_STOP_SECONDS = 20.0  # time for a training to end after SIGTERM, before it is killed
+# Variables that another launcher, another training or W&B in this process set for their own children.
 _FOREIGN = ("LOCAL_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
             "MASTER_PORT", "PL_GLOBAL_SEED", RUN_FOLDER_VARIABLE, "WANDB_SERVICE")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Job:
-    """One or more `deeplab` commands that run one after the other, the next only if the last succeeded.
+    """Hold `deeplab` commands that run one after the other, each only if the previous one succeeded.
 
     Attributes:
-        name: What tables call it.
+        name: Name of the job in tables.
         commands: Arguments of each command.
-        folder: Where it writes; `log.txt` there holds what it printed, and a lock keeps others out.
-        is_finished: Whether its result is there. An exit status of 0 is not enough: a training that was
-            told to stop ends with 0 as well.
+        folder: Folder that the commands write to. Its `log.txt` holds their output, and a lock keeps other processes
+            out.
+        is_finished: Function that checks whether the result exists. An exit status of 0 is not enough, since a
+            training that was asked to stop ends with 0 as well.
     """
 
     name: str
@@ -44,27 +45,40 @@ class Job:
 
 
 class Process(Protocol):
-    """What runs a command."""
+    """Run one command."""
 
     def poll(self) -> int | None:
-        """The exit status, None while it runs."""
+        """Return the exit status; None while the command runs."""
 
     def stop(self) -> None:
-        """Ask it to end."""
+        """Ask the command to end."""
 
     def kill(self) -> None:
-        """End it and all that it started."""
+        """End the command and all processes that it started."""
 
 
 class Launcher(Protocol):
-    """Where commands run; this machine, or a queue of a cluster."""
+    """Start commands, on this machine or on a cluster."""
 
     def start(self, job: Job, command: Sequence[str], slot: int) -> Process:
-        """Start one command of a job; `slot` numbers those that run at once, from 0."""
+        """Start one command of a job.
+
+        Args:
+            job: The job.
+            command: Arguments of `deeplab`.
+            slot: Number of the job among those that run at once, from 0.
+        """
 
 
 class LocalProcess:
-    """A process group on this machine that ends when this process does."""
+    """Run a command in a process group on this machine, which ends when this process ends.
+
+    Args:
+        arguments: Program and arguments.
+        environment: All environment variables.
+        log: File that gets the output.
+        lock: Locked file, held open until the last process of the group has ended.
+    """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], log: IO[bytes], lock: IO[str]) -> None:
         self._process = subprocess.Popen(
@@ -74,17 +88,20 @@ class LocalProcess:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=(lock.fileno(),),  # held until the last process of the group is gone
+            pass_fds=(lock.fileno(),),
             preexec_fn=_die_with_parent,
         )
 
     def poll(self) -> int | None:
+        """Return the exit status; None while the command runs."""
         return self._process.poll()
 
     def stop(self) -> None:
+        """Send SIGTERM to the process group."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Send SIGKILL to the process group, and wait for the command's end."""
         self._signal(signal.SIGKILL)
         self._process.wait()
 
@@ -95,21 +112,26 @@ class LocalProcess:
 
 @dataclass(frozen=True)
 class LocalLauncher:
-    """Starts processes on this machine.
+    """Start commands on this machine.
 
     Args:
-        jobs: How many run at once.
-        devices: GPU indices to deal out to them; none leaves the choice to each command.
+        jobs: Number of jobs that run at once.
+        devices: GPU indices to distribute among the jobs; if empty, each command chooses its devices.
     """
 
     jobs: int = 1
     devices: Sequence[str] = ()
 
     def start(self, job: Job, command: Sequence[str], slot: int) -> Process:
-        """Start a process with an environment of its own.
+        """Start one command of a job in a process of its own.
+
+        Args:
+            job: The job.
+            command: Arguments of `deeplab`.
+            slot: Number of the job among those that run at once, from 0; it decides the devices.
 
         Raises:
-            UserError: If another process still writes into the job's folder.
+            ValueError: If another process still writes to the job's folder.
         """
         job.folder.mkdir(parents=True, exist_ok=True)
         environment = {key: value for key, value in os.environ.items() if key not in _FOREIGN}
@@ -117,7 +139,7 @@ class LocalLauncher:
         if self.devices:
             own = self.devices[slot :: self.jobs] or [self.devices[slot % len(self.devices)]]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
-        if self.jobs > 1:  # each would take all cores otherwise
+        if self.jobs > 1:  # otherwise each job would use all cores
             share = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(share))
         with RunFolder(job.folder).lock.open("w") as lock, RunFolder(job.folder).log.open("ab") as log:
@@ -125,21 +147,21 @@ class LocalLauncher:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise UserError(
-                    f"{job.folder}: another process is still at work here. Wait for it, or stop it."
+                    f"{job.folder}: another process still writes here. Wait until it ends, or stop it."
                 ) from error
             return LocalProcess([sys.executable, "-m", "deeplab_lightning", *command], environment, log, lock)
 
 
 @dataclass
 class JobState:
-    """How far a job is.
+    """Hold the state of a job.
 
     Attributes:
         job: The job.
         state: `waiting`, `running`, `finished`, `failed` or `stopped`.
-        started: Of its first command, by `time.monotonic`.
-        seconds: Time it took.
-        error: Why it could not be started, or by what it was killed.
+        started: Start time of the first command, by `time.monotonic`.
+        seconds: Time since the start in seconds.
+        error: Reason why it could not be started, or the signal that ended it.
     """
 
     job: Job
@@ -153,7 +175,11 @@ class JobState:
 
 
 class Interrupted(Exception):
-    """The user stopped the jobs; nothing is left running."""
+    """Report that a signal stopped the jobs; none of them is left running.
+
+    Args:
+        number: Number of the signal.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -163,15 +189,18 @@ class Interrupted(Exception):
 def run_jobs(
     jobs: Sequence[Job], launcher: Launcher, *, at_once: int = 1, on_change: Callable[[Sequence[JobState]], None]
 ) -> list[JobState]:
-    """Run jobs, some at once; one that fails does not stop the others.
+    """Run jobs, a number of them at once; a job that fails does not stop the others.
 
-    SIGINT and SIGTERM stop all of them, and return only when none is left.
+    SIGINT and SIGTERM stop all jobs; the function ends when none is left running.
 
     Args:
-        jobs: In the order of starting.
-        launcher: Where they run.
-        at_once: How many run at once, at least 1.
-        on_change: Called a few times a second with the states.
+        jobs: Jobs in the order in which they start.
+        launcher: Launcher of the commands.
+        at_once: Number of jobs that run at once, at least 1.
+        on_change: Function of the states, called about five times per second.
+
+    Returns:
+        The final states.
 
     Raises:
         Interrupted: After SIGINT or SIGTERM.
@@ -202,7 +231,7 @@ def run_jobs(
 
 
 def _start(state: JobState, launcher: Launcher) -> bool:
-    """Start a job's next command; False if it cannot be started, which fails this job and no other."""
+    """Start the next command of a job; if that fails, mark only this job as failed and return False."""
     try:
         state._process = launcher.start(state.job, state._commands.popleft(), state._slot)
     except (UserError, OSError) as error:
@@ -213,7 +242,7 @@ def _start(state: JobState, launcher: Launcher) -> bool:
 
 
 def _advance(state: JobState, launcher: Launcher) -> bool:
-    """Look after a running job; True if it ended."""
+    """Update the state of a running job, and start its next command if one ended; return True if the job ended."""
     assert state._process is not None
     state.seconds = time.monotonic() - state.started
     status = state._process.poll()
@@ -222,8 +251,8 @@ def _advance(state: JobState, launcher: Launcher) -> bool:
     if status == 0 and state._commands and state.job.is_finished():
         return not _start(state, launcher)
     state.state = "finished" if status == 0 and state.job.is_finished() else "failed"
-    if status < 0:  # else its last words tell
-        out_of_memory = ", perhaps for want of memory" if -status == signal.SIGKILL else ""
+    if status < 0:  # otherwise its last line of output names the reason
+        out_of_memory = ", perhaps out of memory" if -status == signal.SIGKILL else ""
         state.error = f"killed by {signal.Signals(-status).name}{out_of_memory}"
     return True
 
@@ -238,13 +267,13 @@ def _stop_all(states: Sequence[JobState]) -> None:
         assert state._process is not None
         while state._process.poll() is None and time.monotonic() < deadline:
             time.sleep(_POLL_SECONDS / 4)
-        state._process.kill()  # and what it may have left of its group
+        state._process.kill()  # also ends processes that it may have left in its group
         state.state = "stopped"
 
 
 @contextlib.contextmanager
 def _signals(handle: Callable[[int], object]) -> Iterator[None]:
-    """SIGINT and SIGTERM only take a note; where this is not the main thread they stay as they are."""
+    """Handle SIGINT and SIGTERM with a function; outside the main thread, which cannot, they stay unchanged."""
 
     def note(number: int, frame: FrameType | None) -> None:
         handle(number)
@@ -260,7 +289,7 @@ def _signals(handle: Callable[[int], object]) -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    """On Linux, let the kernel end this process when the one that started it is killed."""
+    """Ask the Linux kernel to kill this process when its parent ends; do nothing on other systems."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Is B better than A: intervals of paired differences, over folds and over pictures."""
+"""Estimate intervals and p-values of paired differences, over folds and over images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.metrics.iou import class_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 
-FEW_UNITS = 20
-"""Fewer pictures or groups than these are left out one by one instead of drawn again: a percentile interval of so few
-would be too narrow (with 4 groups it misses no difference in one of four comparisons)."""
-_MAX_WEIGHTS = 20_000_000  # pictures times resamples that are in memory at once
+MIN_BOOTSTRAP_UNITS = 20
+"""Fewer images or groups than these are left out one by one (jackknife) instead of resampled. A percentile interval of
+so few would be too narrow: with 4 groups, it excludes zero in one of four comparisons without any difference."""
+_MAX_WEIGHTS = 20_000_000  # images times resamples held in memory at once
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference B - A with its 95 % interval.
+    """Hold a paired difference B - A with its 95 % interval.
 
     Attributes:
         mean: The difference.
-        low: Lower end of the interval.
-        high: Upper end.
-        p: Two-sided p-value of no difference; nan where there is too little to tell.
+        low: Lower end of the interval; nan if there are too few folds or images.
+        high: Upper end of the interval; nan likewise.
+        p: Two-sided p-value of no difference; nan likewise.
     """
 
     mean: float
@@ -33,9 +33,14 @@ class Difference:
     high: float
     p: float
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Check whether the interval excludes no difference."""
+        return bool(self.low > 0 or self.high < 0)
+
 
 def corrected_resampled_t(differences: Sequence[float], *, test_share: float, level: float = 0.95) -> Difference:
-    """Student's t over the folds of one data set, corrected for their overlap.
+    """Compute Student's t interval of the mean difference over folds, corrected for the folds' overlap.
 
     The training sets of K folds overlap, so the folds' differences are correlated, and the plain t-test finds
     differences where there are none. The variance of their mean is s^2 (1/K + n_test/n_train) instead of
@@ -43,8 +48,8 @@ def corrected_resampled_t(differences: Sequence[float], *, test_share: float, le
 
     Args:
         differences: K differences, one per fold.
-        test_share: Share of the pictures that a fold holds out, in (0, 1); 1/K for all folds of K.
-        level: Of the interval, in (0, 1).
+        test_share: Share of the images that a fold holds out, in (0, 1); 1/K for a split into K folds.
+        level: Confidence level of the interval, in (0, 1).
 
     Returns:
         Mean, interval and p-value; the interval is nan for fewer than two folds.
@@ -68,23 +73,23 @@ def bootstrap_iou(
     num_resamples: int = 2000,
     seed: int = 0,
 ) -> npt.NDArray[np.float64]:
-    """Resample the pictures, the same draws for every set, and pool each set's matrices.
+    """Compute the IoU of bootstrap resamples of the images, with the same resamples for every set.
 
     Args:
-        sets: M matrices of the same pictures in the same order.
-        groups: (N,) labels; pictures of one label are drawn together, as neighbours in a video must be.
-        num_resamples: R.
-        seed: Decides the draws.
+        sets: M sets of matrices of the same N images in the same order.
+        groups: (N,) labels; images of one label are drawn together, as neighbours in a video must be.
+        num_resamples: Number of resamples R.
+        seed: Seed of the resamples.
 
     Returns:
-        (M, R, K) IoU; nan for classes that a resample lacks.
+        (M, R, K) IoU of the pooled matrices; nan for classes that a resample lacks.
 
     Raises:
-        ValueError: If the pictures differ.
+        ValueError: If the sets hold different images.
     """
     names = sets[0].names
     if any(other.names != names for other in sets):
-        raise UserError("the sets hold other pictures; keep the common ones with PerImageConfusion.keep.")
+        raise UserError("the sets hold different images; select the common ones with PerImageConfusion.keep.")
     counts = [matrices.counts.astype(np.float64) for matrices in sets]
     k = sets[0].num_classes
     labels = np.arange(len(names)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -95,20 +100,20 @@ def bootstrap_iou(
     for start in range(0, num_resamples, chunk):
         size = min(chunk, num_resamples - start)
         draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
-        weights = draws[:, labels.reshape(-1)].astype(np.float64)  # (size, N) times that a picture was drawn
+        weights = draws[:, labels.reshape(-1)].astype(np.float64)  # (size, N) number of draws of each image
         parts.append(np.stack([class_iou((weights @ values).reshape(size, k, k)) for values in counts]))
     return np.concatenate(parts, axis=1)
 
 
 def leave_out_iou(sets: Sequence[PerImageConfusion], groups: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Pool each set's matrices of all pictures but those of one group, for each group in turn.
+    """Compute the IoU without the images of one group, for each group in turn.
 
     Args:
-        sets: M matrices of the same pictures in the same order.
-        groups: (N,) labels of G groups; each picture's own name where there are no groups.
+        sets: M sets of matrices of the same N images in the same order.
+        groups: (N,) labels of G groups, or the names of the images.
 
     Returns:
-        (M, G, K) IoU; nan for classes that only the group left out has.
+        (M, G, K) IoU of the pooled matrices; nan for classes that only the omitted group has.
     """
     labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     weights = (np.arange(labels.max() + 1)[:, None] != labels).astype(np.float64)  # (G, N)
@@ -117,16 +122,16 @@ def leave_out_iou(sets: Sequence[PerImageConfusion], groups: Sequence[str]) -> n
 
 
 def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float = 0.95) -> Difference:
-    """Student's t interval by the jackknife (Efron and Tibshirani 1993, chapter 11).
+    """Compute Student's t interval by the jackknife (Efron and Tibshirani 1993, chapter 11).
 
     Args:
-        values: (G,) the figure without each group of pictures.
-        observed: The figure with all of them.
-        level: Of the interval, in (0, 1).
+        values: (G,) figure without each group of images.
+        observed: Figure of all images.
+        level: Confidence level of the interval, in (0, 1).
 
     Returns:
-        The figure, its interval, and the p-value of its being 0; nan for fewer than 2 groups, or where the figure
-        is unknown without one.
+        The figure, its interval, and the p-value of a figure of 0. Interval and p-value are nan for fewer than 2
+        groups, or if the figure is nan without one of them.
     """
     count = len(values)
     if count < 2 or np.isnan(observed) or np.isnan(values).any():
@@ -143,30 +148,33 @@ def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float 
 def bootstrap_difference(
     a: npt.NDArray[np.float64], b: npt.NDArray[np.float64], observed: float, *, level: float = 0.95
 ) -> Difference:
-    """Percentile interval of B - A (Efron and Tibshirani 1993, chapter 13).
+    """Compute the percentile interval of B - A (Efron and Tibshirani 1993, chapter 13).
 
-    It tells how far the difference depends on the pictures at hand, not on the training's own chance.
+    The interval covers the choice of the images, but not the randomness of the training.
 
     Args:
-        a: (R,) scores of A in paired resamples.
-        b: (R,) scores of B in the same resamples.
-        observed: The difference on the pictures as they are.
-        level: Of the interval, in (0, 1).
+        a: (R,) figures of A in paired resamples.
+        b: (R,) figures of B in the same resamples.
+        observed: Difference on the original images.
+        level: Confidence level of the interval, in (0, 1).
     """
     values = (b - a)[~np.isnan(b - a)]
     if len(values) == 0 or np.isnan(observed):
         return Difference(observed, np.nan, np.nan, np.nan)
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    # Twice the share of resamples on the other side of no difference, never 0.
+    # Twice the share of resamples on the other side of zero, counting the observed sample, so that p is never 0.
     tail = min(np.count_nonzero(values <= 0), np.count_nonzero(values >= 0)) + 1
     return Difference(observed, float(low), float(high), float(min(1.0, 2 * tail / (len(values) + 1))))
 
 
 def holm(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Holm's adjustment (1979): p-values that bound the chance of any false finding among all of them.
+    """Adjust p-values by Holm's method (1979), which bounds the chance of any false finding among them.
 
     Args:
-        p_values: M of them; nan stays nan and does not count.
+        p_values: M p-values; nan stays nan and does not count.
+
+    Returns:
+        (M,) adjusted p-values, at most 1.
     """
     p = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)

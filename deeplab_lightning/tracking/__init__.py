@@ -1,1 +1,1 @@
-"""Weights & Biases: modes, what is logged, and what is read back."""
+"""Log to Weights & Biases, and read its runs back."""

@@ -1,4 +1,4 @@
-"""Weights & Biases without surprises: offline unless asked, and never a hang."""
+"""Choose how W&B logs: offline by default, and online only if its server answers."""
 
 import netrc
 import os
@@ -15,13 +15,19 @@ _SECONDS = 2.0
 _FINISH_SECONDS = "300"
 
 
-def choose_mode(wanted: WandbMode) -> WandbMode:
-    """The mode to start W&B with: `online` only if there is a key and the server answers in 2 seconds.
+def choose_mode(requested: WandbMode) -> WandbMode:
+    """Choose the mode to start W&B with.
 
-    `wandb.init` itself waits for a minute and a half and then ends the run; so this is decided before.
+    `wandb.init` waits for a server for a minute and a half and then ends the run, so the server is tried before.
+
+    Args:
+        requested: The mode that the configuration asks for.
+
+    Returns:
+        The requested mode, but `offline` instead of `online` without an API key or an answer within 2 seconds.
     """
-    if wanted != "online":
-        return wanted
+    if requested != "online":
+        return requested
     import wandb
 
     base_url = str(wandb.setup().settings.base_url)
@@ -31,18 +37,26 @@ def choose_mode(wanted: WandbMode) -> WandbMode:
     if not can_answer(base_url):
         rank_zero_info(f"W&B: {base_url} does not answer within {_SECONDS:g} s; logging offline.")
         return "offline"
-    # A server that is gone at the end would keep the process for hours; `wandb sync` uploads what is left.
+    # If the server is gone at the end, W&B would wait for hours; `wandb sync` uploads the rest later.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
     return "online"
 
 
 def can_answer(base_url: str) -> bool:
-    """Whether the server can be reached within 2 seconds."""
+    """Check whether a W&B server can be reached within 2 seconds.
+
+    Args:
+        base_url: The server's address, such as `https://api.wandb.ai`.
+    """
     return can_reach(base_url, seconds=_SECONDS)
 
 
 def api_key(host: str) -> str | None:
-    """The key from the environment, or the one that `wandb login` left for this server."""
+    """Return the API key of a server, from the environment or as stored by `wandb login`; None without a key.
+
+    Args:
+        host: Host name of the server.
+    """
     if key := os.environ.get("WANDB_API_KEY"):
         return key
     path = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
@@ -54,16 +68,20 @@ def api_key(host: str) -> str | None:
 
 
 def wandb_arguments(loggers: Any) -> list[dict[str, Any]]:
-    """Return the `init_args` of each WandbLogger among the loggers of a configuration; they may be changed in place.
+    """Return the `init_args` of each WandbLogger of a configuration, which the caller may change in place.
 
     Args:
-        loggers: `trainer.logger`: one logger as `class_path` and `init_args`, a list of them, a boolean or None.
+        loggers: Value of `trainer.logger`: one logger as `class_path` and `init_args`, a list, a boolean or None.
     """
     entries = loggers if isinstance(loggers, list) else [loggers]
     return [entry.setdefault("init_args", {}) for entry in entries if is_wandb_logger(entry)]
 
 
 def is_wandb_logger(entry: Any) -> bool:
-    """Check whether a logger's configuration, a mapping or a jsonargparse Namespace, names the WandbLogger."""
+    """Check whether the configuration of a logger names the WandbLogger.
+
+    Args:
+        entry: Mapping or jsonargparse Namespace with a `class_path`; anything else is no WandbLogger.
+    """
     class_path = entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
     return str(class_path).endswith("WandbLogger")

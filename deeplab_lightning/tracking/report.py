@@ -1,4 +1,4 @@
-"""A W&B Report that shows experiments side by side."""
+"""Build a W&B Report that compares experiments."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +11,20 @@ _MAX_TITLE = 128  # characters that W&B accepts
 def build_report(
     groups: Sequence[str], *, project: str, entity: str = "", title: str | None = None, classes: Sequence[str] = ()
 ) -> Any:
-    """The report, which nobody has saved yet; needs no account.
+    """Build the report without saving it, which needs no account.
 
     Args:
-        groups: Names of experiments.
+        groups: Names of the experiments.
         project: W&B project of their runs.
-        entity: User or team that owns it; to be set before `save` if empty.
-        title: Of the page, at most 128 characters.
-        classes: Names whose IoU is drawn beside the mean.
+        entity: User or team that owns the project; must be set before `save` if empty.
+        title: Title of the page, cut after 128 characters; made from the groups if None.
+        classes: Names of the classes whose IoU is drawn in addition to the mean.
 
     Returns:
         A `wandb_workspaces.reports.v2.Report`.
 
     Raises:
-        RuntimeError: Without the package `wandb-workspaces`.
+        RuntimeError: If the package `wandb-workspaces` is not installed.
     """
     try:
         from wandb_workspaces.reports import v2
@@ -37,7 +37,7 @@ def build_report(
         entity=entity,
         project=project,
         name="folds",
-        filters=f"Group in {names!r} and JobType == 'fold'",  # read as Python, so quotes in names are safe
+        filters=f"Group in {names!r} and JobType == 'fold'",  # parsed as Python, so quotes in names are safe
         groupby=["Group"],
     )
     over_folds = {"groupby": "Group", "groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
@@ -58,13 +58,13 @@ def build_report(
         project=project,
         entity=entity,
         title=(title or f"Comparison of {', '.join(names)}")[:_MAX_TITLE],
-        description="Folds of each experiment together; `deeplab compare` tells how sure the differences are.",
+        description="Means over the folds of each experiment; `deeplab compare` computes intervals of differences.",
         blocks=[v2.H2("Experiments"), v2.P(", ".join(names)), v2.PanelGrid(runsets=[runs], panels=panels)],
     )
 
 
 def describe(report: Any) -> list[str]:
-    """A line per block and panel."""
+    """Return one line per block and panel of a report."""
     lines = [f"report: {report.title}", f"project: {'/'.join(filter(None, (report.entity, report.project)))}"]
     for block in report.blocks:
         if type(block).__name__ != "PanelGrid":
@@ -76,7 +76,15 @@ def describe(report: Any) -> list[str]:
 
 
 def classes_of(groups: Sequence[str], path: str) -> list[str]:
-    """Names of the classes whose IoU the runs have, by what the server tells of one finished run."""
+    """Read the class names of a finished fold from the W&B server.
+
+    Args:
+        groups: Names of the experiments.
+        path: `entity/project` of their runs.
+
+    Raises:
+        RuntimeError: If no fold of the experiments is finished.
+    """
     import wandb
 
     prefix = "best/iou/"

@@ -1,4 +1,4 @@
-"""Runs that W&B holds, offline or on its server, laid out as the folders that they were logged from."""
+"""Read runs back from W&B, offline or from its server, and write them as folders of experiments."""
 
 import json
 import math
@@ -21,24 +21,24 @@ from deeplab_lightning.runs import RECORD_FILES, ExperimentFolder, RunFolder
 from deeplab_lightning.tracking.mode import api_key, can_answer
 from deeplab_lightning.tracking.summary import CURVE_KEYS, MATRIX_KEY
 
-_CV_JOB = "cv"  # the run of what the folds say together, which is no fold
+_CV_JOB = "cv"  # job type of the pooled result of an experiment, which is no training
 
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """What W&B holds of one training.
+    """Hold the data of one training in W&B.
 
     Attributes:
-        id: W&B's name of the run.
-        name: What it is called in the interface.
-        project: The project's name.
+        id: Id of the run, unique in its project.
+        name: Name of the run as W&B displays it.
+        project: Name of the project.
         group: Name of the experiment; None for a single run.
         job_type: `fold`, `cv`, or None.
-        start: When it began, as text that sorts by time.
-        config: The resolved configuration.
-        summary: Its figures; `best/miou`, and `path` below the key of a table, as `val/confusion_matrix.path`.
+        start: Start time, as text that sorts by time.
+        config: Resolved configuration.
+        summary: Figures by key, such as `best/miou`; a table's file has the key `<table>.path`.
         rows: Logged points of the validation curve, each with `epoch` and `val/miou`.
-        fetch: File of the run by name -> where it lies here; None if the run has no such file.
+        fetch: Function from the name of a file of the run to its local path; None if the run has no such file.
     """
 
     id: str
@@ -54,40 +54,42 @@ class LoggedRun:
 
     @property
     def experiment(self) -> str:
-        """Its group, or its own name."""
+        """Return the name of the experiment: the group, or the run's own name without a group."""
         return self.group or self.name
 
     @property
     def fold(self) -> int | None:
-        """The fold that validated; None for an official split."""
+        """Return the validation fold; None for an official split."""
         data = self.config.get("data", {})
         return data.get("fold") if data.get("split") == "folds" else None
 
     @property
     def n_folds(self) -> int:
-        """Of the split; 1 for an official one."""
+        """Return the number of folds of the split; 1 for an official split."""
         return int(self.config["data"].get("n_folds", 1)) if self.fold is not None else 1
 
     def missing(self) -> list[str]:
-        """The figures that a comparison needs and the run does not have."""
+        """List the data that a comparison needs and the run lacks."""
         needed = {"the best mIoU": "best/miou", "the confusion matrix": f"{MATRIX_KEY}.path"}
         found = [name for name, key in needed.items() if self.summary.get(key) is None]
         return found if "data" in self.config else [*found, "the configuration"]
 
 
 def has_offline_runs(folder: Path) -> bool:
-    """Whether W&B logged into the folder, or into one below it."""
+    """Check whether a folder or its subfolders hold offline logs of W&B."""
     return next(_logs(folder), None) is not None
 
 
 def offline_runs(folder: Path) -> list[LoggedRun]:
-    """The runs below a folder, by start. One that was logged in several parts, as after `resume`, is one run.
+    """Read the offline runs below a folder, sorted by start time.
+
+    The parts of a run that was logged several times, such as before and after a `resume`, become one run.
 
     Args:
-        folder: An `offline-run-*` folder, or one that holds some at any depth.
+        folder: An `offline-run-*` folder, or a folder that contains some at any depth.
 
     Raises:
-        DataError: If a log cannot be read.
+        ValueError: If a log cannot be read.
     """
     logs = sorted({path.resolve() for path in _logs(folder)})
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -99,15 +101,15 @@ def offline_runs(folder: Path) -> list[LoggedRun]:
 
 
 def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
-    """The runs of a group on the server, by start.
+    """Read the runs of a group from the W&B server, sorted by start time.
 
     Args:
         address: `wandb:entity/project/group`.
-        scratch: Where files are downloaded to.
+        scratch: Folder for downloaded files.
 
     Raises:
-        ValueError: For another form of address.
-        DataError: Without an account or a connection, or if there is no such project or group.
+        ValueError: If the address has another form, there is no API key, the server does not answer, or it has no
+            such project or group.
     """
     entity, project, group = _parsed(address)
     import wandb
@@ -122,7 +124,7 @@ def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
         found = [_from_api(run, scratch) for run in runs]
     except (ValueError, wandb.errors.Error) as error:
         raise DataError(
-            f"{address}: {base_url} says: {str(error).splitlines()[0]}. Check entity and project."
+            f"{address}: {base_url} answers: {str(error).splitlines()[0]}. Check entity and project."
         ) from error
     if not found:
         raise DataError(f"{address}: the project {entity}/{project} has no run of the group {group!r}.")
@@ -130,18 +132,18 @@ def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
 
 
 def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> tuple[list[Path], list[str]]:
-    """Lay runs out as `deeplab kfold` and `deeplab fit` leave them, a folder per experiment.
+    """Write runs as the folders that `deeplab kfold` and `deeplab fit` write, one per experiment.
 
     Args:
-        runs: By start.
-        scratch: Where the folders are made.
-        source: What the runs were read from, for messages.
+        runs: Runs sorted by start time.
+        scratch: Folder in which the folders are created.
+        source: Folder or address that the runs were read from, for messages.
 
     Returns:
-        The folders by name, and notes on runs that were left out.
+        The folders sorted by name, and notes on runs that were left out.
 
     Raises:
-        DataError: If no run of an experiment has the figures that a comparison needs.
+        ValueError: If there is no training, or no run of an experiment has the data that a comparison needs.
     """
     folders, notes = [], []
     groups: dict[tuple[str, str, int], list[LoggedRun]] = defaultdict(list)
@@ -150,24 +152,18 @@ def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> 
             groups[run.experiment, run.project, run.n_folds].append(run)
     if not groups:
         raise DataError(
-            f"{source} holds no training, only what folds say together; name the folder of the folds' runs."
+            f"{source} holds no training, only the pooled result of an experiment. Name the folder of its folds' runs."
         )
     kinds = Counter((name, project) for name, project, _ in groups)
     for (name, project, n_folds), members in sorted(groups.items()):
         if kinds[name, project] > 1:
-            notes.append(f"{name}: has runs of splits into other numbers of folds, which are compared apart.")
+            notes.append(f"{name}: its runs split the data into different numbers of folds and are compared apart.")
             name = f"{name}-of-{n_folds}"
-        finished = [run for run in members if not run.missing()]
-        if not finished:
-            lacking = "; ".join(f"{run.name} lacks {', '.join(run.missing())}" for run in members)
-            raise DataError(f"{source}: no run of {name!r} has what a comparison needs: {lacking}.")
-        # Labels are made of these names where experiments of two sources are called alike.
-        folder = scratch / re.sub(r"[^\w.-]+", "-", source).strip("-") / project / name.replace("/", "-")
-        if folder.exists():
-            folder = Path(tempfile.mkdtemp(dir=scratch)) / project / folder.name
-        by_fold = {run.fold or 0: run for run in finished}  # the newest of each
+        finished = _finished(members, name, source)
+        folder = _unused_folder(scratch, source, project, name)
+        by_fold = {run.fold or 0: run for run in finished}  # the newest run of each fold
         if len(by_fold) < len(finished):
-            notes.append(f"{name}: a fold was trained more than once; its newest finished run counts.")
+            notes.append(f"{name}: a fold was trained more than once; its newest finished run is used.")
         for fold, run in by_fold.items():
             attempts = [other for other in members if (other.fold or 0) == fold and other.start <= run.start]
             _write_run(run, _curve(attempts), folder, ExperimentFolder(folder).fold(fold))
@@ -175,12 +171,27 @@ def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> 
     return folders, notes
 
 
+def _finished(members: Sequence[LoggedRun], name: str, source: str) -> list[LoggedRun]:
+    """Return the runs of an experiment that can be compared; at least one, or raise DataError."""
+    finished = [run for run in members if not run.missing()]
+    if not finished:
+        lacking = "; ".join(f"{run.name} lacks {', '.join(run.missing())}" for run in members)
+        raise DataError(f"{source}: no run of {name!r} has the data that a comparison needs: {lacking}.")
+    return finished
+
+
+def _unused_folder(scratch: Path, source: str, project: str, name: str) -> Path:
+    """Return a path for an experiment; its parents tell experiments of the same name from two sources apart."""
+    folder = scratch / re.sub(r"[^\w.-]+", "-", source).strip("-") / project / name.replace("/", "-")
+    return Path(tempfile.mkdtemp(dir=scratch)) / project / folder.name if folder.exists() else folder
+
+
 def _logs(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("run-*.wandb") if path.is_file())
 
 
 def _read_log(path: Path) -> LoggedRun:
-    """One offline run, by W&B's own reader."""
+    """Read one offline log with W&B's own reader."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
     done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     if done.returncode != 0:
@@ -230,7 +241,7 @@ def _file_below(folder: Path, name: str) -> Path | None:
 
 
 def _merged(parts: list[LoggedRun]) -> LoggedRun:
-    """One run of the parts that were logged under its id."""
+    """Merge the parts that were logged under the id of one run."""
     parts = sorted(parts, key=lambda part: part.start)
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
@@ -259,12 +270,12 @@ def _merged(parts: list[LoggedRun]) -> LoggedRun:
 def _parsed(address: str) -> tuple[str, str, str]:
     parts = address.removeprefix("wandb:").split("/", 2)
     if len(parts) != 3 or not all(parts):
-        raise UserError(f"W&B runs are named wandb:entity/project/group, got {address!r}.")
+        raise UserError(f"W&B runs must be given as wandb:entity/project/group, got {address!r}.")
     return parts[0], parts[1], parts[2]
 
 
 def _from_api(run: Any, scratch: Path) -> LoggedRun:
-    """A run of `wandb.Api`."""
+    """Convert a run of `wandb.Api`."""
     summary = {str(key): value for key, value in dict(run.summary).items()}
     table = summary.get(MATRIX_KEY)
     if table is not None and table.get("path"):
@@ -291,7 +302,7 @@ def _download(run: Any, folder: Path, name: str) -> Path | None:
 
 
 def _curve(attempts: Sequence[LoggedRun]) -> list[dict[str, Any]]:
-    """The points of a training that was resumed: those of each attempt, up to where the next one went on."""
+    """Join the curves of a resumed training: each attempt counts up to the epoch at which the next one starts."""
     rows: dict[int, dict[str, Any]] = {}
     for attempt in attempts:
         own = {int(row["epoch"]): row for row in attempt.rows}
@@ -301,14 +312,14 @@ def _curve(attempts: Sequence[LoggedRun]) -> list[dict[str, Any]]:
 
 
 def _write_run(run: LoggedRun, rows: Sequence[dict[str, Any]], experiment: Path, folder: RunFolder) -> None:
-    """The files of a run's folder, as `RunRecord` writes them."""
+    """Write the files of a run's folder as `RunRecord` does."""
     path = run.fetch(run.summary[f"{MATRIX_KEY}.path"])
     if path is None:
-        raise DataError(f"the W&B run {run.name} ({run.id}) names the table {MATRIX_KEY}, but its file is not there.")
+        raise DataError(f"the W&B run {run.name} ({run.id}) refers to the table {MATRIX_KEY}, but its file is missing.")
     table = json.loads(path.read_text())
-    names = [str(name) for name in table["columns"][1:]]
+    class_names = [str(name) for name in table["columns"][1:]]
     cost = {key: run.summary.get(f"cost/{key}") for key in ("mega_parameters", "giga_macs")}
-    val = {"miou": run.summary["best/miou"], "iou": {name: run.summary.get(f"best/iou/{name}") for name in names}}
+    val = {"miou": run.summary["best/miou"], "iou": {name: run.summary.get(f"best/iou/{name}") for name in class_names}}
     result = {
         "fold": run.fold,
         "n_folds": run.n_folds if run.fold is not None else None,
@@ -318,11 +329,11 @@ def _write_run(run: LoggedRun, rows: Sequence[dict[str, Any]], experiment: Path,
         "val": val,
     }
     counts = [row[1:] for row in table["data"]]
-    folder.write_confusion(counts, names)
+    folder.write_confusion(counts, class_names)
     folder.write_metrics([{key: row[key] for key in CURVE_KEYS} for row in rows])
     for name in RECORD_FILES:
         if source := run.fetch(name):
             shutil.copyfile(source, folder.path / name)
-            if name != folder.images.name:  # the same for all folds
+            if name != folder.images.name:  # the other files are the same for all folds
                 shutil.copyfile(source, experiment / name)
     folder.write_result(result)

@@ -1,4 +1,4 @@
-"""What a finished run leaves in W&B beside its curves."""
+"""Log the summary, tables and files of a finished run to W&B."""
 
 import shutil
 from pathlib import Path
@@ -9,24 +9,25 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.runs import RECORD_FILES, RunFolder
-from deeplab_lightning.tables import read_rows
+from deeplab_lightning.runs import RECORD_FILES, RunFolder, confusion_rows
 
 CURVE_KEYS = ("epoch", "val/miou")
-"""What a point of the validation curve holds."""
+"""Keys of each point of the validation curve."""
 MATRIX_KEY = "val/confusion_matrix"
-"""The table of counts: a row per class of the truth, its name first."""
+"""Key of the table of pixel counts: one row per true class, starting with its name."""
 
 
 class WandbSummary(L.Callback):
-    """The balance of the folds, and best and last `val/miou` in the summary.
+    """Log the results of a training to W&B in addition to its curves.
 
-    At the end the best figures, those of each class and what the training cost in the summary, the per-class IoU
-    table, the confusion matrix, and the files that compare experiments picture by picture.
-    Reads what `RunRecord` wrote, so it must stand after it. Does nothing with other loggers.
+    At the start it logs the balance of the folds, and asks for the best and the last `val/miou` in the summary. At
+    the end it logs the best figures, the IoU of each class and the cost to the summary, the per-class IoU and the
+    confusion matrix as tables, and the files that `deeplab compare` needs to compare experiments image by image.
+    It reads the files of `RunRecord`, so it must follow it in the list of callbacks. It ignores other loggers.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the balance of the folds."""
         datamodule = getattr(trainer, "datamodule", None)
         for logger in self._loggers(trainer):
             logger.experiment.define_metric("val/miou", summary="max,last")
@@ -35,21 +36,22 @@ class WandbSummary(L.Callback):
                 _log_table(logger, "data/fold_balance", list(rows[0]), [list(row.values()) for row in rows])
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the results of the best epoch."""
         loggers, folder = self._loggers(trainer), RunFolder(trainer.default_root_dir)
         result = folder.read_result() if loggers else None
         if result is None or not result["val"]:
             return
-        rows = read_rows(folder.confusion)
+        iou = result["val"]["iou"]
+        header, *counts = confusion_rows(folder.read_confusion(), list(iou))
         for logger in loggers:
             logger.experiment.summary.update(_figures(result))
             logger.log_image("val/confusion_picture", [str(folder.confusion_figure)])
-            _log_table(logger, "val/iou_table", ["class", "iou"], [list(p) for p in result["val"]["iou"].items()])
-            counts = [[row[0], *map(int, row[1:])] for row in rows[1:]]
-            _log_table(logger, MATRIX_KEY, rows[0], counts)
+            _log_table(logger, "val/iou_table", ["class", "iou"], [list(pair) for pair in iou.items()])
+            _log_table(logger, MATRIX_KEY, header, counts)
             _save_files(logger, folder)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Else a second training in this process would go on in the first one's run.
+        """Finish the W&B run; a second training in this process would otherwise continue it."""
         for logger in self._loggers(trainer):
             logger.experiment.finish()
 
@@ -59,7 +61,7 @@ class WandbSummary(L.Callback):
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-    """Flat, as charts of many runs need them; without what is unknown."""
+    """Return the known figures of a result by flat keys, as charts over many runs need them."""
     figures = {f"best/{name}": result["val"][name] for name in ("miou", "pixel_accuracy")}
     figures |= {f"best/iou/{name}": value for name, value in result["val"]["iou"].items()}
     figures |= {f"cost/{name}": value for name, value in result["cost"].items()}
@@ -68,7 +70,7 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _save_files(logger: WandbLogger, folder: RunFolder) -> None:
-    """Copy the record's files: W&B would link them, and an offline run that is moved would lose them."""
+    """Save copies of the record's files: W&B would link them, and a moved offline run would lose them."""
     own = Path(logger.experiment.dir)
     for name in RECORD_FILES:
         if (folder.path / name).is_file():
@@ -77,8 +79,8 @@ def _save_files(logger: WandbLogger, folder: RunFolder) -> None:
 
 
 def _log_table(logger: WandbLogger, key: str, columns: list[str], data: list[list[Any]]) -> None:
-    """Log a table; W&B asks its server about it, which may be gone by now."""
+    """Log a table, or warn if it fails: W&B asks its server about tables, which may be gone by now."""
     try:
         logger.log_table(key, columns=columns, data=data)
-    except Exception as error:  # whatever its client raises: the training and its record do not depend on it
+    except Exception as error:  # of any kind: the training and its record do not depend on W&B
         rank_zero_warn(f"W&B: {key} was not logged ({str(error).splitlines()[0]}). The run's folder holds it.")

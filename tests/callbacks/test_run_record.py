@@ -1,4 +1,4 @@
-"""The record of a run tells what `best.ckpt` holds."""
+"""The record of a run belongs to the epoch of `best.ckpt`."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.callbacks import RunRecord
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.cli import main
 from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import RunFolder
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
 
 class Scripted(SegmentationModule):
-    """Claims one confusion matrix after the other: all right but for so many pixels."""
+    """Report given confusion matrices, one per validation: so many pixels are wrong, all others right."""
 
     def __init__(self, wrong: list[int]) -> None:
         super().__init__(tiny_net(), classes=TABLE)
@@ -49,3 +52,41 @@ def test_the_record_is_of_the_best_of_several_validations_an_epoch(
     assert counts.tolist() == expected
     assert PerImageConfusion.read(tmp_path / "image_matrices.npz").total().tolist() == expected
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3  # a row per epoch
+
+
+@pytest.mark.parametrize("car", ["bottle, glass", "two\nlines", '# "Behälter"'])
+def test_a_training_ends_with_its_record_whatever_a_class_is_called(
+    mask_folder: Path, tmp_path: Path, car: str
+) -> None:
+    names = ["sky", "road", car]
+    classes = {"names": names, "ignore_ids": [11]}
+    dataset = {"root": str(mask_folder), "images": "images", "masks": "masks", "classes": classes}
+    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    transforms = "deeplab_lightning.data.transforms.TrainTransforms"
+    config = {
+        "wandb": "disabled",
+        "output_dir": str(tmp_path / "runs"),
+        "name": "run",
+        "trainer": {"accelerator": "cpu", "max_epochs": 1, "limit_train_batches": 1, "enable_progress_bar": False},
+        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
+        "data": {
+            "dataset": {"class_path": "MaskFolderDataset", "init_args": dataset},
+            "n_folds": 2,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {"class_path": transforms, "init_args": {"crop_size": 32}},
+        },
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    main(["fit", "-c", str(tmp_path / "config.yaml")])
+    folder = RunFolder(tmp_path / "runs" / "run")
+    result = folder.read_result()
+    assert result is not None
+    assert list(result["val"]["iou"]) == names
+    counts = folder.read_confusion()
+    assert counts.shape == (3, 3)
+    assert counts[2].sum() > 0
+    assert folder.confusion_figure.is_file()
+    images = folder.read_images()
+    assert images is not None
+    assert images.total().tolist() == counts.tolist()

@@ -116,8 +116,8 @@ def test_other_truths_are_noted(experiment: Write) -> None:
     path = b / "fold_0" / "image_matrices.npz"
     matrices = PerImageConfusion.read(path)
     PerImageConfusion(matrices.names, matrices.counts * 2).write(path)
-    assert any("other truths" in note for note in compare_experiments([a, b], num_resamples=10).notes)
-    assert not any("other truths" in note for note in compare_experiments([a, a], num_resamples=10).notes)
+    assert any("different truths" in note for note in compare_experiments([a, b], num_resamples=10).notes)
+    assert not any("different truths" in note for note in compare_experiments([a, a], num_resamples=10).notes)
 
 
 def test_an_experiment_without_a_finished_fold_says_so(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> 
         rows = "".join(f"{index:02d}.png,{index % num_groups},0\n" for index in range(12))
         (a / "folds.csv").write_text("image,group,fold\n" + rows)
         comparison = compare_experiments([a, b])
-        assert any(("groups of pictures only" if num_groups > 1 else "one group") in n for n in comparison.notes)
+        assert any(("groups of images" if num_groups > 1 else "one group") in n for n in comparison.notes)
         difference = comparison.entries[1].over_images
         assert difference is not None
         return difference
@@ -189,7 +189,7 @@ def test_other_classes_or_pictures_stop(experiment: Write) -> None:
         path.write_text(path.read_text().replace("heaven", "sky"))
     shutil.rmtree(a / "fold_1")
     shutil.rmtree(a / "fold_2")
-    with pytest.raises(DataError, match="share no held-out picture"):
+    with pytest.raises(DataError, match="share no held-out image"):
         compare_experiments([a, b])
 
 

@@ -1,7 +1,7 @@
 """Runs and checkpoints of version 0.1.0 keep working: `v0_1_0/` holds an experiment that it trained.
 
 Its data are the noise of `write_image` and `write_mask`, drawn again here; `predictions.npz` and
-`fold_0/result_validate.json` hold what version 0.1.0 made of its `last.ckpt`.
+`fold_0/result_validate.json` hold what version 0.1.0 computed with its `last.ckpt`.
 """
 
 import json
@@ -82,9 +82,7 @@ def test_evaluation_keeps_the_folds_of_an_old_run(experiment: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_old_experiment_resumes_with_its_own_settings(
-    experiment: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_old_experiment_resumes_with_its_own_settings(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (experiment / "fold_1" / "result.json").unlink()
     (experiment / "fold_1" / "metrics.csv").unlink()
     main(["kfold", "--resume", "--name", "old"])

@@ -1,4 +1,4 @@
-"""What the live table shows, from files that jobs would have written."""
+"""The live table, on files as jobs would have written them."""
 
 from io import StringIO
 from pathlib import Path
@@ -15,7 +15,7 @@ STATES = ["finished", "failed", "running", "waiting"]
 
 
 def states(folder: Path, count: int, *, max_epochs: int = 10) -> list[JobState]:
-    """Jobs of every state in turn; all but those that wait have two epochs behind them, of 30 seconds each."""
+    """Jobs of every state in turn; all but the waiting ones have finished two epochs of 30 seconds each."""
     made = []
     for index in range(count):
         own = folder / f"{index}"
@@ -29,14 +29,14 @@ def states(folder: Path, count: int, *, max_epochs: int = 10) -> list[JobState]:
     return made
 
 
-def drawn(jobs: list[JobState], *, most_rows: int = 50) -> str:
+def drawn(jobs: list[JobState], *, max_rows: int = 50) -> str:
     file = StringIO()
     console = Console(file=file, width=100, force_terminal=True, color_system=None)
-    console.print(JobTable(console).table(jobs, most_rows))
+    console.print(JobTable(console).table(jobs, max_rows))
     return file.getvalue()
 
 
-def test_a_row_tells_epoch_best_and_time_left(tmp_path: Path) -> None:
+def test_a_row_shows_epoch_best_and_time_left(tmp_path: Path) -> None:
     lines = drawn(states(tmp_path, 4)).splitlines()
     running = next(line for line in lines if "running" in line and "fold" in line)
     assert [cell.strip() for cell in running.strip("│").split("│")] == [
@@ -46,13 +46,13 @@ def test_a_row_tells_epoch_best_and_time_left(tmp_path: Path) -> None:
     assert "1 running, 1 failed, 1 waiting, 1 finished" in lines[-1]
 
 
-def test_trainings_without_an_end_in_epochs_have_no_time_left(tmp_path: Path) -> None:
+def test_trainings_without_a_number_of_epochs_show_no_time_left(tmp_path: Path) -> None:
     text = drawn(states(tmp_path, 4, max_epochs=-1))
     assert "-1" not in text
 
 
-def test_what_runs_and_what_failed_is_seen_in_long_tables(tmp_path: Path) -> None:
-    text = drawn(states(tmp_path, 40), most_rows=20)
+def test_long_tables_show_running_and_failed_jobs_first(tmp_path: Path) -> None:
+    text = drawn(states(tmp_path, 40), max_rows=20)
     rows = [line for line in text.splitlines() if "fold_" in line]
     assert len(rows) == 20
     assert sum("running" in row for row in rows) == sum("failed" in row for row in rows) == 10

@@ -1,4 +1,4 @@
-"""The launcher, on commands that take no time."""
+"""The launcher, with commands that take no time."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ def run(*jobs: Job, at_once: int = 1) -> list[str]:
     return [state.state for state in states]
 
 
-def test_commands_run_in_order_and_their_words_are_kept(tmp_path: Path) -> None:
+def test_commands_run_in_order_and_their_output_is_kept(tmp_path: Path) -> None:
     assert run(job(tmp_path, ["--version"], ["--help"])) == ["finished"]
     log = (tmp_path / "job" / "log.txt").read_text()
     assert log.index("0.") < log.index("usage: deeplab")
@@ -44,7 +44,7 @@ def test_a_failed_job_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "no command is called 'nonsense'" in (tmp_path / "wrong" / "log.txt").read_text()
 
 
-def test_devices_and_threads_are_dealt_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_and_threads_are_distributed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     seen = {}
@@ -128,13 +128,13 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_two_processes_never_write_into_one_folder(tmp_path: Path) -> None:
+def test_two_processes_never_write_to_one_folder(tmp_path: Path) -> None:
     import fcntl
 
     (tmp_path / "job").mkdir()
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process is still at work here"):
+        with pytest.raises(UserError, match="another process still writes here"):
             LocalLauncher().start(job(tmp_path, ["--version"]), ["--version"], 0)
         assert run(job(tmp_path, ["--version"]), job(tmp_path, ["--version"], name="other")) == ["failed", "finished"]
     assert run(job(tmp_path, ["--version"])) == ["finished"]

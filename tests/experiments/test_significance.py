@@ -16,8 +16,8 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 
 
 def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) -> PerImageConfusion:
-    """Pictures of 1000 pixels, each right with the chance `skill` plus the picture's own luck."""
-    difficulty = np.random.default_rng(99).normal(0, 0.08, num_images)  # of the picture, for all models
+    """Images of 1000 pixels, each right with probability `skill` plus an offset of the image."""
+    difficulty = np.random.default_rng(99).normal(0, 0.08, num_images)  # of the image, the same for all models
     rng = np.random.default_rng(seed)
     matrices = []
     for index in range(num_images):
@@ -45,7 +45,7 @@ def test_the_correction_widens_by_the_overlap() -> None:
     assert (corrected.high - corrected.mean) / (plain.high - plain.mean) == pytest.approx((9 / 4) ** 0.5)
 
 
-def test_too_few_or_equal_folds_say_so() -> None:
+def test_too_few_folds_have_no_interval_and_equal_folds_an_empty_one() -> None:
     assert np.isnan(corrected_resampled_t([0.1], test_share=0.5).low)
     assert corrected_resampled_t([0.0, 0.0], test_share=0.5).p == 1
     assert corrected_resampled_t([0.1, 0.1], test_share=0.5).p == 0
@@ -67,7 +67,7 @@ def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> N
     rng = np.random.default_rng(0)
     names, fired = [f"{index:02d}" for index in range(60)], []
     for seed in range(2000):
-        # Two models of the same skill: 60 pictures, one class right in a share of the pixels.
+        # Two models of the same skill on 60 images: a share of the pixels of one class is right.
         difficulty = rng.normal(0.7, 0.1, 60)
         shares = np.clip(difficulty + rng.normal(0, 0.05, (2, 60)), 0.05, 0.95)
         right = np.rint(500 * shares).astype(int)
@@ -82,7 +82,7 @@ def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> N
 
 @pytest.mark.parametrize("num_groups", [3, 4, 10, 19])
 def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups: int) -> None:
-    """Six pictures each, whose luck is mostly their group's; a percentile bootstrap would fire in up to one of four."""
+    """Groups of six images with an offset per group; a percentile bootstrap would fire in up to one of four."""
     rng = np.random.default_rng(num_groups)
     groups = [f"{index // 6}" for index in range(6 * num_groups)]
     fired = []
@@ -128,7 +128,7 @@ def test_the_bootstrap_finds_a_difference_and_covers_the_observed() -> None:
     assert np.array_equal(iou, again)
 
 
-def test_resamples_pool_like_a_loop_over_pictures() -> None:
+def test_resamples_pool_like_a_loop_over_images() -> None:
     a = images(1, 0.7, num_images=6)
     rng = np.random.default_rng(0)
     draws = rng.multinomial(6, np.full(6, 1 / 6), size=3)
@@ -148,8 +148,8 @@ def test_groups_are_drawn_together() -> None:
     assert together != apart
 
 
-def test_other_pictures_stop() -> None:
-    with pytest.raises(ValueError, match="hold other pictures"):
+def test_different_images_stop() -> None:
+    with pytest.raises(ValueError, match="hold different images"):
         bootstrap_iou([images(1, 0.7), images(1, 0.7, num_images=39)])
 
 

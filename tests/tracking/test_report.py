@@ -1,4 +1,4 @@
-"""The W&B Report, as far as it goes without W&B's own server."""
+"""The W&B Report, without W&B's own server."""
 
 import os
 import subprocess
@@ -38,13 +38,11 @@ def test_a_dry_run_prints_the_blocks_without_an_account(
         assert part in output
 
 
-def test_without_an_account_a_server_or_the_package_it_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: object
-) -> None:
+def test_a_missing_account_server_or_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     command = ["wandb-report", "--groups", *GROUPS]
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", f"{tmp_path}/netrc")
-    with pytest.raises(RuntimeError, match="needs an account of .*look with --dry_run"):
+    with pytest.raises(RuntimeError, match="needs an account of .*or print the blocks with --dry_run"):
         main(command)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setattr("deeplab_lightning.commands.wandb_report.can_answer", lambda _: False)

@@ -1,4 +1,4 @@
-"""Comparison from what W&B holds: logs of real trainings, and runs made by hand."""
+"""Comparison of W&B runs: logs of real trainings, and runs made by hand."""
 
 import csv
 import io
@@ -35,7 +35,7 @@ Make = Callable[..., LoggedRun]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """A finished run: make(group, fold, counts) -> what W&B holds of it."""
+    """A finished run as W&B holds it: make(group, fold, counts) -> LoggedRun."""
 
     def run(group: str | None, fold: int, right: int = 300, *, start: str = "1", has_images: bool = False) -> LoggedRun:
         files = tmp_path / "files" / f"{group}-{fold}-{start}"
@@ -69,7 +69,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def test_without_matrices_of_pictures_folds_are_compared_and_the_table_says_so(make: Make, tmp_path: Path) -> None:
+def test_without_matrices_of_images_folds_are_compared_and_a_note_says_so(make: Make, tmp_path: Path) -> None:
     runs = [make("a", fold, 300 + fold) for fold in range(3)] + [make("b", fold, 340 - fold) for fold in range(3)]
     folders, _ = write_experiments(runs, tmp_path, "here")
     comparison = compare_experiments(folders)
@@ -86,7 +86,7 @@ def test_without_matrices_of_pictures_folds_are_compared_and_the_table_says_so(m
     assert other.cost == {"mega_parameters": 4.0, "giga_macs": None, "seconds": 180.0}
 
 
-def test_other_truths_in_a_fold_are_other_folds(make: Make, tmp_path: Path) -> None:
+def test_folds_with_different_truths_are_different_folds(make: Make, tmp_path: Path) -> None:
     runs = [make("a", 0), make("a", 1), replace(make("b", 0), config=make("b", 1).config), make("b", 0, start="2")]
     folders, _ = write_experiments(runs, tmp_path, "here")  # b's folds are swapped, and do not hold the same pixels
     comparison = compare_experiments(folders)
@@ -94,7 +94,7 @@ def test_other_truths_in_a_fold_are_other_folds(make: Make, tmp_path: Path) -> N
     assert any("by their pooled figures alone" in note for note in comparison.notes)
 
 
-def test_matrices_of_pictures_are_used_where_they_are(make: Make, tmp_path: Path) -> None:
+def test_matrices_of_images_are_used_if_there_are_any(make: Make, tmp_path: Path) -> None:
     folders, notes = write_experiments([make("a", fold, has_images=True) for fold in range(3)], tmp_path, "here")
     assert notes == []
     assert compare_experiments(folders).num_images == 3
@@ -117,22 +117,22 @@ def test_the_newest_of_two_trainings_of_a_fold_counts(make: Make, tmp_path: Path
     assert "trained more than once" in notes[0]
 
 
-def test_splits_into_other_numbers_of_folds_are_other_experiments(make: Make, tmp_path: Path) -> None:
+def test_splits_into_different_numbers_of_folds_are_different_experiments(make: Make, tmp_path: Path) -> None:
     runs = [make("a", fold) for fold in range(3)]
     fewer = make("a", 0, start="2")
     runs.append(replace(fewer, config={**fewer.config, "data": {**fewer.config["data"], "n_folds": 2}}))
     folders, notes = write_experiments(runs, tmp_path, "here")
     assert [(folder.name, len(list(folder.glob("fold_*")))) for folder in folders] == [("a-of-2", 1), ("a-of-3", 3)]
-    assert any("other numbers of folds" in note for note in notes)
+    assert any("different numbers of folds" in note for note in notes)
 
 
-def test_equal_names_of_two_sources_are_told_apart_by_these(make: Make, tmp_path: Path) -> None:
+def test_equal_names_of_two_sources_get_different_folders(make: Make, tmp_path: Path) -> None:
     run = make("a", 0)
     paths = [write_experiments([run], tmp_path, source)[0][0] for source in ("my/wandb", "wandb:team/p/a")]
     assert [path.relative_to(tmp_path).parts[0] for path in paths] == ["my-wandb", "wandb-team-p-a"]
 
 
-def test_a_run_of_all_folds_that_fails_is_said_and_tried_again(
+def test_a_pooled_run_that_fails_warns_and_is_tried_again(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [folder], _ = write_experiments([make("a", fold, has_images=True) for fold in range(3)], tmp_path, "here")
@@ -169,13 +169,15 @@ def test_parts_of_one_run_are_one_run(make: Make, tmp_path: Path, monkeypatch: p
 
 
 def test_runs_without_figures_are_named_with_what_they_lack(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no run of 'a' has what a comparison needs: a/fold0 lacks the best mIoU"):
+    with pytest.raises(
+        DataError, match="no run of 'a' has the data that a comparison needs: a/fold0 lacks the best mIoU"
+    ):
         write_experiments([replace(make("a", 0), summary={"val/confusion_matrix.path": "m"})], tmp_path, "here")
-    with pytest.raises(DataError, match="holds no training, only what folds say together"):
+    with pytest.raises(DataError, match="holds no training, only the pooled result"):
         write_experiments([replace(make("a", 1), job_type="cv")], tmp_path, "here")
 
 
-def test_a_log_that_is_none_says_so(tmp_path: Path) -> None:
+def test_a_file_that_is_no_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "offline-run-1-x").mkdir()
     (tmp_path / "offline-run-1-x" / "run-x.wandb").write_bytes(b"no log")
     with pytest.raises(DataError, match=r"run-x.wandb: .*(cannot read it|cut off)"):
@@ -195,14 +197,14 @@ def test_groups_need_an_address_an_account_and_a_server(tmp_path: Path, monkeypa
         online_runs("wandb:team/project/group", tmp_path)
 
 
-def test_a_folder_without_any_run_says_so(tmp_path: Path) -> None:
+def test_a_folder_without_any_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no result.json with figures, and no W&B run either"):
         source_folders([str(tmp_path)], tmp_path / "scratch")
 
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two experiments `one` and `two` of two folds each that logged offline, with other seeds."""
+    """Two experiments `one` and `two` of two folds each that logged offline, with different seeds."""
     root = tmp_path_factory.mktemp("logged")
     for index in range(6):
         write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
@@ -237,7 +239,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(experiments: Path) -> tuple[list[dict[str, str]], str]:
-    """What the folders tell: rows, and the curves of the page."""
+    """Rows of the CSV and curves of the page, from the folders."""
     rows, _ = compared(experiments / "one", experiments / "two", page=experiments / "folders.html")
     assert float(rows[1]["difference_low_folds"]) < float(rows[1]["difference_high_folds"])
     return rows, curves(experiments / "folders.html")
@@ -256,12 +258,12 @@ def server() -> Iterator[WandbServer]:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without the address of a W&B process that other tests have started."""
+    """The environment without the address of a W&B process that other tests started."""
     return {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | more
 
 
 def compared(*sources: object, page: Path | None = None, **more: str) -> tuple[list[dict[str, str]], str]:
-    """Rows of the CSV, and what the command printed; in a process of its own where it needs variables."""
+    """Rows of the CSV and the printed text; in a process of its own if it needs variables."""
     table = Path(str(page or sources[0])).parent / "compared.csv"
     words = ["compare", *map(str, sources), "--csv", str(table), *(["--html", str(page)] if page else [])]
     if more:
@@ -278,7 +280,7 @@ def compared(*sources: object, page: Path | None = None, **more: str) -> tuple[l
 
 
 @pytest.mark.slow
-def test_the_run_of_all_folds_holds_table_matrix_and_page(experiments: Path) -> None:
+def test_the_pooled_run_holds_table_matrix_and_page(experiments: Path) -> None:
     [files] = (experiments / "one" / "wandb").glob("offline-run-*/files/media")
     [table] = files.glob("table/cv/confusion_matrix_*.table.json")
     matrix = [row[1:] for row in json.loads(table.read_text())["data"]]
@@ -290,7 +292,7 @@ def test_the_run_of_all_folds_holds_table_matrix_and_page(experiments: Path) -> 
 
 
 @pytest.mark.slow
-def test_offline_runs_tell_the_same_as_the_folders(
+def test_offline_runs_give_the_same_as_the_folders(
     experiments: Path, expected: tuple[list[dict[str, str]], str], tmp_path: Path
 ) -> None:
     logs = tmp_path / "logs"  # moved away from the folders that they were logged in
@@ -301,7 +303,7 @@ def test_offline_runs_tell_the_same_as_the_folders(
     for path in logs.glob("*/files/image_matrices.npz"):
         path.unlink()
     [_, row], output = compared(logs)
-    assert "no intervals over pictures" in output
+    assert "no intervals over images" in output
     for key in (
         "miou",
         "difference",
@@ -316,7 +318,7 @@ def test_offline_runs_tell_the_same_as_the_folders(
 
 
 @pytest.mark.slow
-def test_uploaded_runs_tell_the_same_as_the_folders(
+def test_uploaded_runs_give_the_same_as_the_folders(
     experiments: Path, expected: tuple[list[dict[str, str]], str], tmp_path: Path, server: WandbServer
 ) -> None:
     more = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_CACHE_DIR": str(tmp_path / "cache")}

@@ -1,4 +1,4 @@
-"""Weights & Biases without an account."""
+"""W&B without an account."""
 
 import json
 import os

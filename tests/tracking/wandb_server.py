@@ -1,4 +1,4 @@
-"""As much of a W&B server as a client needs to log a run, on the loopback interface."""
+"""The part of a W&B server that a client needs to log a run, on the loopback interface."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ PROJECT = "deeplab_lightning"
 
 
 class WandbServer:
-    """Answers a client and remembers what it sent.
+    """Answer a client and keep what it sends.
 
     Attributes:
         history: Logged rows, by run name.
@@ -18,8 +18,8 @@ class WandbServer:
         configs: Configuration of each run, as text.
         groups: Group and job type of each run.
         files: Content of the uploaded files, by run and name.
-        reports: What reports were saved with.
-        questions: Queries that it did not know.
+        reports: Variables of the saved reports.
+        questions: Unknown queries.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class WandbServer:
                 self.wfile.write(text)
 
             def log_message(self, format: str, *args: Any) -> None:
-                """Nothing."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -76,11 +76,11 @@ class WandbServer:
 
     @property
     def url(self) -> str:
-        """Its address."""
+        """Return the server's address."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -137,7 +137,7 @@ class WandbServer:
         return {"data": {"serverInfo": {"features": []}}}
 
     def _project(self, query: str, variables: dict[str, Any], host: str) -> dict[str, Any]:
-        """What `wandb.Api` asks about a project: its runs, or files or history of one of them."""
+        """Answer `wandb.Api` about a project: its runs, or the files or history of one run."""
         if "runs(" in query:
             wanted = json.loads(variables["filters"])
             groups = wanted["group"]["$in"] if isinstance(wanted["group"], dict) else [wanted["group"]]

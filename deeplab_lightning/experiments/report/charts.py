@@ -1,4 +1,4 @@
-"""Charts as SVG that take their colours from the page, so that they follow light and dark."""
+"""Draw charts as SVG with the colours of the page, so that they follow its light or dark theme."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,7 +9,16 @@ Point = tuple[float, float]
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round values from about `low` to about `high`."""
+    """Choose round values for an axis.
+
+    Args:
+        low: Lower end of the axis.
+        high: Upper end of the axis.
+        count: Approximate number of steps.
+
+    Returns:
+        The values in [low, high].
+    """
     span = max(high - low, 1e-9)
     step = 10 ** math.floor(math.log10(span / count))
     step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
@@ -18,17 +27,17 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def intervals(rows: Sequence[tuple[str, float, float, float, Sequence[float]]], axis: str) -> str:
-    """A line per row: label, value as a dot, its interval as a bar, and small dots beside.
+    """Draw one line per row, with the value as a dot, its interval as a bar, and further values as small dots.
 
     Args:
-        rows: Label, value, low, high and further values.
-        axis: What the x axis shows.
+        rows: Label, value, low, high and further values of each row; low and high are nan without an interval.
+        axis: Title of the x axis.
     """
     left, row_height = 170, 30
     height = _TOP + row_height * len(rows) + _BOTTOM
-    everything = [v for _, *three, more in rows for v in (*three, *more) if not math.isnan(v)]
-    x = _scale(everything, left, _WIDTH - _RIGHT)
-    parts = [_x_axis(x, everything, _TOP, height - _BOTTOM, axis)]
+    values = [v for _, *three, more in rows for v in (*three, *more) if not math.isnan(v)]
+    x = _scale(values, left, _WIDTH - _RIGHT)
+    parts = [_x_axis(x, values, _TOP, height - _BOTTOM, axis)]
     for index, (label, value, low, high, more) in enumerate(rows):
         y = _TOP + row_height * (index + 0.5)
         color = f"var(--series-{index % 8})"
@@ -46,7 +55,13 @@ def intervals(rows: Sequence[tuple[str, float, float, float, Sequence[float]]], 
 
 
 def lines(series: Sequence[tuple[str, Sequence[Point]]], x_axis: str, y_axis: str) -> str:
-    """Curves, one per experiment."""
+    """Draw one curve per experiment; an empty text if there are no points.
+
+    Args:
+        series: Label and points of each experiment.
+        x_axis: Title of the x axis.
+        y_axis: Title of the y axis.
+    """
     height = 300
     xs = [px for _, points in series for px, _ in points]
     ys = [py for _, points in series for _, py in points]
@@ -65,7 +80,13 @@ def lines(series: Sequence[tuple[str, Sequence[Point]]], x_axis: str, y_axis: st
 
 
 def scatter(points: Sequence[tuple[str, float, float]], x_axis: str, y_axis: str) -> str:
-    """A labelled dot per experiment."""
+    """Draw one labelled dot per experiment; an empty text if there are none.
+
+    Args:
+        points: Label, x and y of each experiment.
+        x_axis: Title of the x axis.
+        y_axis: Title of the y axis.
+    """
     height = 320
     if not points:
         return ""
@@ -75,7 +96,7 @@ def scatter(points: Sequence[tuple[str, float, float]], x_axis: str, y_axis: str
     for index, (label, px, py) in enumerate(points):
         color = f"var(--series-{index % 8})"
         parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="7" style="fill:{color}"/>')
-        shift, anchor = (11, "start") if x(px) < 2 / 3 * _WIDTH else (-11, "end")  # not over the edge
+        shift, anchor = (11, "start") if x(px) < 2 / 3 * _WIDTH else (-11, "end")  # to stay inside the drawing
         place = f'x="{x(px) + shift:.1f}" y="{y(py) + 4:.1f}" text-anchor="{anchor}"'
         parts.append(f"<text {place}>{escape(_shortened(label))}</text>")
     return _svg(height, parts, f"{y_axis} against {x_axis}")
@@ -94,7 +115,7 @@ def _scale(values: Sequence[float], start: float, stop: float, *, pad: float = 0
 
 def _x_axis(x: Callable[[float], float], values: Sequence[float], top: float, bottom: float, title: str) -> str:
     parts = []
-    is_whole = all(float(value).is_integer() for value in values)  # no half epochs
+    is_whole = all(float(value).is_integer() for value in values)  # of epochs, for example: no half ones
     for tick in ticks(min(values), max(values), 6):
         if is_whole and not float(tick).is_integer():
             continue

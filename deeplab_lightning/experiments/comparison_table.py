@@ -1,0 +1,80 @@
+"""Format a comparison as rows and texts, for the command line and the report page."""
+
+import math
+from typing import Any
+
+from deeplab_lightning.experiments.comparison import Comparison, Entry
+from deeplab_lightning.tables import csv_text_of_dicts
+
+
+def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one row per experiment, as in the CSV file: figures by column, nan or None if unknown."""
+    rows = []
+    for entry in comparison.entries:
+        folds, images = entry.over_folds, entry.over_images
+        row: dict[str, Any] = {
+            "experiment": entry.label,
+            "miou": entry.miou,
+            "miou_low": entry.interval[0],
+            "miou_high": entry.interval[1],
+            "fold_mean": float(entry.cv.miou.mean()),
+            "fold_std": entry.cv.miou_std,
+            "difference": entry.difference,
+            "difference_folds": folds.mean if folds else math.nan,
+            "difference_low_folds": folds.low if folds else math.nan,
+            "difference_high_folds": folds.high if folds else math.nan,
+            "p_folds": folds.p if folds else math.nan,
+            "difference_low_images": images.low if images else math.nan,
+            "difference_high_images": images.high if images else math.nan,
+            "p_images": images.p if images else math.nan,
+            "p_holm": entry.adjusted_p,
+            **entry.cost,
+        }
+        row |= {f"iou/{name}": float(v) for name, v in zip(comparison.class_names, entry.iou, strict=True)}
+        rows.append(row)
+    return rows
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """Format the rows as CSV with six significant digits; unknown figures are empty cells."""
+    return csv_text_of_dicts([{key: _cell(value) for key, value in row.items()} for row in comparison_rows(comparison)])
+
+
+def interval_text(low: float, high: float, *, signed: bool = False) -> str:
+    """Format an interval, or return an empty text if it is unknown.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        signed: Whether positive ends get a plus sign, as for differences.
+    """
+    if math.isnan(low):
+        return ""
+    return f"{low:+.3f} to {high:+.3f}" if signed else f"{low:.3f} to {high:.3f}"
+
+
+def folds_text(entry: Entry) -> str:
+    """Format mean and standard deviation of the folds' mIoU; a single fold has no deviation."""
+    deviation = "" if math.isnan(entry.cv.miou_std) else f" ± {entry.cv.miou_std:.3f}"
+    return f"{entry.cv.miou.mean():.3f}{deviation}"
+
+
+def p_text(p: float) -> str:
+    """Format a p-value, or return an empty text for nan."""
+    return "" if math.isnan(p) else f"{p:.3f}"
+
+
+def cost_text(value: float | None) -> str:
+    """Format a cost with one decimal, or return an empty text if it is unknown."""
+    return "" if value is None else f"{value:.1f}"
+
+
+def minutes_text(seconds: float | None) -> str:
+    """Format a time in minutes, or return an empty text if it is unknown."""
+    return cost_text(None if seconds is None else seconds / 60)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:  # nan
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value

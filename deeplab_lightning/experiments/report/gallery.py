@@ -1,0 +1,142 @@
+"""Draw the images with the lowest mIoU, with their truth and predictions."""
+
+import base64
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deeplab_lightning.data.config import datamodule_from_config
+from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.drawing import Pixels, overlay
+from deeplab_lightning.experiments.comparison import Comparison, Entry
+from deeplab_lightning.metrics.iou import mean_iou
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
+
+_MAX_IMAGES = 12
+_MAX_WIDTH = 480  # pixels of an image on the page
+_JPEG_QUALITY = 80
+_CHUNK = 256  # images whose dense matrices are in memory at once
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Hold the images of a report page.
+
+    Attributes:
+        images: `name`, `views` (label -> data URL) and `miou` (a sentence) of each image, lowest mIoU first.
+        legend: `name` and CSS `color` of each class.
+        notes: Reason why no images are shown.
+    """
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    legend: list[dict[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_gallery(comparison: Comparison) -> Gallery:
+    """Draw the images with the lowest mIoU, in the mean over all experiments.
+
+    Args:
+        comparison: Comparison whose experiments may have predictions of their held-out images.
+    """
+    predicted = [entry for entry in comparison.entries if _has_predictions(entry)]
+    if not predicted:
+        return _no_images("there are no predictions; `deeplab kfold --predictions` writes them")
+    try:
+        dataset = _dataset(comparison.entries[0].folder)
+    except (OSError, ValueError, SystemExit) as error:  # the parser exits if a class no longer exists
+        reason = "see above" if isinstance(error, SystemExit) else str(error).splitlines()[0]
+        return _no_images(f"the data cannot be read ({reason})")
+    matrices = [entry.images for entry in comparison.entries if entry.images is not None]
+    if not matrices:
+        return _no_images("an experiment has no image_matrices.npz")
+    miou = np.array([_image_miou(own) for own in matrices])  # (M, N)
+    order = np.argsort(np.nan_to_num(miou.mean(axis=0), nan=np.inf), kind="stable")
+    images: list[dict[str, Any]] = []
+    for row, views in _drawn(dataset, predicted, [(i, matrices[0].names[i]) for i in order.tolist()]):
+        texts = [f"{entry.label} {miou[i, row]:.3f}" for i, entry in enumerate(comparison.entries)]
+        images.append(
+            {
+                "name": matrices[0].names[row],
+                "views": {label: _data_url(pixels) for label, pixels in views.items()},
+                "miou": "mIoU of this image: " + ", ".join(texts),
+            }
+        )
+        if len(images) == _MAX_IMAGES:
+            break
+    if not images:
+        return _no_images("the predictions are of other images")
+    colors = [f"rgb{tuple(color)}" for color in dataset.classes.colors or ()]
+    legend = [{"name": name, "color": color} for name, color in zip(dataset.classes.names, colors, strict=True)]
+    return Gallery(images, legend)
+
+
+def _no_images(reason: str) -> Gallery:
+    return Gallery(notes=[f"no images are shown: {reason}."])
+
+
+def _drawn(
+    dataset: SegmentationDataset, predicted: list[Entry], images: list[tuple[int, str]]
+) -> Iterator[tuple[int, Mapping[str, Pixels]]]:
+    """Yield row and views of each image of which all predictions can be read.
+
+    Args:
+        dataset: Data set of the images.
+        predicted: Experiments with predictions.
+        images: Row in the matrices and key of each image.
+    """
+    index_of = {name: index for index, name in enumerate(dataset.names)}
+    for row, name in images:
+        if name not in index_of:
+            continue
+        index = index_of[name]
+        paths = {entry.label: _prediction(entry, name, dataset.paths[index]) for entry in predicted}
+        if not all(path.is_file() for path in paths.values()):
+            continue
+        try:
+            image = dataset.read_image(index).permute(1, 2, 0).numpy()
+            views = {"image": image, "truth": overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
+            for label, path in paths.items():
+                views[label] = overlay(image, np.asarray(Image.open(path)), dataset.classes)
+        except (OSError, ValueError):  # a damaged file hides its own image only
+            continue
+        yield row, views
+
+
+def _image_miou(images: PerImageConfusion) -> npt.NDArray[np.float64]:
+    """Compute the (N,) mIoU of each image in chunks, since dense matrices of many classes are large."""
+    k, starts = images.num_classes, range(0, len(images.names), _CHUNK)
+    dense = (np.asarray(images.counts[start : start + _CHUNK].todense()) for start in starts)
+    return np.concatenate([mean_iou(part.reshape(-1, k, k)) for part in dense])
+
+
+def _has_predictions(entry: Entry) -> bool:
+    return any(run.val_predictions.masks.is_dir() for run in ExperimentFolder(entry.folder).runs())
+
+
+def _prediction(entry: Entry, name: str, image: Path) -> Path:
+    """Return the path of the prediction that `deeplab predict` wrote for an image of `val_images.txt`."""
+    predictions = ExperimentFolder(entry.folder).fold(entry.cv.fold_of[name]).val_predictions
+    return predictions.mask(Path(str(image.absolute()).lstrip("/")).with_suffix(""))
+
+
+def _dataset(folder: Path) -> SegmentationDataset:
+    dataset = datamodule_from_config(ExperimentFolder(folder).read_config()["data"], on_error="skip").dataset
+    assert dataset is not None
+    return dataset
+
+
+def _data_url(pixels: Pixels) -> str:
+    image = Image.fromarray(pixels)
+    if image.width > _MAX_WIDTH:
+        image = image.resize((_MAX_WIDTH, round(image.height * _MAX_WIDTH / image.width)))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=_JPEG_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
