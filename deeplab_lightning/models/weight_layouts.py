@@ -109,7 +109,7 @@ def _smp(state: State, net: nn.Module) -> Translation:
 def _renamed_v3(
     state: State, backbone: str, aspp: str, project: str, conv: str, norm: str, classifier: str
 ) -> Translation:
-    """Translate a DeepLab v3 of torchvision's structure; the other arguments are patterns of its parts' names."""
+    """Translate a DeepLab v3 of torchvision's structure, by patterns of its parts' names."""
     branches = {int(m[1]) for key in state if (m := re.match(aspp, key))}
     pooling = max(branches, default=0)
     rules = [
@@ -153,10 +153,15 @@ def _caffe_resnet(state: State, net: nn.Module) -> Translation:
 
 
 def _first(state: State, net: nn.Module) -> Translation:
-    """Translate DeepLab v2 on VGG-16 of this system's first version."""
+    """Translate DeepLab v2 on VGG-16 of this system's first version.
+
+    Its backbone holds slices of torchvision's features, `conv1.0`, `conv1.2`, ..., and own layers `conv5_1.0`. The
+    classifier that they were taken from, `pretrained_model`, is part of the same module and of no use here.
+    """
     rates = sorted({int(m[1]) for key in state if (m := re.match(r"classifier\.conv3x3_dilate(\d+)\.", key))})
     translation = Translation()
-    _add_vgg(translation, state, net, r"backbone\.conv(\d)(?:_(\d))?\.0\.(weight|bias)")
+    _add_vgg(translation, state, net, r"backbone\.conv(\d)(?:_(\d))?\.(\d+)\.(weight|bias)")
+    translation.ignored = [key for key in state if key.startswith("backbone.pretrained_model.")]
     for kind in ("weight", "bias"):
         names = {
             f"classifier.conv3x3_dilate{rate}.0.{kind}": f"head.branches.{i}.0.{kind}" for i, rate in enumerate(rates)
@@ -200,7 +205,7 @@ def _vgg(state: State, net: nn.Module) -> Translation:
 
 
 def _backbone(state: State, net: nn.Module) -> Translation:
-    """Translate a classifier of torchvision, timm or smp, whose names equal those of our backbones."""
+    """Translate a classifier of torchvision, timm or smp by the names of our backbone."""
     if isinstance(net.backbone, VGGBackbone):  # whose names differ
         return _vgg(state, net)
     own = [key for key in net.state_dict() if key.startswith("backbone.")]
@@ -244,10 +249,13 @@ def _smp_efficientnet(state: State, net: nn.Module) -> Translation:
 
 
 def _add_vgg(translation: Translation, state: State, net: nn.Module, pattern: str) -> None:
-    """Add a VGG's convolutions and norms in their order; the pattern matches their names."""
+    """Add a VGG's convolutions and norms in their order.
+
+    The pattern matches their names: its groups are the numbers that give the order, and last the kind of the tensor.
+    """
     order = ["weight", "bias", "running_mean", "running_var"]
     found = [(m, key) for key in state if (m := re.fullmatch(pattern, key))]
-    found.sort(key=lambda item: (int(item[0][1]), int(item[0][2] or 0), order.index(item[0][3])))
+    found.sort(key=lambda item: (*(int(n or 0) for n in item[0].groups()[:-1]), order.index(item[0].groups()[-1])))
     own = [k for k in net.state_dict() if k.startswith("backbone.") and not k.endswith("num_batches_tracked")]
     if not isinstance(net.backbone, VGGBackbone) or len(own) != len(found):
         raise UserError(
@@ -259,7 +267,7 @@ def _add_vgg(translation: Translation, state: State, net: nn.Module, pattern: st
 
 
 def _convert_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
-    """Convert the first convolution from BGR less Caffe's mean, on 0-255, to RGB normalised as the backbone's."""
+    """Convert the first convolution from BGR (0-255) less Caffe's mean to RGB normalised by mean and std."""
     weight, bias = "backbone.stages.0.0.weight", "backbone.stages.0.0.bias"
     caffe_mean = torch.tensor([123.68, 116.779, 103.939])
     mean, std = torch.tensor(backbone.mean) * 255, torch.tensor(backbone.std) * 255
@@ -270,9 +278,9 @@ def _convert_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
 
 
 def _subsampled(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Subsample a fully connected layer to a smaller convolution, by evenly spaced outputs, inputs and positions.
+    """Subsample a fully connected layer to a smaller convolution.
 
-    DeepLab v1, section 3.1: fc6 from 7x7 to 3x3 and 4096 to 1024 channels, by simple decimation.
+    Outputs, inputs and kernel positions are evenly spaced. DeepLab v1, section 3.1: fc6 from 7x7 to 3x3 and 4096 to 1024 channels, by simple decimation.
     """
     if tensor.dim() == 2:
         side = round((tensor.shape[1] / 512) ** 0.5) if len(shape) == 4 and shape[-1] > 1 else 1

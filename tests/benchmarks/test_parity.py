@@ -17,7 +17,7 @@ from torchvision.models import segmentation as tv
 from deeplab_lightning import DeepLabV2, DeepLabV3, DeepLabV3Plus, load_weights
 from tests.benchmarks.measure import write
 from tests.models.references import CaffeDeepLabV2, multi_scale, randomise, written_out_v3plus
-from tests.models.test_weights import RESNET_V2, first_version, pictures
+from tests.models.test_weights import RESNET_V2, FirstVersion, pictures
 
 Logits = Callable[[Tensor], Tensor]
 Pair = tuple[Logits, Logits, list[nn.Module]]
@@ -52,10 +52,15 @@ def caffes() -> Pair:
 
 
 def firsts() -> Pair:
-    theirs, state = first_version(NUM_CLASSES, 1024)
+    theirs = FirstVersion(NUM_CLASSES, 1024).eval()
+    state = theirs.state_dict()
     net = DeepLabV2(NUM_CLASSES, pretrained=False).eval()
     load_weights(net, state)
-    return net, theirs, [net, theirs]
+
+    def logits(x: Tensor) -> Tensor:  # its own resize takes sizes that are divisible by 8
+        return F.interpolate(theirs.coarse(x), size=x.shape[-2:], mode="bilinear")
+
+    return net, logits, [net, theirs]
 
 
 def papers_v3plus() -> Pair:
