@@ -191,22 +191,12 @@ def _logs(folder: Path) -> Iterator[Path]:
 
 
 def _read_log(path: Path) -> LoggedRun:
-    """Read one offline log with W&B's own reader."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    if done.returncode != 0:
-        import wandb
-
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise DataError(
-            f"{path}: wandb {wandb.__version__} cannot read it ({reason}). Version 0.31 or newer reads logs."
-        )
+    """Read one offline log."""
     run: dict[str, Any] = {}
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
     rows = []
-    for line in done.stdout.splitlines():
-        record = json.loads(line)
+    for record in _records(path):
         content = record.get(record["type"]) or {}
         match record["type"]:
             case "run":
@@ -234,6 +224,20 @@ def _read_log(path: Path) -> LoggedRun:
         rows=rows,
         fetch=partial(_file_below, path.parent / "files"),
     )
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a log, decoded by W&B's own reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
+    if done.returncode != 0:
+        import wandb
+
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise DataError(
+            f"{path}: wandb {wandb.__version__} cannot read it ({reason}). Version 0.31 or newer reads logs."
+        )
+    yield from map(json.loads, done.stdout.splitlines())
 
 
 def _file_below(folder: Path, name: str) -> Path | None:
