@@ -1,4 +1,4 @@
-"""One spelling of the class paths in configurations, so that those of several versions can be compared."""
+"""Read class paths in configurations: which entries name a class, and one spelling for all versions."""
 
 from importlib import import_module
 from typing import Any
@@ -18,6 +18,28 @@ def canonical(config: Any) -> Any:
     if isinstance(config, list):
         return [canonical(value) for value in config]
     return config
+
+
+def init_args_of(class_name: str, entries: Any) -> list[dict[str, Any]]:
+    """Return the `init_args` of each entry that names a class, which the caller may change in place.
+
+    Args:
+        class_name: Such as `WandbLogger`.
+        entries: One entry as `class_path` and `init_args`, a list of entries, or any other value for none.
+    """
+    given = entries if isinstance(entries, list) else [entries]
+    return [entry.setdefault("init_args", {}) for entry in given if names_class(entry, class_name)]
+
+
+def names_class(entry: Any, class_name: str) -> bool:
+    """Check whether an entry's `class_path` ends with a class name.
+
+    Args:
+        entry: Mapping or jsonargparse Namespace; anything else names no class.
+        class_name: Such as `WandbLogger`.
+    """
+    class_path = entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
+    return str(class_path).rpartition(".")[2] == class_name
 
 
 def _defined_at(class_path: Any) -> Any:

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplab_lightning.class_paths import canonical
+from deeplab_lightning.class_paths import canonical, init_args_of
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
-from deeplab_lightning.tracking.mode import wandb_arguments
 
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
 """Trainer settings that describe the machine rather than the training."""
@@ -94,7 +93,7 @@ class Experiment:
             net["class_path"].rsplit(".", 1)[-1],
             str(net.get("init_args", {}).get("backbone", "")),
         ]
-        for arguments in wandb_arguments(config["trainer"]["logger"]):
+        for arguments in init_args_of("WandbLogger", config["trainer"]["logger"]):
             arguments |= {
                 "group": self.group,
                 "name": f"{self.group}/fold{fold}",

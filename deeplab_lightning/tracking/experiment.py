@@ -6,10 +6,11 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.experiments.aggregate import CrossValidation
 from deeplab_lightning.runs import ExperimentFolder, confusion_rows
-from deeplab_lightning.tracking.mode import choose_mode, wandb_arguments
+from deeplab_lightning.tracking.mode import choose_mode
 
 
 def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, group: str) -> None:
@@ -24,7 +25,7 @@ def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, gro
         config: The experiment's configuration.
         group: W&B group of the folds.
     """
-    arguments = wandb_arguments(config["trainer"]["logger"])
+    arguments = init_args_of("WandbLogger", config["trainer"]["logger"])
     mode = choose_mode(config["wandb"]) if arguments else "disabled"
     files = ExperimentFolder(folder)
     key = content_key(files.result.read_text())

@@ -3,7 +3,7 @@
 import netrc
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -65,23 +65,3 @@ def api_key(host: str) -> str | None:
     except (OSError, netrc.NetrcParseError):
         return None
     return found[2] if found else None
-
-
-def wandb_arguments(loggers: Any) -> list[dict[str, Any]]:
-    """Return the `init_args` of each WandbLogger of a configuration, which the caller may change in place.
-
-    Args:
-        loggers: Value of `trainer.logger`: one logger as `class_path` and `init_args`, a list, a boolean or None.
-    """
-    entries = loggers if isinstance(loggers, list) else [loggers]
-    return [entry.setdefault("init_args", {}) for entry in entries if is_wandb_logger(entry)]
-
-
-def is_wandb_logger(entry: Any) -> bool:
-    """Check whether the configuration of a logger names the WandbLogger.
-
-    Args:
-        entry: Mapping or jsonargparse Namespace with a `class_path`; anything else is no WandbLogger.
-    """
-    class_path = entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
-    return str(class_path).endswith("WandbLogger")
