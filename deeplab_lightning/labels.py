@@ -1,4 +1,4 @@
-"""Turn logits into labels, for validation, test, prediction, panels and `tune-crf` alike."""
+"""Turn logits into labels, in all commands by the same function."""
 
 from collections.abc import Callable
 from typing import Any

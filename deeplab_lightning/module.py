@@ -1,4 +1,4 @@
-"""Train and evaluate a network: loss, metrics, optimiser and checkpoint in one LightningModule."""
+"""Train and evaluate a network in a LightningModule."""
 
 from typing import Any
 
@@ -98,11 +98,11 @@ class SegmentationModule(L.LightningModule):
         self.door = kernels.open_door(self.net, self.trainer.strategy.root_device, is_wanted=self.cpu_kernels)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Compute logits (B, K, H, W) of images (B, 3, H, W), uint8 or normalised float, as the network does."""
+        """Compute the network's output for images (B, 3, H, W) uint8 or normalised float: logits (B, K, H, W)."""
         return self.net(self.normalize(images))  # type: ignore[no-any-return]
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Compute the same before the resize to the images' size: logits (B, K, h, w)."""
+        """Compute the network's output before the resize to the images' size: logits (B, K, h, w)."""
         return self.net.coarse_logits(self.normalize(images))
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class SegmentationModule(L.LightningModule):
         return predictions
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Compute the loss of one batch, auxiliary losses included, and its logits (B, K, h, w)."""
+        """Compute the loss of one batch with its auxiliary losses, and its logits (B, K, h, w)."""
         assert batch.mask is not None
         mask = batch.mask.long()
         logits, auxiliary = TrainingLogits.of(self.door.logits(self, batch.image, self.loss))

@@ -115,7 +115,7 @@ def _corner_keys(base: Tensor, rank: Tensor, low: Tensor, digits: Tensor) -> Ten
 
 
 def _steps(digits: Tensor) -> Tensor:
-    """Compute how a key changes, (d + 1,) int64, if one coordinate goes d steps back and all others one step ahead."""
+    """Compute the change (d + 1,) of a key if one coordinate moves d steps back and all others one step ahead."""
     return digits.sum() - (len(digits) + 1) * F.pad(digits, (0, 1))
 
 

@@ -115,9 +115,10 @@ def trace(model: InferenceModel) -> ExportedProgram:
 
 @torch.no_grad()
 def compare(model: InferenceModel, exported: Runner) -> str:
-    """Compare an exported file with its model, on batches of one and two images of three sizes, one of them odd.
+    """Compare an exported file with its model, on images of three sizes.
 
-    Logits may differ by rounding. A label is right if no other class has a logit that is higher by more than that.
+    The batches hold one or two images, and one size is odd. Logits may differ by rounding. A label is right if no other
+    class has a logit that is higher by more than that.
 
     Args:
         model: Model that was exported.

@@ -1,6 +1,7 @@
-"""Depthwise convolutions with fast and correct gradients on a CPU; the arithmetic is in `depthwise_gradients`.
+"""Replace depthwise convolutions by layers with fast and correct gradients on a CPU.
 
-EfficientNets, MobileNets and separable ASPPs consist of them, dilated ones at output stride 8 or 16.
+The arithmetic is in `depthwise_gradients`. EfficientNets, MobileNets and separable ASPPs consist of depthwise
+convolutions, dilated ones at output stride 8 or 16.
 """
 
 from typing import Any
@@ -123,7 +124,7 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, paddin
 
 
 class _DepthwiseConv(torch.autograd.Function):
-    """Casts the weights to the input's precision; `is_fast` says whether oneDNN has fast kernels for it."""
+    """Cast the weights to the input's precision, and convolve; `is_fast` says whether oneDNN is fast in it."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, is_fast: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Depthwise convolutions and their gradients, built from the cases for which oneDNN has fast CPU kernels.
+"""Compute depthwise convolutions and their gradients from the cases for which oneDNN has fast CPU kernels.
 
 oneDNN computes a depthwise convolution of any dilation quickly while its padding is small, but the gradient of its
 weights only for kernels of 3x3 without dilation; all other cases take a path that is up to 50 times slower. They are
@@ -196,7 +196,7 @@ def _reduced_padding(padding: Pair, dilation: Pair) -> Pair:
 
 
 def _insert_zeros(grad_output: Tensor, stride: Pair, size: Pair) -> Tensor:
-    """Spread the pixels of (B, C, H', W') over the output of the same convolution at stride 1, of (H, W) = `size`."""
+    """Spread the pixels of a strided output over the output of the same convolution at stride 1, of `size`."""
     shape = (*grad_output.shape[:2], *size)
     spread = torch.empty(*shape, dtype=grad_output.dtype, memory_format=torch.channels_last).zero_()
     spread[:, :, :: stride[0], :: stride[1]] = grad_output

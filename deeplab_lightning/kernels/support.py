@@ -1,4 +1,4 @@
-"""Precisions in which this processor has the oneDNN convolutions that the kernels were measured with."""
+"""Find the precisions in which the processor has the convolutions that the kernels build on."""
 
 import platform
 
@@ -6,9 +6,9 @@ import torch
 
 
 def fast_dtypes() -> tuple[torch.dtype, ...]:
-    """Return the precisions in which oneDNN, PyTorch's library of CPU kernels, computes convolutions fast.
+    """Return the precisions in which oneDNN computes convolutions fast.
 
-    Empty on processors other than x86, on which nothing was measured.
+    oneDNN is PyTorch's library of CPU kernels. Empty on processors other than x86, on which nothing was measured.
     """
     if not torch.backends.mkldnn.is_available() or platform.machine().lower() not in {"x86_64", "amd64"}:
         return ()

@@ -87,7 +87,7 @@ def _has_matrix_unit() -> bool:
 
 
 def convolve_by_taps(x: Tensor, weight: Tensor, dilation: int) -> Tensor:
-    """Convolve with a 3x3 kernel of equal dilation and padding, stride 1, without bias.
+    """Convolve with a 3x3 kernel at stride 1, without bias and with a padding that equals the dilation.
 
     Args:
         x: (B, C, H, W), fastest in channels-last memory.

@@ -107,7 +107,7 @@ def tiled_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
 def tiled_cross_entropy(
     logits: Tensor, mask: Tensor, class_weights: Tensor | None, label_smoothing: float, band_rows: int | None
 ) -> Tensor:
-    """Compute the cross-entropy of logits resized to the mask, tile by tile, with its gradient.
+    """Compute the cross-entropy of logits that are resized to the mask tile by tile.
 
     Args:
         logits: (B, K, h, w) float, finite.
@@ -170,7 +170,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
 
 class _TileLoss(NamedTuple):
-    """Hold the sum of the loss over a tile, and its gradient (b, K, r, c), which is empty if not needed."""
+    """Hold the sum of the loss over a tile and its gradient (b, K, r, c); an empty tensor if not needed."""
 
     loss: Tensor
     gradient: Tensor

@@ -97,7 +97,7 @@ def _box_sums(x: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def _count(labels: Tensor, is_counted: Tensor, num_classes: int) -> Tensor:
-    """Count the pixels of each class that are counted, (B, K) int64, from (B, H, W) labels and bool."""
+    """Count the selected pixels of each class, (B, K) int64, from labels and bool (B, H, W)."""
     batch = len(labels)
     cell = torch.where(is_counted & (labels != IGNORE_INDEX), labels, num_classes)
     cell = cell + torch.arange(batch, device=cell.device).reshape(-1, 1, 1) * (num_classes + 1)

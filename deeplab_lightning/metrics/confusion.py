@@ -45,7 +45,7 @@ class ConfusionMatrix(PixelCounts):
         self.counts += matrices.sum(dim=0)
 
     def compute(self) -> Tensor:
-        """Return the sum, (K, K) int64, rows truth, columns prediction."""
+        """Return the sum (K, K) int64; rows are truth, columns prediction."""
         return self.counts
 
 

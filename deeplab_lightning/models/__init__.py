@@ -1,4 +1,4 @@
-"""The DeepLab family in plain PyTorch: networks, backbones, dilation and weights."""
+"""Build networks of the DeepLab family in plain PyTorch, and load their weights."""
 
 from typing import TYPE_CHECKING
 

@@ -14,7 +14,7 @@ DEFAULT_ATROUS_RATES = {  # output stride -> rates (Chen et al. 2017, DeepLab v3
 
 
 class ConvNormReLU(nn.Sequential):
-    """Apply a convolution without bias, BatchNorm and ReLU, padded to keep the map's size."""
+    """Apply a convolution without bias that keeps the map's size, BatchNorm and ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, dilation: int = 1) -> None:
         padding = dilation * (kernel_size // 2)
@@ -62,7 +62,7 @@ class ImagePooling(nn.Module):
 
 
 class ASPPConcat(nn.Module):
-    """Concatenate and project a 1x1 convolution, one dilated 3x3 per rate, and image pooling (DeepLab v3).
+    """Concatenate and project a 1x1 convolution, a dilated 3x3 per rate and image pooling (DeepLab v3).
 
     Args:
         in_channels: Channels of the backbone's map.
@@ -168,9 +168,9 @@ class ASPPSum(nn.Module):
         return torch.stack(logits).sum(dim=0)
 
     def _logits_of_sum(self, features: Tensor) -> Tensor:
-        """Apply a shared head, which is linear without dropout, once to the sum of the branches.
+        """Apply a shared head once, to the sum of the branches.
 
-        The biases count once per branch.
+        Without dropout it is linear: the biases count once per branch.
         """
         num_branches = len(self.branches)
         x = self.branches[0](features)

@@ -10,7 +10,7 @@ COST_SIZE = 512  # pixels
 
 
 def network_cost(net: nn.Module) -> dict[str, float]:
-    """Count parameters, and multiply-adds on one image of 512x512.
+    """Count the parameters of a network, and its multiply-adds on one image of 512x512.
 
     Returns:
         `mega_parameters` in millions and `giga_macs` in 10^9.

@@ -1,4 +1,4 @@
-"""Build the DeepLab family: a backbone, a head, and a resize to the input's size."""
+"""Build the DeepLab family from a backbone, a head and a resize to the input's size."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +35,7 @@ class TrainingLogits(NamedTuple):
 
 
 class DeepLab(nn.Module, HubFolder):
-    """Segment images with a backbone, a head on its deepest map, and one bilinear resize.
+    """Segment images with a backbone, a head on its deepest map and one bilinear resize.
 
     A new member of the family is a subclass.
 
@@ -72,7 +72,10 @@ class DeepLab(nn.Module, HubFolder):
         self.auxiliary = _fcn_head(backbone.channels[-2], num_classes) if auxiliary_weight else None
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Segment images (B, 3, H, W) float, normalised by the backbone's mean and std, of any H and W.
+        """Compute the logits of images at their size.
+
+        Args:
+            images: (B, 3, H, W) float, normalised by the backbone's mean and std, with any H and W.
 
         Returns:
             Logits (B, K, H, W) float, unnormalised; in training, `TrainingLogits` if the network has an auxiliary head
@@ -108,9 +111,9 @@ class DeepLab(nn.Module, HubFolder):
 
 
 class DeepLabV1(DeepLab):
-    """Build DeepLab v1, LargeFOV: fc6 as a dilated 3x3, fc7 and a classifier at output stride 8.
+    """Build DeepLab v1: fc6 as a dilated 3x3, fc7 and a classifier at output stride 8.
 
-    Chen et al. 2015, arXiv:1412.7062, section 3.1.
+    LargeFOV of Chen et al. 2015, arXiv:1412.7062, section 3.1.
 
     Args:
         num_classes: Number of classes K, without void.
@@ -326,7 +329,7 @@ class DeepLabV3Plus(DeepLab):
 
 
 class _Decoder(nn.Module):
-    """Combine ASPP and low-level features: 48 channels, concatenation, two 3x3, classifier (v3+, section 3.1)."""
+    """Concatenate ASPP and 48 low-level channels, and classify them after two 3x3 (v3+, section 3.1)."""
 
     def __init__(
         self, aspp: ASPPConcat, *, low_channels: int, channels: int, num_classes: int, separable: bool

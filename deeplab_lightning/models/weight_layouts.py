@@ -280,7 +280,8 @@ def _convert_caffe_pixels(translation: Translation, backbone: Backbone) -> None:
 def _subsampled(tensor: Tensor, shape: torch.Size) -> Tensor:
     """Subsample a fully connected layer to a smaller convolution.
 
-    Outputs, inputs and kernel positions are evenly spaced. DeepLab v1, section 3.1: fc6 from 7x7 to 3x3 and 4096 to 1024 channels, by simple decimation.
+    Outputs, inputs and kernel positions are evenly spaced. In DeepLab v1 (section 3.1), simple decimation reduces fc6
+    from 7x7 to 3x3 and from 4096 to 1024 channels.
     """
     if tensor.dim() == 2:
         side = round((tensor.shape[1] / 512) ** 0.5) if len(shape) == 4 and shape[-1] > 1 else 1

@@ -124,8 +124,9 @@ class FirstVersion(nn.Module):
     def __init__(self, num_classes: int, hidden: int) -> None:
         super().__init__()
         self.backbone, self.classifier = nn.Module(), nn.Module()
-        self.backbone.pretrained_model = torchvision.models.vgg16(weights=None)
-        features = list(self.backbone.pretrained_model.features)
+        vgg = torchvision.models.vgg16(weights=None)
+        self.backbone.pretrained_model = vgg
+        features = list(vgg.features)
         for number, (start, stop) in enumerate(((0, 4), (5, 9), (10, 16), (17, 23)), start=1):
             self.backbone.add_module(f"conv{number}", nn.Sequential(*features[start:stop]))
         for number in (1, 2, 3):
