@@ -1,26 +1,27 @@
-"""Command lines -> objects. Heavy imports wait until a command needs them, so that `--help` is quick."""
+"""Choose and run a command. Heavy imports wait until a command needs them, so that `--help` is quick."""
 
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import deeplab_lightning
+from deeplab_lightning.usage import usage_error
 
 COMMANDS = {
     "fit": "train a model on one fold",
-    "validate": "evaluate a checkpoint on the validation part",
-    "test": "evaluate a checkpoint on the test part",
-    "predict": "write masks and overlays for pictures without truth",
-    "tune-crf": "find the parameters of the dense CRF for a checkpoint",
+    "validate": "evaluate a checkpoint on the validation images",
+    "test": "evaluate a checkpoint on the test images",
+    "predict": "write masks and overlays for images without ground truth",
+    "tune-crf": "search the dense CRF's parameters for a checkpoint",
     "export": "write a checkpoint as one ONNX or torch.export file",
-    "kfold": "train on every fold, one process each, and pool the results",
-    "grid": "K-fold experiments for every combination of a grid file",
-    "compare": "is B better than A: differences with intervals, a table, a page",
-    "wandb-report": "write a W&B Report of experiments side by side",
+    "kfold": "train every fold in a process of its own and pool the results",
+    "grid": "run a K-fold experiment for every combination of a grid file",
+    "compare": "compare experiments: differences with intervals, a table, a page",
+    "wandb-report": "write a W&B Report that compares experiments",
     "split": "assign images to folds without training",
-    "benchmark": "measure what models cost, and whether the data keep up",
+    "benchmark": "measure the cost of models and the speed of the data loader",
     "data synthetic": "write the built-in litter data set",
-    "data check": "read every image and mask once and report what is wrong",
+    "data check": "read every image and mask once and report all problems",
 }
 
 _RUNNERS = {  # module below `commands`, and function; the other commands are Lightning's
@@ -41,10 +42,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run one command.
 
     Args:
-        args: The command line without the program's name; that of this process if None.
+        args: Command line without the program's name; that of this process if None.
 
     Raises:
-        SystemExit: 2 for a wrong command, key or type; 1 where a check found problems.
+        SystemExit: With status 2, if the command, a key or a type is wrong; with 1, if a check found problems.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in {"-h", "--help"}:
@@ -55,15 +56,16 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     command = " ".join(words[:2]) if words[0] == "data" else words[0]
     if command not in COMMANDS:
-        wants_help = words[0] == "data" and (len(words) == 1 or words[1] in {"-h", "--help"})
-        message = "" if wants_help else f"error: no command is called {command!r}.\n\n"
-        print(f"{message}{_usage()}", file=sys.stderr)
-        sys.exit(2)
+        if words[0] == "data" and (len(words) == 1 or words[1] in {"-h", "--help"}):
+            print(_usage(), file=sys.stderr)
+            sys.exit(2)
+        usage_error(f"no command is called {command!r}. `deeplab --help` lists the commands.")
     rest = words[len(command.split()) :]
     _runner(command)(rest)
 
 
 def _runner(command: str) -> Callable[[list[str]], None]:
+    """Import the function that runs a command."""
     if command in _RUNNERS:
         module, _, name = _RUNNERS[command].rpartition(".")
         runner: Callable[[list[str]], None] = getattr(import_module(f"deeplab_lightning.commands.{module}"), name)

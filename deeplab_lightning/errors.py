@@ -1,20 +1,28 @@
-"""Errors that the user can mend: the command line shows them in one line, and everything else with a traceback."""
+"""Define the errors that users can fix: the command line shows them in one line, all others with a traceback."""
 
 
 class UserError(ValueError):
-    """An input, an option or a file cannot be used as it is; the message says what to do."""
+    """Report an input, an option or a file that cannot be used; the message says what to do."""
 
 
 class DataError(UserError):
-    """A data set cannot be used as it is."""
+    """Report a data set that cannot be used."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that the user named does not exist."""
+    """Report a file or folder that the user named and that does not exist."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
 
 
 class UnavailableError(UserError, RuntimeError):
-    """Something that the command needs cannot be had here: a package, a server, weights, space."""
+    """Report something that the command needs and cannot get: a package, a server, weights, disk space."""
+
+
+def raised_in(error: BaseException, package: str) -> bool:
+    """Check whether an exception was raised in a file of a package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] == package

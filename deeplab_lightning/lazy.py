@@ -1,4 +1,4 @@
-"""Public names that are imported on first use, so that `deeplab --help` does not wait for torch."""
+"""Import public names on first use, so that `deeplab --help` does not wait for torch."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

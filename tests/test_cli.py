@@ -271,7 +271,7 @@ def test_split_writes_the_folds_that_training_uses(
     assert sum(document["classes"]["sky"]["objects"]) == 10
     assert Image.open(tmp_path / "balance.png").width > 500
     assert (run / "balance.csv").read_text() == (tmp_path / "balance.csv").read_text()
-    with pytest.raises(ValueError, match="A split is never replaced"):
+    with pytest.raises(ValueError, match="a split is never overwritten"):
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 
 FLOORS = (
-    ("lazy", "openmp", "class_paths", "errors", "files", "connection", "tables", "resizing", "data.classes"),
+    ("lazy", "openmp", "class_paths", "errors", "usage", "files", "connection", "tables", "resizing", "data.classes"),
     (
         *("data.problems", "data.cache", "data.images", "data.batch", "data.folds", "data.folds.balance"),
         *("data.folds.table", "data.datasets.base", "data.datasets.coco", "data.datasets.mask_folder"),
@@ -31,8 +31,9 @@ FLOORS = (
     ),
     ("module",),
     (
-        *("callbacks.checkpoint_io", "callbacks.epoch_seed", "callbacks.panels", "callbacks.prediction_writer"),
-        *("callbacks.progress", "callbacks.run_record", "callbacks.save_config", "callbacks", "tracking.summary"),
+        *("callbacks.checkpoint_io", "callbacks.data_line", "callbacks.epoch_seed", "callbacks.panels"),
+        *("callbacks.prediction_writer", "callbacks.progress", "callbacks.run_record", "callbacks.save_config"),
+        *("callbacks", "tracking.summary"),
         *("export.tracing", "export.formats", "export"),
     ),
     (
@@ -43,9 +44,9 @@ FLOORS = (
     ),
     ("tracking.runs", "tracking.report", "tracking.experiment"),
     (
-        *("commands", "commands.options", "commands.training", "commands.data", "commands.split", "commands.compare"),
-        *("commands.kfold", "commands.grid", "commands.benchmark", "commands.export", "commands.tune_crf"),
-        *("commands.wandb_report",),
+        *("commands", "commands.options", "commands.checkpoint", "commands.run_settings", "commands.training"),
+        *("commands.data", "commands.split", "commands.compare", "commands.kfold", "commands.grid"),
+        *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.wandb_report"),
     ),
     ("cli", "__main__", "data", "models", ""),
 )

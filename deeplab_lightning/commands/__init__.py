@@ -1,1 +1,1 @@
-"""What the commands of the program parse and print."""
+"""Parse and run the commands of the program."""

@@ -1,13 +1,12 @@
-"""`deeplab benchmark`: what models cost, and whether the data keep up with them."""
+"""Run `deeplab benchmark`: measure the cost of models and the speed of the data loader."""
 
-import argparse
 import importlib
 import itertools
 import json
 import logging
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,36 +18,38 @@ from lightning.pytorch.plugins.precision import Precision
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from deeplab_lightning.commands.training import resolve_fit_config
+from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.training import resolve_fit_config, user_mistakes
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import MissingFileError, UserError
-from deeplab_lightning.files import write_text
+from deeplab_lightning.files import write_atomically, write_text
 from deeplab_lightning.kernels import open_door
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tables import csv_text_of_dicts, table_console
 
-_MEMORY_FILES = (Path("/proc/self/clear_refs"), Path("/proc/self/status"))  # Linux: reset the peak, read it
+_MEMORY_FILES = (Path("/proc/self/clear_refs"), Path("/proc/self/status"))  # on Linux: to reset and to read the peak
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one model costs at one size. Times are medians.
+    """Hold the cost of one model at one image size. Times are medians.
 
     Attributes:
-        model: Backbone, or the run's folder.
-        parameters: In millions.
-        gflops: Of a forward pass of one picture, a multiplication and an addition counted as two.
-        forward_ms: Milliseconds per picture without gradients.
-        step_ms: Milliseconds per picture of a training step: forward, loss, backward and optimiser.
-        loader_per_s: Training pictures per second that the loader alone gives.
-        loop_per_s: Training pictures per second of loader and training step together.
-        waiting: Share of that time spent waiting for data.
-        peak_mb: Largest memory in training in megabytes: of the process on a CPU, of tensors on a GPU.
-        miou: Of the run's best epoch, where a run was given.
+        model: Name of the backbone, or of the run's folder.
+        parameters: Number of parameters in millions.
+        gflops: Billions of operations in the forward pass of one image; a multiplication and an addition count as
+            two.
+        forward_ms: Milliseconds per image of a forward pass without gradients.
+        step_ms: Milliseconds per image of a training step: forward, loss, backward and optimiser.
+        loader_per_s: Training images per second of the loader alone.
+        loop_per_s: Training images per second of loader and training step together.
+        waiting: Share of the loop's time that is spent waiting for data, in [0, 1].
+        peak_mb: Largest memory of the training in megabytes: of the process on a CPU, of tensors on a GPU.
+        miou: mIoU of the run's best epoch, in [0, 1]; None if the model comes from no run.
     """
 
     model: str
@@ -66,26 +67,25 @@ class Cost:
 def benchmark(args: list[str]) -> None:
     """Measure models at the configuration's crop size, batch size, precision and memory format.
 
-    Takes the options of `fit`, such as `--model.net.init_args.output_stride 8`. Writes `benchmark.csv`,
-    `benchmark.json` and, with `--runs`, `benchmark.png` (mIoU against cost).
+    All other options are those of `deeplab fit`, such as `--model.net.init_args.output_stride 8`. Writes
+    `benchmark.csv`, `benchmark.json` and, with `--runs`, `benchmark.png` (mIoU against cost).
 
     Raises:
-        FileNotFoundError: If a config or a run's record does not exist.
-        SystemExit: 2 for a wrong key or type, or a configuration without data or network.
+        FileNotFoundError: If a configuration file or a run's record does not exist.
+        SystemExit: With status 2, if a key or a type is wrong, or the configuration has no data or no network.
     """
-    options = argparse.ArgumentParser(prog="deeplab benchmark", description=benchmark.__doc__)
-    options.add_argument("-c", "--config", action="append", default=[], help="as for fit; later ones override")
-    options.add_argument("--backbones", help="names with commas between, instead of the configuration's")
-    options.add_argument("--runs", nargs="+", default=[], help="run folders: their networks beside, and a figure")
-    options.add_argument("--repeats", type=int, default=5, help="steps per measurement after a warm-up")
-    options.add_argument("--output", default="runs/bench", help="folder to write to")
+    options = OptionParser(prog="deeplab benchmark", description=description(benchmark))
+    options.add_argument("-c", "--config", action="append", default=[], help="configuration file; later ones override")
+    options.add_argument("--backbones", help="comma-separated backbones to measure instead of the configuration's")
+    options.add_argument(
+        "--runs", nargs="+", default=[], help="folders of finished runs to measure, and to plot by mIoU and cost"
+    )
+    options.add_argument("--repeats", type=int, default=5, help="steps per measurement, after one to warm up (5)")
+    options.add_argument("--output", default="runs/bench", help="folder to write to (runs/bench)")
     given, rest = options.parse_known_args(args)
     if given.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {given.repeats}.")
-    for path in given.config:
-        if not Path(path).is_file():
-            raise MissingFileError(f"no such config: {Path(path).absolute()}")
-    # As `fit` reads it, so that every option of it serves and a typo is an error.
+    # Parsed as by `fit`, so that all its options work and a typo is an error.
     config = resolve_fit_config([*(word for path in given.config for word in ("-c", path)), *rest])
     data = datamodule_from_config(config["data"])
     data.prepare_data()
@@ -115,50 +115,31 @@ def measure(
     """Build one network and measure it on the data's training batches.
 
     Args:
-        name: Of the row.
+        name: Name of the row.
         net: `class_path` and `init_args` of the network.
-        config: Where precision and memory format are read from.
-        data: Set up for training.
-        repeats: Steps per measurement.
-        miou: Of the run, in [0, 1].
+        config: Configuration of `fit`, for loss, precision and memory format.
+        data: Data that is set up for training.
+        repeats: Number of steps per measurement.
+        miou: mIoU of the run that the network comes from, in [0, 1]; None if it comes from no run.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = _precision(config["trainer"]["precision"] or "32-true", device)
-    module = SegmentationModule(
-        _build(net, data.num_classes), _loss(config), channels_last=config["model"]["channels_last"]
-    )
-    module.door = open_door(module.net, device, is_wanted=config["model"]["cpu_kernels"])
-    module = precision.convert_module(module).to(device)  # type: ignore[assignment]
+    training = _Training(net, config, data.num_classes, device)
     loader = data.train_dataloader()
     batch = _to(next(iter(loader)), device)
     size = len(batch.image)
-    optimizer = torch.optim.SGD(module.net.parameters(), lr=1e-3, momentum=0.9)
-
-    def forward() -> None:
-        with torch.no_grad(), precision.forward_context():
-            module(batch.image)
-
-    def step(given: Batch) -> None:
-        with precision.forward_context():
-            loss, _ = module.compute_loss(given)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    module.eval()
-    with torch.no_grad(), precision.forward_context(), FlopCounterMode(display=False) as counter:
-        module(batch.image[:1])
-    forward_seconds = _median(forward, repeats, device)
-    module.train()
+    training.module.eval()
+    flops = training.count_flops(batch.image[:1])
+    forward_seconds = _median(lambda: training.forward(batch.image), repeats, device)
+    training.module.train()
     _reset_peak(device)
-    step_seconds = _median(lambda: step(batch), repeats, device)
+    step_seconds = _median(lambda: training.step(batch), repeats, device)
     peak = _peak_megabytes(device)
     loader_seconds, _ = _drain(loader, repeats, None, device)
-    loop_seconds, waited = _drain(loader, repeats, step, device)
+    loop_seconds, waited = _drain(loader, repeats, training.step, device)
     return Cost(
         model=name,
-        parameters=sum(p.numel() for p in module.net.parameters()) / 1e6,
-        gflops=counter.get_total_flops() / 1e9,
+        parameters=sum(p.numel() for p in training.module.net.parameters()) / 1e6,
+        gflops=flops / 1e9,
         forward_ms=1000 * forward_seconds / size,
         step_ms=1000 * step_seconds / size,
         loader_per_s=size * repeats / loader_seconds,
@@ -169,12 +150,53 @@ def measure(
     )
 
 
-def draw(costs: Sequence[Cost], path: Path) -> None:
-    """MIoU against the milliseconds of a forward pass, a point per run.
+class _Training:
+    """Run forward passes and training steps of one network at the configuration's precision.
 
     Args:
-        costs: Those without mIoU are left out.
-        path: The PNG file.
+        net: `class_path` and `init_args` of the network.
+        config: Configuration of `fit`.
+        num_classes: K.
+        device: Device to run on.
+    """
+
+    def __init__(
+        self, net: Mapping[str, Any], config: Mapping[str, Any], num_classes: int, device: torch.device
+    ) -> None:
+        self._precision = _precision(config["trainer"]["precision"] or "32-true", device)
+        module = SegmentationModule(
+            _build(net, num_classes), _loss(config), channels_last=config["model"]["channels_last"]
+        )
+        module.door = open_door(module.net, device, is_wanted=config["model"]["cpu_kernels"])
+        self.module: SegmentationModule = self._precision.convert_module(module).to(device)  # type: ignore[assignment]
+        self._optimizer = torch.optim.SGD(self.module.net.parameters(), lr=1e-3, momentum=0.9)
+
+    def forward(self, images: torch.Tensor) -> None:
+        """Compute the logits of (B, 3, H, W) images without gradients."""
+        with torch.no_grad(), self._precision.forward_context():
+            self.module(images)
+
+    def count_flops(self, images: torch.Tensor) -> int:
+        """Count the floating-point operations of a forward pass."""
+        with FlopCounterMode(display=False) as counter:
+            self.forward(images)
+        return counter.get_total_flops()
+
+    def step(self, batch: Batch) -> None:
+        """Take one training step: forward, loss, backward and optimiser."""
+        with self._precision.forward_context():
+            loss, _ = self.module.compute_loss(batch)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+
+
+def draw(costs: Sequence[Cost], path: Path) -> None:
+    """Plot mIoU against the milliseconds of a forward pass, with a point per run.
+
+    Args:
+        costs: Costs of the models; those without mIoU are left out.
+        path: PNG file to write.
     """
     from matplotlib.figure import Figure
 
@@ -184,17 +206,16 @@ def draw(costs: Sequence[Cost], path: Path) -> None:
     for name, milliseconds, miou in points:
         axes.scatter(milliseconds, miou, s=30)
         axes.annotate(name, (milliseconds, miou), textcoords="offset points", xytext=(5, 4), fontsize=8)
-    axes.set_xlabel("forward pass, ms per picture")
+    axes.set_xlabel("forward pass, ms per image")
     axes.set_ylabel("mIoU")
     axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
 
 
 def _candidates(
     config: Mapping[str, Any], backbones: str | None, runs: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, Any], float | None]]:
-    """Name, network and mIoU of each row."""
+    """Yield name, network and mIoU of each row."""
     net = dict(config["model"]["net"])
     if not runs or backbones:
         init_args = dict(net.get("init_args", {}))
@@ -214,7 +235,7 @@ def _candidates(
 
 
 def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
-    """The network with random weights: their values cost nothing."""
+    """Build the network with random weights, since the cost does not depend on them."""
     module_name, _, class_name = str(net["class_path"]).rpartition(".")
     network = getattr(importlib.import_module(module_name or "deeplab_lightning"), class_name)
     init_args = {**net.get("init_args", {}), "num_classes": num_classes}
@@ -225,30 +246,38 @@ def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
 
 
 def _loss(config: Mapping[str, Any]) -> torch.nn.Module | None:
-    """The configured loss."""
+    """Build the configured loss; None if the configuration has none."""
     given = config["model"].get("loss")
     return None if given is None else instantiate_class((), given)  # type: ignore[no-any-return]
 
 
 def _precision(name: str, device: torch.device) -> Precision:
-    """Lightning's own way of computing in a precision."""
+    """Return Lightning's plugin for a precision.
+
+    Raises:
+        ValueError: If the device does not support the precision.
+    """
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     accelerator = "gpu" if device.type == "cuda" else "cpu"
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it tells of the devices, for every trainer
-    return L.Trainer(accelerator=accelerator, devices=1, precision=name, **quiet).precision_plugin  # type: ignore[arg-type]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # every trainer would list the devices
+    with user_mistakes():
+        return L.Trainer(accelerator=accelerator, devices=1, precision=name, **quiet).precision_plugin  # type: ignore[arg-type]
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch to a device."""
     mask = None if batch.mask is None else batch.mask.to(device)
     return batch._replace(image=batch.image.to(device), mask=mask)
 
 
 def _wait(device: torch.device) -> None:
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize()
 
 
-def _median(call: Any, repeats: int, device: torch.device) -> float:
+def _median(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Return the median of the seconds that a call takes, after one call to warm up."""
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -258,12 +287,14 @@ def _median(call: Any, repeats: int, device: torch.device) -> float:
     return sorted(seconds[1:])[repeats // 2]
 
 
-def _drain(loader: Any, repeats: int, step: Any, device: torch.device) -> tuple[float, float]:
-    """Seconds for some batches after the first, and how many of them were spent waiting for one."""
+def _drain(
+    loader: Any, repeats: int, step: Callable[[Batch], object] | None, device: torch.device
+) -> tuple[float, float]:
+    """Return the seconds that `repeats` batches take after the first, and the part spent waiting for the loader."""
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
     waited = start = 0.0
     for number in range(repeats + 1):
-        if number == 1:  # the first one starts the workers
+        if number == 1:  # the first batch also starts the workers
             start, waited = time.perf_counter(), 0.0
         asked = time.perf_counter()
         batch = next(batches)
@@ -275,6 +306,7 @@ def _drain(loader: Any, repeats: int, step: Any, device: torch.device) -> tuple[
 
 
 def _reset_peak(device: torch.device) -> None:
+    """Start measuring the largest memory."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif _MEMORY_FILES[0].exists():
@@ -282,6 +314,7 @@ def _reset_peak(device: torch.device) -> None:
 
 
 def _peak_megabytes(device: torch.device) -> float:
+    """Return the largest memory since `_reset_peak` in megabytes; since the process started where it is not Linux."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     if _MEMORY_FILES[1].exists():
@@ -291,6 +324,7 @@ def _peak_megabytes(device: torch.device) -> float:
 
 
 def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationDataModule) -> Table:
+    """Build the printed table, with a row per model."""
     precision = config["trainer"]["precision"] or "32-true"
     title = f"{precision}, batches of {data.batch_size}, {torch.get_num_threads()} threads, {data.num_workers} workers"
     table = Table(title=title, title_justify="left")

@@ -1,6 +1,5 @@
-"""`deeplab compare`: is B better than A, by how much, at what cost."""
+"""Run `deeplab compare`: compare experiments in quality and cost."""
 
-import argparse
 import math
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
@@ -27,13 +27,13 @@ from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import table_console
 
 _WANDB = "wandb:"
-_TABLE_WIDTH = 100  # characters that tables keep to, as far as one experiment's name lets them
+_TABLE_WIDTH = 100  # characters of the widest table, unless the name of one experiment is longer
 _MAX_COLUMNS = 8  # experiments side by side in the table of classes
 
 
 def compare(args: list[str]) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
+    """Compare experiments, print the tables, and write the files that the options name."""
+    parser = OptionParser(
         prog="deeplab compare",
         description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
     )
@@ -42,8 +42,8 @@ def compare(args: list[str]) -> None:
         nargs="+",
         help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
     )
-    parser.add_argument("--csv", type=Path, help="write the table there")
-    parser.add_argument("--html", type=Path, help="write a page with curves, classes and pictures there")
+    parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
+    parser.add_argument("--html", type=Path, help="HTML file to write a page with curves, classes and images to")
     given = parser.parse_args(args)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
@@ -51,15 +51,18 @@ def compare(args: list[str]) -> None:
 
 
 def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], list[str]]:
-    """A folder for each experiment that was named, those of W&B laid out below `scratch`, and notes on them.
+    """Find the folder of each experiment; experiments of W&B are first written to `scratch`.
 
     Args:
         sources: Folders of experiments or runs, folders with offline W&B runs, or `wandb:entity/project/group`.
-        scratch: A temporary folder.
+        scratch: Temporary folder.
+
+    Returns:
+        The folders, and notes on what the runs of W&B lack.
 
     Raises:
-        FileNotFoundError: If a folder is not there.
-        DataError: If W&B's runs cannot be read, or lack figures.
+        FileNotFoundError: If a folder holds no finished run.
+        DataError: If the runs of W&B cannot be read, or lack figures.
     """
     folders: list[Path] = []
     notes: list[str] = []
@@ -68,7 +71,7 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
         if not source.startswith(_WANDB) and any(run.result.is_file() for run in ExperimentFolder(folder).runs()):
             folders.append(folder)
             continue
-        from deeplab_lightning.tracking import runs as wandb_runs  # takes seconds, which folders do without
+        from deeplab_lightning.tracking import runs as wandb_runs  # slow to import, and not needed for folders
 
         if source.startswith(_WANDB):
             runs = wandb_runs.online_runs(source, scratch)
@@ -76,8 +79,7 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
             runs = wandb_runs.offline_runs(folder)
         else:
             raise MissingFileError(
-                f"no finished run or fold in {folder.absolute()}: there is no result.json with figures, "
-                "and no W&B run either."
+                f"no finished run or fold in {folder.absolute()}: it holds neither a result.json nor a W&B run."
             )
         made, remarks = wandb_runs.write_experiments(runs, scratch, source)
         folders += made
@@ -92,17 +94,17 @@ def compare_folders(
     html_path: Path | None = None,
     notes: Sequence[str] = (),
 ) -> None:
-    """Compare, print the tables, and write what was asked for.
+    """Compare experiments, print the tables, and write the files.
 
     Args:
         folders: Folders of K-fold experiments or of single runs; the first is the baseline.
-        csv_path: Where the table is written to.
-        html_path: Where the page is written to.
-        notes: Further sentences on what limits the comparison.
+        csv_path: CSV file to write the table to; none if None.
+        html_path: HTML file to write the page to; none if None.
+        notes: Further sentences on the limits of the comparison.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
-        DataError: If the classes differ, or no picture is shared.
+        DataError: If the classes differ, or the experiments share no image.
     """
     comparison = compare_experiments(folders)
     comparison = replace(comparison, notes=[*notes, *comparison.notes])
@@ -121,24 +123,29 @@ def compare_folders(
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
-    """A table each of quality, differences, cost, and IoU of each class: together they would be too wide to read."""
+    """Print a table each of quality, differences, cost and class IoU; one table would be too wide to read.
+
+    Args:
+        comparison: The comparison to print.
+        console: Console to print to.
+    """
     entries = comparison.entries
     widths = [max(map(len, comparison.class_names)), *(max(len(entry.label), 6) for entry in entries)]
-    is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # names would not fit above the columns of the classes
+    is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # the names do not fit above the columns
     names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
     names = [escape(name) for name in names]
     heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
-    pictures = "all" if comparison.num_images is None else str(comparison.num_images)
-    console.print(f"mIoU over {pictures} held-out pictures", style="bold")
+    count = "all" if comparison.num_images is None else str(comparison.num_images)
+    console.print(f"mIoU over {count} held-out images", style="bold")
     console.print(_quality_table(comparison, names))
     if len(entries) > 1:
         console.print(f"Differences of mIoU from {names[0]}", style="bold")
-        console.print(_difference_table(comparison, heads))  # the widest: the numbers alone, where there are
-    console.print("Cost: one picture of 512x512, the training of all folds", style="bold", highlight=False)
+        console.print(_difference_table(comparison, heads))  # the widest table, so with numbers instead of names
+    console.print("Cost: one image of 512x512, the training of all folds", style="bold", highlight=False)
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:
         return
-    basis = "folds" if comparison.num_images is None else "pictures"
+    basis = "folds" if comparison.num_images is None else "images"
     console.print(f"IoU of each class; *: the 95 % interval over {basis} excludes no difference", style="bold")
     for start in range(0, len(entries), _MAX_COLUMNS):
         chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))
@@ -146,7 +153,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _table(first: str, columns: Sequence[str]) -> Table:
-    """Figures never break; what is too long in the first column does."""
+    """Build an empty table, in which only the first column may be folded."""
     table = Table()
     table.add_column(first, overflow="fold")
     for column in columns:
@@ -155,8 +162,9 @@ def _table(first: str, columns: Sequence[str]) -> Table:
 
 
 def _quality_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Build the table of mIoU with its interval over images and its spread over folds."""
     has_interval = comparison.num_images is not None
-    columns = ["mIoU", *(["95 % pictures"] if has_interval else []), "mean ± std of folds"]
+    columns = ["mIoU", *(["95 % images"] if has_interval else []), "mean ± std of folds"]
     table = _table("experiment", columns)
     for name, entry in zip(names, comparison.entries, strict=True):
         interval = [interval_text(*entry.interval)] if has_interval else []
@@ -165,8 +173,9 @@ def _quality_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 
 def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Build the table of the differences from the baseline."""
     has_interval = comparison.num_images is not None
-    columns = ["mIoU", "95 % folds", *(["95 % pictures"] if has_interval else []), "p (Holm)"]
+    columns = ["mIoU", "95 % folds", *(["95 % images"] if has_interval else []), "p (Holm)"]
     table = _table("experiment", columns)
     for name, entry in list(zip(names, comparison.entries, strict=True))[1:]:
         table.add_row(
@@ -180,6 +189,7 @@ def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 
 def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
+    """Build the table of parameters, multiply-adds and training time."""
     table = _table("experiment", ["M params", "GMACs", "minutes"])
     for name, entry in zip(names, comparison.entries, strict=True):
         sizes = (cost_text(entry.cost[key]) for key in ("mega_parameters", "giga_macs"))
@@ -188,6 +198,7 @@ def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
 
 
 def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[int]) -> Table:
+    """Build the table of the IoU of each class, for some of the experiments."""
     table = _table("class", [heads[place] for place in chosen])
     for index, name in enumerate(comparison.class_names):
         cells = []
@@ -202,4 +213,5 @@ def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[
 
 
 def _interval_of(difference: Difference | None) -> str:
+    """Format the interval of a difference; empty if there is none."""
     return "" if difference is None else interval_text(difference.low, difference.high, signed=True)

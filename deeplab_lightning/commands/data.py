@@ -1,45 +1,41 @@
-"""`deeplab data synthetic` and `deeplab data check`."""
+"""Run `deeplab data synthetic` and `deeplab data check`."""
 
-import argparse
 import sys
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deeplab_lightning.commands.options import OptionParser, description
 from deeplab_lightning.data.config import DATASETS, datamodule_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
 from deeplab_lightning.data.scan import scan_dataset
-from deeplab_lightning.errors import DataError
 from deeplab_lightning.tables import table_console
 
 
 def synthetic(args: list[str]) -> None:
-    """Write the litter scenes."""
-    parser = argparse.ArgumentParser(prog="deeplab data synthetic", description=write_synthetic.__doc__)
-    parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--num_images", type=int, default=200, help="number of pictures (200)")
-    parser.add_argument("--size", type=int, default=256, help="height and width in pixels (256)")
-    parser.add_argument("--seed", type=int, default=0, help="decides the scenes (0)")
+    """Write the built-in data set: scenes of overlapping litter with COCO annotations."""
+    parser = OptionParser(prog="deeplab data synthetic", description=description(synthetic))
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--num_images", type=int, default=200, help="number of images (200)")
+    parser.add_argument("--size", type=int, default=256, help="height and width of the images in pixels (256)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (0)")
     given = parser.parse_args(args)
     path = write_synthetic(given.output, num_images=given.num_images, size=given.size, seed=given.seed)
     print(f"{given.num_images} scenes: {path}")
 
 
 def check(args: list[str]) -> None:
-    """Read every image and mask once; print classes, what is odd and all problems.
+    """Read every image and mask once, and print classes, remarks and all problems.
 
     Raises:
-        SystemExit: 1 if there is a problem.
+        FileNotFoundError: If a configuration file or the data do not exist.
+        SystemExit: With status 1, if there is a problem.
     """
     console = table_console()
     num_problems = 0
-    try:
-        datamodule = datamodule_from_args(args, "deeplab data check", on_error="skip")
-    except (DataError, FileNotFoundError) as error:
-        console.print(str(error), markup=False, soft_wrap=True)
-        sys.exit(1)
+    datamodule = datamodule_from_args(args, "deeplab data check", on_error="skip")
     for key in DATASETS:
         dataset = getattr(datamodule, key)
         if dataset is not None:
@@ -48,7 +44,7 @@ def check(args: list[str]) -> None:
 
 
 def _report(console: Console, title: str, dataset: SegmentationDataset) -> int:
-    """Print what was found; the number of problems."""
+    """Print the findings of one data set, and return the number of problems."""
     statistics = scan_dataset(dataset)
     shares = statistics.pixels / max(int(statistics.pixels.sum()), 1)
     table = Table(title=f"{title}: {len(dataset)} images of {dataset.source}", title_justify="left")

@@ -1,14 +1,12 @@
-"""`deeplab export`: a checkpoint as one file that runs without this package."""
+"""Run `deeplab export`: write a checkpoint as one file that runs without this package."""
 
-import argparse
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-
-from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
+from deeplab_lightning.commands.checkpoint import read_checkpoint
+from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
 from deeplab_lightning.export.formats import quietly, run_onnx, run_program, write_onnx, write_program
 from deeplab_lightning.module import SegmentationModule
@@ -18,21 +16,25 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(args: list[str]) -> None:
-    """Write a checkpoint's network, with the normalisation of its pictures inside, as one file.
+    """Write the network of a checkpoint, including the normalisation of its images, as one file.
 
-    The file takes any batch size, height and width, and names classes, colours, mean and standard deviation in
-    its metadata. It is loaded again and compared with the network before it gets its name.
+    The file takes any batch size, height and width, and holds classes, colours, mean and standard deviation in its
+    metadata. It is loaded again and compared with the network before it replaces an older file.
 
     Raises:
-        FileNotFoundError: If there is no such checkpoint.
-        ValueError: If the checkpoint does not say what network it holds.
-        RuntimeError: If a package is missing, the network cannot be traced, or the file computes something else.
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the checkpoint is damaged, or does not describe its network.
+        RuntimeError: If a package is missing, the network cannot be traced, or the file gives other results.
     """
-    options = argparse.ArgumentParser(prog="deeplab export", description=export.__doc__)
-    options.add_argument("--ckpt_path", required=True, help="checkpoint of a training; its data need not be here")
-    options.add_argument("--format", choices=FORMATS, default="onnx", help="onnx, or an archive of torch.export")
+    options = OptionParser(prog="deeplab export", description=description(export))
+    options.add_argument(
+        "--ckpt_path", required=True, help="checkpoint that `deeplab fit` wrote; its data are not needed"
+    )
+    options.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
+    )
     options.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
-    options.add_argument("--argmax", action="store_true", help="give (B, H, W) uint8 labels instead of scores")
+    options.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     options.add_argument(
         "--no_preprocessing", action="store_true", help="take normalised floats instead of uint8 RGB in 0-255"
     )
@@ -54,23 +56,22 @@ def export(args: list[str]) -> None:
 
 
 def _load(path: Path) -> SegmentationModule:
-    """The module of a checkpoint, on the CPU."""
-    if not path.is_file():
-        raise MissingFileError(f"no such checkpoint: {path.absolute()}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise UserError(f"{path} is no checkpoint of `deeplab fit`: {str(error).splitlines()[0]}") from error
-    if "hyper_parameters" not in checkpoint:
-        raise UserError(f"{path} does not say what network it holds; take a checkpoint that `deeplab fit` wrote.")
+    """Build the module of a checkpoint on the CPU."""
+    if "hyper_parameters" not in read_checkpoint(path):
+        raise UserError(f"{path} does not describe its network; use a checkpoint that `deeplab fit` wrote.")
     with quietly():
         return SegmentationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
 
 
 def _require_onnx() -> None:
+    """Check that the packages of the ONNX format are installed.
+
+    Raises:
+        RuntimeError: If one is missing.
+    """
     missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
     if missing:
         raise UnavailableError(
             f"--format onnx needs {', '.join(missing)}: `pip install {' '.join(missing)}`, or in a checkout "
-            "`pip install .[export]`. --format torch_export needs nothing more."
+            "`pip install .[export]`. --format torch_export needs no further package."
         )

@@ -1,6 +1,5 @@
-"""`deeplab grid`: the product of overlays as K-fold experiments on the same folds."""
+"""Run `deeplab grid`: K-fold experiments for every combination of overlays, on the same folds."""
 
-import argparse
 import itertools
 import shlex
 import sys
@@ -8,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from deeplab_lightning.commands.compare import compare_folders
 from deeplab_lightning.commands.kfold import add_launcher_options, refuse_under_a_launcher, run_experiments
+from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.commands.training import resolve_fit_config
+from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 
@@ -21,16 +20,16 @@ _KEYS = {"name", "output_dir", "options", "n_folds", "folds", "predictions", "ax
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file.
+    """Hold the content of a grid file.
 
     Attributes:
-        name: Folder of the experiments, in `output_dir`.
-        output_dir: Folder of that.
+        name: Name of the grid's folder, which holds a folder per experiment.
+        output_dir: Folder that holds the grid's folder.
         options: Options of `deeplab fit` that all experiments share.
-        n_folds: Number of folds; the configuration's own if None.
-        folds: Only these; all if None.
-        predictions: Whether out-of-fold predictions are written.
-        axes: Axis -> label -> the options that this choice adds. Labels name the folders.
+        n_folds: Number of folds; that of the configuration if None.
+        folds: Folds to train, 0-based; all if None.
+        predictions: Whether the out-of-fold predictions are written.
+        axes: Axis -> label -> options of `deeplab fit` that this choice adds. The labels name the folders.
     """
 
     name: str
@@ -46,18 +45,18 @@ class Grid:
         """Read and check a grid file.
 
         Raises:
-            FileNotFoundError: If there is none.
-            UserError: For unknown keys, or axes that are not label -> options.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not YAML, has unknown keys, or an axis does not map labels to options.
         """
         if not path.is_file():
             raise MissingFileError(f"no such grid: {path.absolute()}")
-        content: dict[str, Any] = yaml.safe_load(path.read_text()) or {}
-        if unknown := sorted(set(content) - _KEYS):
+        content = read_config(path)
+        if unknown := sorted(map(str, content.keys() - _KEYS)):
             raise UserError(f"{path}: unknown keys {unknown}; a grid has {sorted(_KEYS)}.")
         axes = content.get("axes")
         if not isinstance(axes, dict) or not axes or not all(map(_is_axis, axes.values())):
             raise UserError(
-                f"{path}: axes must map each axis to its labels, and each label to options of `deeplab fit`, a text."
+                f"{path}: axes must map each axis to its labels, and each label to a text of options of `deeplab fit`."
             )
         if not isinstance(content.get("options"), str | None):
             raise UserError(f"{path}: options must be one text, such as '-c configs/base.yaml --seed_everything 1'.")
@@ -75,38 +74,43 @@ class Grid:
         )
 
     def experiments(self) -> dict[str, list[str]]:
-        """Folder name of each combination -> its options of `deeplab fit`."""
+        """Combine the axes: folder name of each experiment -> its options of `deeplab fit`.
+
+        Raises:
+            ValueError: If two combinations have the same name.
+        """
         combined = {}
         for choice in itertools.product(*(axis.items() for axis in self.axes.values())):
             options = [word for text in (self.options, *(text for _, text in choice)) for word in shlex.split(text)]
             name = "-".join(label for label, _ in choice)
             if name in combined:
-                raise UserError(f"two combinations of the axes' labels make the folder {name!r}: rename a label.")
+                raise UserError(f"two combinations of the axes' labels give the folder {name!r}; rename a label.")
             combined[name] = options
         return combined
 
 
 def _is_axis(axis: Any) -> bool:
-    """Whether it maps labels to options."""
+    """Check whether an axis maps labels to options."""
     return isinstance(axis, dict) and bool(axis) and all(isinstance(text, str | None) for text in axis.values())
 
 
 def grid(args: list[str]) -> None:
-    """Run the command: prepare every experiment, train all their folds, pool and compare.
+    """Prepare every experiment, train all their folds, pool and compare them.
 
-    What is finished already is not trained again, so the same command goes on after an interruption.
+    Finished folds are not trained again, so the same command continues an interrupted grid.
 
     Raises:
-        SystemExit: 1 if a fold failed, 130 or 143 after a signal, 2 for a wrong command line.
+        SystemExit: With status 1, if a fold failed; 130 or 143 after a signal; 2, if the command line is wrong.
     """
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="deeplab grid",
-        description="K-fold experiments for every combination of a grid file's axes. Run it again to go on.",
+        description="Run a K-fold experiment for every combination of a grid file's axes. The same command continues "
+        "an interrupted grid. All other options are those of `deeplab fit`, for all experiments.",
     )
-    parser.add_argument("-c", "--config", required=True, help="the grid file, such as configs/grids/backbones.yaml")
-    parser.add_argument("--name", help="name of the grid's folder, instead of the file's")
-    parser.add_argument("--output_dir", help="folder of that, instead of the file's")
-    parser.add_argument("--list", action="store_true", help="only list the experiments and their options")
+    parser.add_argument("-c", "--config", required=True, help="grid file, such as configs/grids/backbones.yaml")
+    parser.add_argument("--name", help="name of the grid's folder; that of the grid file if not given")
+    parser.add_argument("--output_dir", help="folder that holds the grid's folder; that of the grid file if not given")
+    parser.add_argument("--list", action="store_true", help="list the experiments with their options, and stop")
     add_launcher_options(parser)
     given, more = parser.parse_known_args(args)
     grid_file = Grid.read(Path(given.config))
@@ -118,12 +122,12 @@ def grid(args: list[str]) -> None:
     refuse_under_a_launcher()
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
     experiments = []
-    for name, options in chosen.items():  # all are checked before the first is trained
+    for name, options in chosen.items():  # all are checked before the first one is trained
         config = resolve_fit_config(options)
         if grid_file.n_folds is not None:
             config["data"]["n_folds"] = grid_file.n_folds
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
-        # Two grids have the same labels often enough.
+        # With the grid's name, since different grids often use the same labels.
         experiments.append(Experiment.prepare(folder / name, config, folds, group=f"{folder.name}/{name}"))
     try:
         run_experiments(

@@ -1,12 +1,28 @@
-"""Command lines as they were typed: options that a command reads before its parser is built."""
+"""Read options from a command line as it was typed, before or beside a full parser."""
 
-import sys
-from collections.abc import Sequence
-from typing import NoReturn
+import argparse
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from deeplab_lightning.data.config import read_config
+from deeplab_lightning.usage import OneLineUsage
+
+
+class OptionParser(OneLineUsage, argparse.ArgumentParser):
+    """Parse a command's own options; a wrong command line is reported in one line."""
+
+
+def description(command: Callable[..., object]) -> str:
+    """Return a command's docstring without its sections, as the description of its help."""
+    text = inspect.cleandoc(command.__doc__ or "")
+    return text.split("\n\nRaises:")[0].split("\n\nArgs:")[0]
 
 
 def option(args: Sequence[str], *names: str) -> str | None:
-    """Return the last value of an option, given as `--option value` or `--option=value`."""
+    """Return the last value of an option, given as `--option value` or `--option=value`; None if it is missing."""
     return next(reversed(options(args, *names)), None)
 
 
@@ -22,7 +38,28 @@ def options(args: Sequence[str], *names: str) -> list[str]:
     return found
 
 
-def usage_error(message: str) -> NoReturn:
-    """Print why a command line cannot be meant, and exit with 2 as for a wrong key."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+def check_configs(args: Sequence[str]) -> None:
+    """Check that every file named by `-c` is a readable configuration.
+
+    The parser would find the same mistakes later, and name no file.
+
+    Args:
+        args: The options as typed.
+
+    Raises:
+        FileNotFoundError: If a configuration file does not exist.
+        ValueError: If a file is not YAML, or not a mapping.
+    """
+    for value in options(args, "-c", "--config"):
+        if not _is_read_by_parser(value):
+            read_config(Path(value))
+
+
+def _is_read_by_parser(value: str) -> bool:
+    """Check whether a value is standard input, an address or the configuration itself instead of a local file."""
+    if value == "-" or "://" in value:
+        return True
+    try:
+        return isinstance(yaml.safe_load(value), dict)
+    except yaml.YAMLError:
+        return False

@@ -1,6 +1,5 @@
-"""`deeplab split`: folds without training, and how even they are."""
+"""Run `deeplab split`: assign images to folds without training, and show how even the folds are."""
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from deeplab_lightning.commands.options import OptionParser, description
 from deeplab_lightning.data.config import datamodule_from_args
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
@@ -23,81 +23,94 @@ from deeplab_lightning.tables import or_null, table_console
 def split(args: list[str]) -> None:
     """Assign the images to folds without training, and show how even the folds are.
 
-    Writes `folds.csv` (image, group, fold), to be named by `data.fold_file`; `balance.csv` and
-    `balance.json` (per fold and class: images, objects, area and their deviations); and `balance.png`
-    (the deviations of this split beside those of other methods).
+    Writes `folds.csv` (image, group, fold), which `data.fold_file` reads; `balance.csv` and `balance.json` (per fold
+    and class: images, objects, area and their deviations); and `balance.png` (the deviations of this split and of
+    other methods). All other options are `-c CONFIG` and `--data.*`, as for `deeplab data check`.
 
     Raises:
-        DataError: If the folder holds folds already, or the configuration has an official split.
+        DataError: If the folder already holds folds, or the configuration has an official split.
     """
-    options = argparse.ArgumentParser(prog="deeplab split", add_help=False)
+    options = OptionParser(prog="deeplab split", description=description(split))
     options.add_argument("--output", required=True, help="folder to write to")
-    options.add_argument("--compare", action="store_true", help="show the other methods' figures beside")
+    options.add_argument("--compare", action="store_true", help="also print the figures of the other methods")
     given, rest = options.parse_known_args(args)
     folder = Path(given.output)
     if (folder / "folds.csv").exists():
         where = (folder / "folds.csv").absolute()
-        raise DataError(f"{where} exists. A split is never replaced by itself: name another folder.")
+        raise DataError(f"{where} exists, and a split is never overwritten. Choose another folder.")
     datamodule = datamodule_from_args(rest, "deeplab split")
     if datamodule.dataset is None or datamodule.split != "folds":
-        raise DataError("deeplab split needs data.dataset and data.split: folds; an official split is what it is.")
+        raise DataError("deeplab split needs data.dataset and data.split: folds; an official split has no folds.")
     if datamodule.exact_areas:
         datamodule.prepare_data()
         datamodule.setup("fit")
-    table, classes, method = datamodule.fold_table, datamodule.foreground_names, datamodule.fold_method
-    measured, folds = datamodule.balance_features(), list(table.folds.values())
-    labels = None if datamodule.groups is None else list(table.groups.values())
+    balances = _balances(datamodule)
+    found = _unbalanceable(datamodule)
+    _write(folder, datamodule, balances, found)
+    _print(datamodule, balances if given.compare else {datamodule.fold_method: datamodule.balance()}, found)
+    table_console().print(
+        f"Written to {folder}. Train on these folds with --data.fold_file {folder / 'folds.csv'}", soft_wrap=True
+    )
+
+
+def _balances(datamodule: SegmentationDataModule) -> dict[str, Balance]:
+    """Compute the balance of the split, and of the other methods on the same images."""
+    features, method = datamodule.balance_features(), datamodule.fold_method
+    labels = None if datamodule.groups is None else list(datamodule.fold_table.groups.values())
     balances: dict[str, Balance] = {method: datamodule.balance()}
     others: Sequence[FoldMethod] = ("balanced", "group") if labels else ("balanced", "iterstrat", "random")
     for other in others:
         if other != method:
-            other_folds = stratified_folds(
-                *measured, datamodule.n_folds, groups=labels, seed=datamodule.split_seed, method=other
+            folds = stratified_folds(
+                *features, datamodule.n_folds, groups=labels, seed=datamodule.split_seed, method=other
             )
-            balances[other] = fold_balance(*measured, other_folds, datamodule.n_folds)
-    found = unbalanceable_classes(*measured, folds, datamodule.n_folds, labels)
+            balances[other] = fold_balance(*features, folds, datamodule.n_folds)
+    return balances
+
+
+def _unbalanceable(datamodule: SegmentationDataModule) -> Sequence[UnbalanceableClass]:
+    """Find the classes that no split can balance."""
+    table = datamodule.fold_table
+    labels = None if datamodule.groups is None else list(table.groups.values())
+    return unbalanceable_classes(*datamodule.balance_features(), list(table.folds.values()), datamodule.n_folds, labels)
+
+
+def _write(
+    folder: Path,
+    datamodule: SegmentationDataModule,
+    balances: Mapping[str, Balance],
+    found: Sequence[UnbalanceableClass],
+) -> None:
+    """Write the files of the split; `folds.csv` comes last, so that it exists only with the others."""
+    class_names = datamodule.foreground_names
     document = _document(datamodule, balances, found)
-    write_text(folder / "balance.csv", balances[method].to_csv(classes))
+    write_text(folder / "balance.csv", balances[datamodule.fold_method].to_csv(class_names))
     write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
     sums = {method: {"objects": balance.objects, "area": balance.pixels} for method, balance in balances.items()}
-    draw_balance(sums, classes, folder / "balance.png")
-    write_text(folder / "folds.csv", table.to_csv())
-    console = table_console()
-    console.print(_class_table(balances[method], classes, f"{datamodule.n_folds} folds of {datamodule.dataset.source}"))
-    console.print(_method_table(balances if given.compare else {method: balances[method]}))
+    draw_balance(sums, class_names, folder / "balance.png")
+    write_text(folder / "folds.csv", datamodule.fold_table.to_csv())
+
+
+def _print(
+    datamodule: SegmentationDataModule, balances: Mapping[str, Balance], found: Sequence[UnbalanceableClass]
+) -> None:
+    """Print the tables of classes and methods, and of the classes that no split can balance."""
+    assert datamodule.dataset is not None
+    console, class_names = table_console(), datamodule.foreground_names
+    title = f"{datamodule.n_folds} folds of {datamodule.dataset.source}"
+    console.print(_class_table(balances[datamodule.fold_method], class_names, title))
+    console.print(_method_table(balances))
     if found:
-        console.print(_limit_table(found, classes))
-    console.print(
-        f"Written to {folder}. Train on these folds with --data.fold_file {folder / 'folds.csv'}", soft_wrap=True
-    )
+        console.print(_limit_table(found, class_names))
 
 
 def _document(
     datamodule: SegmentationDataModule, balances: Mapping[str, Balance], found: Sequence[UnbalanceableClass]
 ) -> dict[str, Any]:
-    """What `balance.json` holds."""
+    """Build the content of `balance.json`."""
     assert datamodule.dataset is not None
     own = balances[datamodule.fold_method]
-    by_class = {limit.class_index: limit for limit in found}
-    classes = {}
-    for index, name in enumerate(datamodule.foreground_names):
-        columns = {
-            "images": own.images,
-            "objects": own.objects,
-            "area": own.pixels,
-            "object_deviation": own.object_deviation,
-            "area_deviation": own.pixel_deviation,
-        }
-        figures: dict[str, Any] = {key: [or_null(v) for v in values[:, index]] for key, values in columns.items()}
-        limit = by_class.get(index)
-        figures["limit"] = None
-        if limit is not None:
-            figures["limit"] = {
-                "reason": limit.reason,
-                "object_bound": or_null(limit.object_bound),
-                "area_bound": or_null(limit.pixel_bound),
-            }
-        classes[name] = figures
+    limits = {limit.class_index: limit for limit in found}
     return {
         "dataset": datamodule.dataset.source,
         "num_images": len(datamodule.dataset),
@@ -110,16 +123,40 @@ def _document(
             method: {key: or_null(value) for key, value in balance.summary().items()}
             for method, balance in balances.items()
         },
-        "classes": classes,
+        "classes": {
+            name: _class_figures(own, index, limits.get(index))
+            for index, name in enumerate(datamodule.foreground_names)
+        },
     }
 
 
-def _class_table(balance: Balance, classes: Sequence[str], title: str) -> Table:
+def _class_figures(balance: Balance, class_index: int, limit: UnbalanceableClass | None) -> dict[str, Any]:
+    """Build the part of `balance.json` on one class: a list over the folds per figure."""
+    columns = {
+        "images": balance.images,
+        "objects": balance.objects,
+        "area": balance.pixels,
+        "object_deviation": balance.object_deviation,
+        "area_deviation": balance.pixel_deviation,
+    }
+    figures: dict[str, Any] = {key: [or_null(v) for v in values[:, class_index]] for key, values in columns.items()}
+    figures["limit"] = None
+    if limit is not None:
+        figures["limit"] = {
+            "reason": limit.reason,
+            "object_bound": or_null(limit.object_bound),
+            "area_bound": or_null(limit.pixel_bound),
+        }
+    return figures
+
+
+def _class_table(balance: Balance, class_names: Sequence[str], title: str) -> Table:
+    """Build the table of images, objects and area of each class in each fold."""
     table = Table(title=title, title_justify="left")
     for column in ("class", "images per fold", "objects per fold", "area per fold"):
         table.add_column(column, justify="left" if column == "class" else "right")
     shares = balance.pixels / np.maximum(balance.pixels.sum(axis=0), 1e-12)
-    for index, name in enumerate(classes):
+    for index, name in enumerate(class_names):
         table.add_row(
             name,
             " ".join(f"{value:.0f}" for value in balance.images[:, index]),
@@ -132,6 +169,7 @@ def _class_table(balance: Balance, classes: Sequence[str], title: str) -> Table:
 
 
 def _method_table(balances: Mapping[str, Balance]) -> Table:
+    """Build the table of the deviations of each method."""
     title = "Deviation from the even share, over the classes with at least as many images as folds"
     table = Table(title=title, title_justify="left")
     for column in ("method", "objects mean", "max", "area mean", "max", "JSD max", "fold sizes"):
@@ -144,15 +182,16 @@ def _method_table(balances: Mapping[str, Balance]) -> Table:
     return table
 
 
-def _limit_table(found: Sequence[UnbalanceableClass], classes: Sequence[str]) -> Table:
-    title = "Classes that no split can balance: largest deviation reached, and the best possible"
+def _limit_table(found: Sequence[UnbalanceableClass], class_names: Sequence[str]) -> Table:
+    """Build the table of the classes that no split can balance."""
+    title = "Classes that no split can balance: largest deviation of this split, and its lower bound"
     table = Table(title=title, title_justify="left")
-    columns = ("class", "images", "groups", "objects", "objects reached", "possible", "area reached", "possible", "why")
+    columns = ("class", "images", "groups", "objects", "object dev.", "bound", "area dev.", "bound", "why")
     for column in columns:
         table.add_column(column, justify="left" if column in {"class", "why"} else "right")
     for limit in found:
         figures = (limit.object_deviation, limit.object_bound, limit.pixel_deviation, limit.pixel_bound)
         numbers = (limit.num_images, limit.num_groups, limit.num_objects)
         deviations = ("-" if math.isnan(value) else f"{value:.2f}" for value in figures)
-        table.add_row(classes[limit.class_index], *map(str, numbers), *deviations, limit.reason)
+        table.add_row(class_names[limit.class_index], *map(str, numbers), *deviations, limit.reason)
     return table

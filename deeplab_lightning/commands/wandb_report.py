@@ -1,8 +1,8 @@
-"""`deeplab wandb-report`: experiments that W&B holds side by side, as a W&B Report."""
+"""Run `deeplab wandb-report`: write a W&B Report that compares experiments."""
 
-import argparse
 from urllib.parse import urlsplit
 
+from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.errors import UnavailableError
 from deeplab_lightning.tracking.mode import api_key, can_answer
 from deeplab_lightning.tracking.report import build_report, classes_of, describe
@@ -11,10 +11,10 @@ _PROJECT = "deeplab_lightning"
 
 
 def wandb_report(args: list[str]) -> None:
-    """Run the command.
+    """Write a report to W&B, or print its blocks.
 
     Raises:
-        RuntimeError: Without the package `wandb-workspaces`, an account or a connection.
+        RuntimeError: If the package `wandb-workspaces`, an account or a connection is missing.
     """
     given = _parser().parse_args(args)
     report = build_report(
@@ -24,15 +24,17 @@ def wandb_report(args: list[str]) -> None:
         for line in describe(report):
             print(line)
         if not given.classes:
-            print("panel: IoU of each class, as the runs on the server name them; --classes names them here")
+            print("panel: IoU of each class, with the class names of the runs on the server; set them by --classes")
         return
     import wandb
 
     base_url = str(wandb.setup().settings.base_url)
     if not api_key(urlsplit(base_url).hostname or ""):
-        raise UnavailableError(f"a report needs an account of {base_url}: run `wandb login`, or look with --dry_run.")
+        raise UnavailableError(
+            f"a report needs an account of {base_url}: run `wandb login`, or print the blocks with --dry_run."
+        )
     if not can_answer(base_url):
-        raise UnavailableError(f"{base_url} does not answer. Check the network, or look with --dry_run.")
+        raise UnavailableError(f"{base_url} does not answer. Check the network, or print the blocks with --dry_run.")
     try:
         entity = given.entity or wandb.Api(timeout=30).default_entity or ""
         report = build_report(
@@ -48,17 +50,23 @@ def wandb_report(args: list[str]) -> None:
     print(report.url)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> OptionParser:
+    parser = OptionParser(
         prog="deeplab wandb-report",
         description="Write a W&B Report that compares experiments: curves, classes, quality against cost, settings.",
     )
-    parser.add_argument("--groups", nargs="+", required=True, help="names of the experiments, which are W&B's groups")
-    parser.add_argument("--project", default=_PROJECT, help=f"W&B project of the runs ({_PROJECT})")
-    parser.add_argument("--entity", default="", help="user or team that owns it; that of your account if not given")
-    parser.add_argument("--title", help="title of the report; made from the groups if not given")
     parser.add_argument(
-        "--classes", nargs="+", default=[], help="classes whose IoU is drawn; all that the runs know if not given"
+        "--groups", nargs="+", required=True, help="names of the experiments, which are groups of W&B runs"
     )
-    parser.add_argument("--dry_run", action="store_true", help="print the report's blocks; needs no account")
+    parser.add_argument("--project", default=_PROJECT, help=f"W&B project of the runs ({_PROJECT})")
+    parser.add_argument(
+        "--entity", default="", help="user or team that owns the project; that of your account if not given"
+    )
+    parser.add_argument("--title", help="title of the report; made from the names of the groups if not given")
+    parser.add_argument(
+        "--classes", nargs="+", default=[], help="classes whose IoU is drawn; all classes of the runs if not given"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the blocks of the report without an account, and stop"
+    )
     return parser

@@ -11,8 +11,17 @@ from jsonargparse import ArgumentParser, Namespace
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.problems import OnError
 from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.usage import OneLineUsage
 
 DATASETS = ("dataset", "val_dataset", "test_dataset")
+
+
+class _OptionParser(OneLineUsage, argparse.ArgumentParser):
+    """Parse the names of configuration files; a wrong command line is reported in one line."""
+
+
+class _DataParser(OneLineUsage, ArgumentParser):
+    """Parse the data part of a configuration; a wrong key or type is reported in one line."""
 
 
 def datamodule_from_config(data: Mapping[str, Any], *, on_error: OnError | None = None) -> SegmentationDataModule:
@@ -41,7 +50,7 @@ def datamodule_from_args(
         FileNotFoundError: If a configuration file does not exist.
         SystemExit: With code 2, if a key or a type is wrong.
     """
-    options = argparse.ArgumentParser(prog=program, allow_abbrev=False)
+    options = _OptionParser(prog=program, allow_abbrev=False)
     options.add_argument(
         "-c", "--config", action="append", default=[], help="a configuration file, of which only the data part is read"
     )
@@ -73,7 +82,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _parser(program: str) -> ArgumentParser:
     """Build a parser with the options of the datamodule below `data`."""
-    parser = ArgumentParser(prog=program)
+    parser = _DataParser(prog=program)
     parser.add_class_arguments(SegmentationDataModule, "data", sub_configs=True)
     return parser
 

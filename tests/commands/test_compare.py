@@ -216,7 +216,7 @@ def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int)
     print_comparison(comparison, Console(file=file, width=width))
     lines = file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    for text in ("95 % pictures", "mean ± std of folds", "95 % folds", "p (Holm)", "M params", "minutes"):
+    for text in ("95 % images", "mean ± std of folds", "95 % folds", "p (Holm)", "M params", "minutes"):
         assert any(text in line for line in lines)  # heads are whole
     first, *others = (f"{entry.interval[0]:.3f} to {entry.interval[1]:.3f}" for entry in comparison.entries)
     assert all(any(text in line for line in lines) for text in (first, *others))

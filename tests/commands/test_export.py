@@ -195,7 +195,7 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"text.ckpt is no checkpoint of `deeplab fit`"):
         main(["export", *arguments, str(tmp_path / "text.ckpt")])
     torch.save({"state_dict": {}}, tmp_path / "bare.ckpt")
-    with pytest.raises(ValueError, match=r"bare.ckpt does not say what network it holds"):
+    with pytest.raises(ValueError, match=r"bare.ckpt does not describe its network"):
         main(["export", *arguments, str(tmp_path / "bare.ckpt")])
 
 

@@ -37,7 +37,7 @@ def test_bad_grids_say_what_is_wrong(tmp_path: Path) -> None:
         Grid.read(write_grid(tmp_path / "g.yaml", axis={}))
     with pytest.raises(UserError, match="axes must map each axis to its labels"):
         Grid.read(write_grid(tmp_path / "g.yaml", axes=["a", "b"]))
-    with pytest.raises(UserError, match="each label to options of `deeplab fit`, a text"):
+    with pytest.raises(UserError, match="each label to a text of options of `deeplab fit`"):
         Grid.read(write_grid(tmp_path / "g.yaml", axes={"net": {"a": ["-c", "x.yaml"]}}))
     with pytest.raises(UserError, match="options must be one text"):
         Grid.read(write_grid(tmp_path / "g.yaml", options=["-c", "x.yaml"]))
@@ -46,7 +46,7 @@ def test_bad_grids_say_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"folds must be null for all, or a list such as \[0, 2\]"):
             Grid.read(write_grid(tmp_path / "g.yaml", folds=folds))
     axes = {"net": {"r50": "", "r50-wide": ""}, "size": {"wide-x": "", "x": ""}}
-    with pytest.raises(UserError, match="make the folder 'r50-wide-x'"):
+    with pytest.raises(UserError, match="give the folder 'r50-wide-x'"):
         Grid.read(write_grid(tmp_path / "g.yaml", axes=axes)).experiments()
     with pytest.raises(FileNotFoundError, match="no such grid"):
         Grid.read(tmp_path / "none.yaml")

@@ -92,5 +92,5 @@ def test_wrong_wishes_are_refused(run: Path) -> None:
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     with pytest.raises(ValueError, match="--num_images must be at least 1, got 0"):
         main(["tune-crf", "--ckpt_path", checkpoint, "--num_images", "0"])
-    with pytest.raises(UserError, match="tune-crf needs held-out pictures; data.fold is null"):
+    with pytest.raises(UserError, match="tune-crf needs validation images, but data.fold is null"):
         main(["tune-crf", "--ckpt_path", checkpoint, "--data.fold", "null"])

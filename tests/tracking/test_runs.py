@@ -198,7 +198,7 @@ def test_groups_need_an_address_an_account_and_a_server(tmp_path: Path, monkeypa
 
 
 def test_a_folder_without_any_run_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no result.json with figures, and no W&B run either"):
+    with pytest.raises(FileNotFoundError, match="neither a result.json nor a W&B run"):
         source_folders([str(tmp_path)], tmp_path / "scratch")
 
 

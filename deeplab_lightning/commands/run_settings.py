@@ -1,0 +1,160 @@
+"""Complete the configuration of a run: its folder, folds, logger and callbacks."""
+
+import sys
+
+import lightning as L
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import RichProgressBar
+
+from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
+from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks.data_line import DataLine
+from deeplab_lightning.callbacks.epoch_seed import EpochSeed
+from deeplab_lightning.callbacks.progress import NetworkLine
+from deeplab_lightning.class_paths import canonical, names_class
+from deeplab_lightning.commands.checkpoint import read_checkpoint
+from deeplab_lightning.models.saving import NO_PRETRAINED
+from deeplab_lightning.runs import RunFolder, choose_run_folder
+from deeplab_lightning.tracking.mode import choose_mode
+from deeplab_lightning.tracking.summary import WandbSummary
+from deeplab_lightning.usage import usage_error
+
+_SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
+
+
+def refuse_contradictions(config: Namespace) -> None:
+    """Refuse options that would contradict others.
+
+    Raises:
+        SystemExit: With status 2.
+    """
+    if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
+        usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+    if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:
+        usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
+
+
+def choose_folder(command: str, config: Namespace) -> RunFolder:
+    """Choose the folder that a run writes to, and replace `ckpt_path: last` by a path.
+
+    Raises:
+        ValueError: If the last checkpoint is damaged.
+        SystemExit: With status 2, if `last` is asked for without the run's name.
+    """
+    if config.ckpt_path == "last" and not config.name:
+        usage_error("ckpt_path: last needs the run's --name.")
+    folder = choose_run_folder(
+        name=config.name,
+        output_dir=config.output_dir,
+        checkpoint=config.ckpt_path,
+        model=config.model.net.as_dict(),
+        is_training=command == "fit",
+    )
+    if config.ckpt_path == "last":
+        config.ckpt_path = None
+        if folder.last.is_file():
+            read_checkpoint(folder.last)
+            config.ckpt_path = str(folder.last)
+    return folder
+
+
+def keep_folds(config: Namespace, text: str) -> None:
+    """Use the folds of the checkpoint's own run, unless data or split have changed.
+
+    A new split would move images to other folds if an image was added since, and the validation would then hold
+    images of the training.
+
+    Args:
+        config: The configuration, which is changed.
+        text: The same as YAML.
+    """
+    if config.ckpt_path is None or config.data.dataset is None:
+        return
+    own = RunFolder.of_checkpoint(config.ckpt_path)
+    if own is None or config.data.split != "folds" or not own.folds.is_file():
+        return
+    now, then = yaml.safe_load(text)["data"], own.read_config().get("data", {})
+    if all(canonical(now[key]) == canonical(then.get(key)) for key in _SPLIT_KEYS):
+        config.data.fold_file = str(own.folds)
+
+
+def set_folder(config: Namespace, folder: RunFolder) -> None:
+    """Let trainer and checkpoints write to the run's folder."""
+    config.trainer.default_root_dir = str(folder)
+    config.checkpoint.dirpath = str(folder.checkpoints)
+    if config.data.split != "official" and config.data.fold is None:
+        config.checkpoint.monitor, config.checkpoint.save_top_k = None, 0  # without validation there is no best epoch
+
+
+def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
+    """Log one W&B run per training, in its folder; validation, test and prediction log nothing."""
+    logger = config.trainer.logger
+    mode = choose_mode(config.wandb) if command == "fit" else "disabled"
+    loggers = logger if isinstance(logger, list) else [logger]
+    is_wandb = [names_class(entry, "WandbLogger") for entry in loggers]
+    if command != "fit" or config.trainer.fast_dev_run:
+        config.trainer.logger = False
+        return
+    if mode == "disabled":
+        others = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
+        config.trainer.logger = others or False
+        return
+    for entry, wandb in zip(loggers, is_wandb, strict=True):
+        if wandb:
+            entry.init_args.save_dir = str(folder)
+            entry.init_args.name = entry.init_args.get("name") or folder.name
+            entry.init_args.offline = mode == "offline"
+
+
+def skip_pretrained_weights(config: Namespace) -> None:
+    """Build the network without pretrained weights if a checkpoint replaces them."""
+    net = config.model.net
+    for key, value in NO_PRETRAINED.items():
+        if config.ckpt_path is not None and key in net.get("init_args", {}):
+            net.init_args[key] = value
+
+
+def set_command_options(command: str, config: Namespace) -> None:
+    """Set the options of Lightning's command that are not the user's to choose."""
+    if command in {"validate", "test"}:
+        config.verbose = False  # RunRecord prints the table
+    if command == "predict":
+        config.return_predictions = False
+        config.data.predict_images = config.images or config.data.predict_images
+
+
+def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callback]:
+    """Build the callbacks that every run of a command has, besides those of the configuration.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        config: The configuration.
+        text: The configuration as YAML, to be saved.
+    """
+    callbacks: list[L.Callback] = [SaveConfig(text), RunRecord(config.seed_everything)]
+    if command == "fit":
+        callbacks += _fit_callbacks(config)
+    if command == "predict":
+        callbacks.append(PredictionWriter(config.output))
+    if config.trainer.enable_progress_bar is not False:
+        callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
+    return callbacks
+
+
+def _fit_callbacks(config: Namespace) -> list[L.Callback]:
+    """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
+    callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
+    callbacks.append(DataLine())
+    if config.trainer.enable_model_summary is not False:
+        callbacks.append(NetworkLine())
+        config.trainer.enable_model_summary = False
+    callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
+    # Not by save_last, which writes only when the best is written, and loses the epochs since.
+    last = RunCheckpoint(
+        dirpath=config.checkpoint.dirpath,
+        filename="last",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    return [*callbacks, last]

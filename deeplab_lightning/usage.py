@@ -1,0 +1,66 @@
+"""Report a wrong command line in one line."""
+
+import re
+import sys
+from typing import NoReturn
+
+_MAX_PART = 200  # characters of one part of a message
+# Lines of jsonargparse's messages that repeat the type of an argument, or describe a type that nobody meant.
+_NOISE = (
+    "Does not validate against any of the Union subtypes",
+    "Subtypes: ",
+    "Errors:",
+    "Given value type: ",
+    "Expected a path but ",
+    "Expected a <class 'NoneType'>",
+)
+_PLAINER = (
+    (r"^Parser key \"(.+?)\":$", r"\1:"),
+    (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
+    (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),
+    (r"^Expected a dot import path string: (.*)$", r"no class is called \1"),
+    (r"^Expected an? ", "expected "),
+    (r"^Given value: ", "got "),
+    (r"\. Got value: ", ", got "),
+)
+
+
+def usage_error(message: str) -> NoReturn:
+    """Print why a command line cannot be run, and exit with status 2.
+
+    Args:
+        message: One line.
+    """
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+class OneLineUsage:
+    """Print a wrong command line as one line instead of a page of usage.
+
+    To be inherited before the parser, argparse's or jsonargparse's.
+    """
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the message in one line and exit with status 2."""
+        usage_error(one_line(message))
+
+
+def one_line(message: str) -> str:
+    """Shorten a parser's message to one line.
+
+    Args:
+        message: A message of argparse or jsonargparse. That of an argument with several types has a line per type.
+    """
+    lines = [line.strip().removeprefix("- ").rstrip() for line in message.splitlines()]
+    parts = [_plain(line) for line in lines if line and not line.startswith(_NOISE)]
+    if not parts:
+        return " ".join(message.split())
+    head = f"{parts.pop(0)} " if parts[0].endswith(":") else ""
+    return head + "; ".join(dict.fromkeys(parts))
+
+
+def _plain(line: str) -> str:
+    for pattern, replacement in _PLAINER:
+        line = re.sub(pattern, replacement, line)
+    return line if len(line) <= _MAX_PART else f"{line[: _MAX_PART - 3]}..."
