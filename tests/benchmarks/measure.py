@@ -105,7 +105,7 @@ def in_processes(
 
 def merged(*parts: Figures) -> Figures:
     """Join figures of works that were measured in processes of their own."""
-    seconds, values = {}, {}
+    seconds, values = {}, {}  # type: ignore[var-annotated]
     for part in parts:
         seconds |= part.seconds
         values |= part.values

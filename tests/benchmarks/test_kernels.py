@@ -61,7 +61,7 @@ def test_depthwise_layers(
 ) -> None:
     """Layers of EfficientNets and of a separable ASPP, values and gradients."""
     geometry = {"channels": channels, "side": side, "kernel": kernel, "stride": stride, "dilation": dilation}
-    figures = in_processes(work.depthwise_layer, processes=3, repeats=7, is_half=is_half, **geometry)
+    figures = in_processes(work.depthwise_layer, processes=3, repeats=7, is_half=is_half, **geometry)  # type: ignore[arg-type]
     title = f"depthwise_{'bf16' if is_half else 'fp32'}_{'_'.join(map(str, geometry.values()))}"
     layer_report(title, figures, "ours", list(work.LAYOUTS), capsys)
 

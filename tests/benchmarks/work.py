@@ -208,7 +208,7 @@ def depthwise_layer(
         y = layer(given)
         y.backward(y.detach())
 
-    return {"ours": partial(call, ours, "channels_last")} | {key: partial(call, plain, key) for key in LAYOUTS}
+    return {"ours": partial(call, ours, "channels_last")} | {key: partial(call, plain, key) for key in LAYOUTS}  # type: ignore[return-value]
 
 
 def tap_layer(dilation: int, channels: int = 2048) -> dict[str, Call]:
@@ -241,7 +241,7 @@ def losses(num_classes: int, side: int) -> dict[str, Call]:
         given = logits.contiguous(memory_format=LAYOUTS[layout]).detach().requires_grad_()
         F.cross_entropy(resize(given, (512, 512)), mask).backward()
 
-    return {"tiles": tiled} | {layout: partial(plain, layout) for layout in LAYOUTS}
+    return {"tiles": tiled} | {layout: partial(plain, layout) for layout in LAYOUTS}  # type: ignore[return-value]
 
 
 def labels(num_classes: int, side: int) -> dict[str, Call]:
