@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from pathlib import Path
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.errors import UnavailableError, UserError, raised_in
@@ -68,8 +69,12 @@ def _message(error: UserError) -> str:
 
 def _describe(error: OSError) -> str:
     """Describe an error of the operating system, with the file if it is known."""
-    reason = error.strerror or type(error).__name__
-    return reason if error.filename is None else f"{error.filename}: {reason}"
+    path, reason = error.filename2 or error.filename, error.strerror or type(error).__name__
+    if path is None:
+        return reason
+    if error.errno == errno.EEXIST and Path(path).is_file():
+        reason = "is a file, but a folder is needed"
+    return f"{path}: {reason}"
 
 
 if __name__ == "__main__":

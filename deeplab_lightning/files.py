@@ -2,7 +2,8 @@
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,14 +16,31 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         write: Function that gets the open binary file and writes the content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with naming_errors(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Let errors of the operating system name a path, since those of a full disk name none or a temporary file.
+
+    Args:
+        path: File or folder that is written.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        is_unnamed = error.filename is None or Path(error.filename).name.startswith(f".{path.name}.")
+        if error.errno is not None and is_unnamed:  # without a number, it is a library's own error with its own text
+            error.filename, error.filename2 = str(path), None
         raise
 
 

@@ -14,11 +14,12 @@ _NOISE = (
     "Expected a path but ",
     "Expected a <class 'NoneType'>",
 )
-_PLAINER = (
+_NO_CLASS = "no class is called "
+_PLAINER = (  # patterns and their replacements
     (r"^Parser key \"(.+?)\":$", r"\1:"),
     (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
     (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),
-    (r"^Expected a dot import path string: (.*)$", r"no class is called \1"),
+    (r"^Expected a dot import path string: ", _NO_CLASS),
     (r"^Expected an? ", "expected "),
     (r"^Given value: ", "got "),
     (r"\. Got value: ", ", got "),
@@ -56,6 +57,8 @@ def one_line(message: str) -> str:
     parts = [_plain(line) for line in lines if line and not line.startswith(_NOISE)]
     if not parts:
         return " ".join(message.split())
+    if any(part.startswith(_NO_CLASS) for part in parts):
+        parts = [part for part in parts if not part.startswith("got ")]  # the value is the name
     head = f"{parts.pop(0)} " if parts[0].endswith(":") else ""
     return head + "; ".join(dict.fromkeys(parts))
 

@@ -1,6 +1,7 @@
 """Run `deeplab data synthetic` and `deeplab data check`."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
@@ -11,6 +12,7 @@ from deeplab_lightning.data.config import DATASETS, datamodule_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
 from deeplab_lightning.data.scan import scan_dataset
+from deeplab_lightning.files import naming_errors
 from deeplab_lightning.tables import table_console
 
 
@@ -22,7 +24,8 @@ def synthetic(args: list[str]) -> None:
     parser.add_argument("--size", type=int, default=256, help="height and width of the images in pixels (256)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (0)")
     given = parser.parse_args(args)
-    path = write_synthetic(given.output, num_images=given.num_images, size=given.size, seed=given.seed)
+    with naming_errors(Path(given.output)):
+        path = write_synthetic(given.output, num_images=given.num_images, size=given.size, seed=given.seed)
     print(f"{given.num_images} scenes: {path}")
 
 

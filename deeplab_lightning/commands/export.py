@@ -9,6 +9,7 @@ from deeplab_lightning.commands.options import OptionParser, description
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
 from deeplab_lightning.export.formats import quietly, run_onnx, run_program, write_onnx, write_program
+from deeplab_lightning.files import naming_errors
 from deeplab_lightning.module import SegmentationModule
 
 FORMATS = ("onnx", "torch_export")
@@ -46,7 +47,10 @@ def export(args: list[str]) -> None:
     )
     output = Path(given.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch:
+    with (
+        naming_errors(output),
+        tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
+    ):
         file = Path(scratch) / ("model.onnx" if given.format == "onnx" else "model.pt2")
         write, load = (write_onnx, run_onnx) if given.format == "onnx" else (write_program, run_program)
         write(trace(model), model.metadata(), file)

@@ -16,7 +16,7 @@ from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, UnbalanceableClass, fold_balance, unbalanceable_classes
 from deeplab_lightning.drawing import draw_balance
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.files import write_text
+from deeplab_lightning.files import naming_errors, write_text
 from deeplab_lightning.tables import or_null, table_console
 
 
@@ -87,7 +87,8 @@ def _write(
     write_text(folder / "balance.csv", balances[datamodule.fold_method].to_csv(class_names))
     write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
     sums = {method: {"objects": balance.objects, "area": balance.pixels} for method, balance in balances.items()}
-    draw_balance(sums, class_names, folder / "balance.png")
+    with naming_errors(folder / "balance.png"):
+        draw_balance(sums, class_names, folder / "balance.png")
     write_text(folder / "folds.csv", datamodule.fold_table.to_csv())
 
 

@@ -1,0 +1,362 @@
+"""What a user sees of an error: one line for a mistake of theirs, a traceback for a fault of the program."""
+
+import errno
+import json
+import logging
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from deeplab_lightning import __main__ as program
+from deeplab_lightning.cli import main
+from deeplab_lightning.errors import DataError, UnavailableError, UserError
+from tests.conftest import CLASSES, draw_noise_data, write_image
+
+TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
+Show = Callable[..., tuple[Any, str]]
+NOT_ERRORS = ("Seed set", "GPU available", "TPU available", "Restoring states", "Loaded model")  # lines of Lightning
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, `config.yaml` of a tiny network, and configurations and checkpoints that cannot be used."""
+    root = tmp_path_factory.mktemp("main")
+    draw_noise_data(root)
+    dataset = {"root": str(root), "images": "images", "masks": "masks"}
+    classes = {"names": list(CLASSES), "ignore_ids": [11]}
+    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    config = {
+        "wandb": "disabled",
+        "output_dir": str(root / "runs"),
+        "trainer": {"accelerator": "cpu", "max_epochs": 1},
+        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
+        "data": {
+            "dataset": {"class_path": "MaskFolderDataset", "init_args": {**dataset, "classes": classes}},
+            "n_folds": 2,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
+        },
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    (root / "no_yaml.yaml").write_text("data: {dataset: [1, 2\nmodel: x: y\n")
+    (root / "list.yaml").write_text("- a\n- b\n")
+    (root / "binary.yaml").write_bytes(bytes(range(256)) * 20)
+    (root / "coco.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    (root / "empty.json").write_text("")
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, root / "whole.ckpt")
+    (root / "cut.ckpt").write_bytes((root / "whole.ckpt").read_bytes()[:2000])
+    (root / "text.ckpt").write_text("no checkpoint")
+    torch.save([1, 2], root / "list.ckpt")
+    return root
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path) -> str:
+    main(["fit", "-c", str(folder / "config.yaml"), "--name", "first"])
+    return str(folder / "runs" / "first" / "checkpoints" / "best.ckpt")
+
+
+@pytest.fixture
+def show(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Show:
+    """Runs the program in this process: show(*words) -> its exit status and the one line that it printed."""
+
+    # Lightning's log keeps the stream of the test that imported it, which is closed by now.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+    def run(*words: str) -> tuple[Any, str]:
+        monkeypatch.setattr(sys, "argv", ["deeplab", *words])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            program.run()
+        return stop.value.code, _only_line(capsys.readouterr().err)
+
+    return run
+
+
+def _only_line(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.strip() and not line.startswith(NOT_ERRORS)]
+    assert len(lines) == 1, stderr
+    [line] = lines
+    assert line.startswith("error: ")
+    return line
+
+
+def _process(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "deeplab_lightning", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+CONFIG_COMMANDS: dict[str, list[str]] = {
+    "data check": [],
+    "split": ["--output", "{folder}/split"],
+    "fit": ["--name", "never"],
+    "kfold": ["--name", "never"],
+    "grid": [],
+    "benchmark": ["--output", "{folder}/bench"],
+    "validate": ["--ckpt_path", "{folder}/whole.ckpt"],
+    "test": ["--ckpt_path", "{folder}/whole.ckpt"],
+    "predict": ["--ckpt_path", "{folder}/whole.ckpt", "--images", "{folder}/images"],
+    "tune-crf": ["--ckpt_path", "{folder}/whole.ckpt"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_yaml", r"no_yaml.yaml is not YAML: .*line 1, column 17"),
+        ("list", r"list.yaml must map keys to values, .*got a list"),
+        ("binary", r"binary.yaml is not YAML: .*can't decode byte 0x80"),
+        ("absent", r"no such (config|grid): /.*absent.yaml"),
+    ],
+)
+@pytest.mark.parametrize("command", CONFIG_COMMANDS)
+def test_an_unusable_config_is_named_by_every_command(
+    folder: Path, show: Show, command: str, name: str, message: str
+) -> None:
+    words = [word.format(folder=folder) for word in CONFIG_COMMANDS[command]]
+    status, line = show(*command.split(), "-c", str(folder / f"{name}.yaml"), *words)
+    assert status == 1
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "tune-crf", "export"])
+def test_an_unusable_checkpoint_is_named_by_every_command(folder: Path, show: Show, command: str) -> None:
+    for name, message in (
+        ("cut.ckpt", r"cut.ckpt is no checkpoint of `deeplab fit`, or it was damaged"),
+        ("text.ckpt", r"text.ckpt is no checkpoint of `deeplab fit`, or it was damaged"),
+        ("list.ckpt", r"list.ckpt is no checkpoint of `deeplab fit`: it has no state_dict"),
+        ("images", r"no such checkpoint: /.*images"),  # a folder
+        ("absent.ckpt", r"no such checkpoint: /.*absent.ckpt"),
+    ):
+        output = ["--output", str(folder / "model.pt2"), "--format", "torch_export"] if command == "export" else []
+        status, line = show(command, "--ckpt_path", str(folder / name), *output)
+        assert status == 1
+        assert re.search(message, line)
+
+
+def test_a_damaged_last_checkpoint_is_named(folder: Path, show: Show) -> None:
+    last = folder / "runs" / "cut" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes((folder / "cut.ckpt").read_bytes())
+    words = ["-c", str(folder / "config.yaml"), "--name", "cut", "--ckpt_path", "last"]
+    assert show("fit", *words) == (1, f"error: {last} is no checkpoint of `deeplab fit`, or it was damaged or cut off.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["trian"], "no command is called 'trian'"),
+        (["compare"], "the following arguments are required: sources"),
+        (["export", "--format", "jpeg"], "argument --format: invalid choice: 'jpeg'"),
+        (["split"], "the following arguments are required: --output"),
+        (["grid"], "the following arguments are required: -c/--config"),
+        (["tune-crf"], "the following arguments are required: --ckpt_path"),
+        (["data", "synthetic", "--output", "x", "--size", "big"], "argument --size: invalid int value: 'big'"),
+        (["data", "check", "--data.colour", "x"], "--data.colour"),
+        (["split", "--output", "x", "--data.n_folds", "many"], "data.n_folds: expected int, got many"),
+        (["validate"], "validate needs a checkpoint: --ckpt_path"),
+        (["wandb-report"], "the following arguments are required: --groups"),
+        (["fit", "--ckpt_path"], "argument --ckpt_path: expected one argument"),
+        (["kfold", "--jobs", "x"], "argument --jobs: invalid int value: 'x'"),
+        (["benchmark", "--data.fold_method", "best"], "data.fold_method: expected one of 'balanced'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(show: Show, words: list[str], message: str) -> None:
+    status, line = show(*words)
+    assert status == 2
+    assert message in line
+
+
+DATA_COMMANDS = {
+    "data check": [],
+    "split": ["--output", "{folder}/split"],
+    "fit": ["-c", "{folder}/config.yaml", "--name", "never"],
+    "kfold": ["-c", "{folder}/config.yaml", "--name", "never"],
+    "benchmark": ["-c", "{folder}/config.yaml", "--output", "{folder}/bench"],
+    "validate": ["--ckpt_path", "{checkpoint}"],
+    "test": ["--ckpt_path", "{checkpoint}"],
+    "tune-crf": ["--ckpt_path", "{checkpoint}"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", DATA_COMMANDS)
+def test_what_a_data_set_raises_is_one_line_in_every_command(
+    folder: Path, checkpoint: str, show: Show, command: str
+) -> None:
+    words = [word.format(folder=folder, checkpoint=checkpoint) for word in DATA_COMMANDS[command]]
+    for arguments, message in (
+        (
+            {"images": str(folder), "annotations": str(folder / "absent.json")},
+            "no such annotation file: /.*absent.json",
+        ),
+        ({"images": str(folder), "annotations": str(folder / "empty.json")}, "empty.json: .*JSON"),
+        (
+            {"images": str(folder), "annotations": str(folder / "coco.json"), "class_map": {"cup": "x"}},
+            "class_map names categories .*cup",
+        ),
+    ):
+        dataset = json.dumps({"class_path": "CocoDataset", "init_args": arguments})
+        status, line = show(*command.split(), *words, "--data.dataset", dataset)
+        assert status == 1
+        assert re.search(message, line)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--model.net.init_args.output_stride", "12"], "output_stride must be 8, 16 or 32, got 12"),
+        (["--data.fold", "9"], "fold must be null or in .*got 9 of 2"),
+        (["--trainer.accelerator", "abacus"], "invalid accelerator name: `accelerator='abacus'`"),
+        (["--trainer.strategy", "luck"], "invalid strategy name: `strategy='luck'`"),
+        (["--trainer.devices", "all"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
+        (["--trainer.max_epochs", "-7"], "`max_epochs` must be a non-negative integer or -1"),
+        (["--trainer.val_check_interval", "700"], r"`val_check_interval` \(700\) must be less"),
+        (["--checkpoint.monitor", "val/luck"], "could not find the monitored key"),
+        pytest.param(
+            ["--trainer.accelerator", "gpu"],
+            "No supported gpu backend found",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU"),
+        ),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(folder: Path, show: Show, words: list[str], message: str) -> None:
+    status, line = show("fit", "-c", str(folder / "config.yaml"), "--name", "never", *words)
+    assert status == 1
+    assert re.search(message, line)
+
+
+def test_a_folder_without_runs_is_named(show: Show, tmp_path: Path) -> None:
+    status, line = show("compare", str(tmp_path))
+    assert status == 1
+    assert f"no finished run or fold in {tmp_path}" in line
+
+
+def test_a_path_below_a_file_is_named(show: Show, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    status, line = show("data", "synthetic", "--output", str(tmp_path / "file" / "data"), "--num_images", "1")
+    assert status == 1
+    assert str(tmp_path / "file") in line
+
+
+def test_a_full_disk_is_one_line_with_the_file() -> None:
+    for number in (errno.ENOSPC, errno.EROFS, errno.EDQUOT):
+        mistake = program.user_error(OSError(number, os.strerror(number), "/data/best.ckpt"))
+        assert isinstance(mistake, UnavailableError)
+        assert str(mistake) == f"/data/best.ckpt: {os.strerror(number)}"
+    moved = OSError(errno.ENOSPC, "No space left on device", "/tmp/x", None, "/data/best.ckpt")
+    assert str(program.user_error(moved)) == "/data/best.ckpt: No space left on device"
+    assert "Permission denied" in str(program.user_error(PermissionError(errno.EACCES, "Permission denied", "/x")))
+
+
+def test_a_full_disk_is_found_below_an_error_of_a_library() -> None:
+    def save() -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device", "/data/last.ckpt")
+        finally:
+            raise RuntimeError("unexpected pos 64 vs 0")
+
+    with pytest.raises(RuntimeError) as found:
+        save()
+    assert str(program.user_error(found.value)) == "/data/last.ckpt: No space left on device"
+
+
+def test_faults_are_no_mistakes_of_the_user() -> None:
+    for fault in (ValueError("zip() argument 2 is shorter"), KeyError("x"), FileNotFoundError(2, "gone", "/x")):
+        assert program.user_error(fault) is None
+    fault = TypeError("while the mistake was handled")
+    fault.__context__ = DataError("bad data")
+    assert program.user_error(fault) is None
+
+
+def test_an_error_of_a_loader_process_is_shown_without_its_traceback(
+    show: Show, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        try:
+            raise DataError("a.png: cannot be decoded")
+        except DataError:
+            wrapper = torch._utils.ExceptionWrapper(where="in DataLoader worker process 0")
+        wrapper.reraise()
+
+    monkeypatch.setattr(program, "main", fail)
+    assert show() == (1, "error: a.png: cannot be decoded")
+
+
+@pytest.mark.slow
+def test_an_image_that_a_loader_process_cannot_read_is_named(checkpoint: str, show: Show, tmp_path: Path) -> None:
+    write_image(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:400])
+    words = ["--ckpt_path", checkpoint, "--images", str(tmp_path), "--output", str(tmp_path / "out")]
+    status, line = show("predict", *words, "--data.num_workers", "1")
+    assert status == 1
+    assert f"{tmp_path / 'b.jpg'}: " in line
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_program_keeps_its_traceback(folder: Path, tmp_path: Path) -> None:
+    code = (
+        "from deeplab_lightning.data import scan\n"
+        "from deeplab_lightning.__main__ import run\n"
+        "scan._inspect_all = lambda *args: iter(())  # fewer findings than images\n"
+        "run()\n"
+    )
+    command = [sys.executable, "-c", code, "data", "check", "-c", str(folder / "config.yaml")]
+    environment = {**os.environ, "DEEPLAB_CACHE": str(tmp_path)}  # nothing is known yet
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "ValueError: zip() argument 2 is shorter than argument 1" in done.stderr
+    assert not any(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+@pytest.mark.slow
+def test_a_training_says_first_which_data_it_uses(folder: Path) -> None:
+    done = _process("fit", "-c", str(folder / "config.yaml"), "--name", "told")
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()[:2]
+    assert first == f"Run folder: {folder / 'runs' / 'told'}"
+    counts = r"5 images train, 5 validate \(fold 0 of 2\), 3 classes"
+    assert re.fullmatch(f"Data: MaskFolderDataset {folder / 'images'}: {counts}", second)
+
+
+@pytest.mark.slow
+def test_a_process_shows_one_line_and_nothing_else(folder: Path) -> None:
+    arguments = {"images": str(folder), "annotations": str(folder / "coco.json"), "class_map": {"cup": "x"}}
+    dataset = json.dumps({"class_path": "CocoDataset", "init_args": arguments})
+    done = _process("fit", "-c", str(folder / "config.yaml"), "--name", "never", "--data.dataset", dataset)
+    assert done.returncode == 1
+    assert "class_map names categories" in _only_line(done.stderr)
+    assert done.stdout == ""
+
+
+@pytest.mark.slow
+def test_a_disk_without_space_names_the_file_of_a_process(folder: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # bytes of the largest file
+
+    done = _process("split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path), preexec_fn=limit)
+    assert done.returncode == 1
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line == f"error: {tmp_path / 'balance.json'}: File too large"
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "folds.csv").exists()
+
+
+def test_the_message_of_a_mistake_is_all_that_is_printed(show: Show, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise UserError("--jobs must be at least 1, got 0.")
+
+    monkeypatch.setattr(program, "main", fail)
+    assert show() == (1, "error: --jobs must be at least 1, got 0.")
