@@ -275,9 +275,9 @@ def test_a_full_disk_is_found_below_an_error_of_a_library() -> None:
 def test_faults_are_no_mistakes_of_the_user() -> None:
     for fault in (ValueError("zip() argument 2 is shorter"), KeyError("x"), FileNotFoundError(2, "gone", "/x")):
         assert program.user_error(fault) is None
-    fault = TypeError("while the mistake was handled")
-    fault.__context__ = DataError("bad data")
-    assert program.user_error(fault) is None
+    later = TypeError("while the mistake was handled")
+    later.__context__ = DataError("bad data")
+    assert program.user_error(later) is None
 
 
 def test_an_error_of_a_loader_process_is_shown_without_its_traceback(
