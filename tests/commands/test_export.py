@@ -25,7 +25,7 @@ from deeplab_lightning.commands import export as command
 from deeplab_lightning.data.classes import ClassTable
 from tests.conftest import write_image
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "deeplab_lightning" / "export" / "README.md"
 COLORS = [[10, 20, 30], [200, 0, 0], [0, 0, 255]]
 ARGUMENTS: dict[str, Any] = {"backbone": "vgg11", "hidden_channels": 8, "dropout": 0.1, "pretrained": False}
 
