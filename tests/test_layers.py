@@ -15,7 +15,8 @@ FLOORS = (
         *("models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
         *("models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
-        *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.per_image"),
+        *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.mean"),
+        "metrics.per_image",
         *("crf.permutohedral", "crf"),
     ),
     (
@@ -31,8 +32,8 @@ FLOORS = (
     ),
     ("module",),
     (
-        *("callbacks.checkpoint_io", "callbacks.data_line", "callbacks.epoch_seed", "callbacks.panels"),
-        *("callbacks.prediction_writer", "callbacks.progress", "callbacks.run_record", "callbacks.save_config"),
+        *("callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume", "callbacks.panels"),
+        *("callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress", "callbacks.save_config"),
         *("callbacks", "tracking.summary"),
         *("export.tracing", "export.formats", "export"),
     ),

@@ -4,7 +4,7 @@ import math
 import platform
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import torch
@@ -26,18 +26,53 @@ from deeplab_lightning.tables import or_null, shown, table_console
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 
 
-class _Validation(NamedTuple):
-    """Hold the result of one validation.
+class _EpochProgress:
+    """Hold what an epoch has trained so far, also across an interruption.
 
-    Attributes:
-        figures: Logged values by key.
-        matrix: (K, K) counts; None for a module without a confusion matrix.
-        images: Name and (K, K) counts of each image.
+    Args:
+        epoch: Number of the epoch, from 0.
+        loss_sum: Sum of the losses of the steps so far.
+        num_steps: Their number.
+        seconds: Time that they took.
+        figures: Logged values of the epoch's best validation, if there was one.
     """
 
-    figures: dict[str, float]
-    matrix: Tensor | None
-    images: list[tuple[str, Tensor]]
+    def __init__(
+        self,
+        epoch: int = -1,
+        loss_sum: float = 0.0,
+        num_steps: int = 0,
+        seconds: float = 0.0,
+        figures: dict[str, float] | None = None,
+    ) -> None:
+        self.epoch, self.figures = epoch, figures
+        self._loss_sum, self._num_steps, self._earlier_seconds = torch.tensor(loss_sum), num_steps, seconds
+        self._start = time.monotonic()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments of the constructor, as plain values for a checkpoint."""
+        return {
+            "epoch": self.epoch,
+            "loss_sum": float(self._loss_sum),
+            "num_steps": self._num_steps,
+            "seconds": self.seconds,
+            "figures": self.figures,
+        }
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a step."""
+        self._loss_sum = self._loss_sum.to(loss.device) + loss
+        self._num_steps += 1
+
+    @property
+    def seconds(self) -> float:
+        """Time of the epoch so far."""
+        return self._earlier_seconds + time.monotonic() - self._start
+
+    @property
+    def mean_loss(self) -> Tensor:
+        """Mean loss over the steps so far, a scalar; 0 before the first."""
+        return self._loss_sum / max(self._num_steps, 1)
 
 
 class RunRecord(L.Callback):
@@ -57,7 +92,16 @@ class RunRecord(L.Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
         self.rows: list[dict[str, float]] = []
-        self._validation: _Validation | None = None
+        """One mapping of logged values per finished epoch."""
+        self._progress = _EpochProgress()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the epoch has trained so far, for a checkpoint within it."""
+        return self._progress.to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what the epoch had trained; checkpoints of version 0.1.0 hold nothing."""
+        self._progress = _EpochProgress(**state_dict)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folds, and read the rows of the training that is resumed."""
@@ -74,54 +118,46 @@ class RunRecord(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock and the sum of the losses."""
-        self._start, self._validation = time.monotonic(), None
-        self._loss_sum, self._num_batches = torch.zeros((), device=pl_module.device), 0
+        self._progress = _EpochProgress(trainer.current_epoch)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Add the loss of the batch, without waiting for the device."""
-        self._loss_sum += outputs["loss"].detach()
-        self._num_batches += 1
+        """Add the loss of the step, without waiting for the device."""
+        if self._progress.epoch != trainer.current_epoch:  # resumed after the last step of an epoch without validation
+            self._progress = _EpochProgress(trainer.current_epoch)
+        self._progress.add(outputs["loss"].detach())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the result if it is the epoch's best; write it if this is `deeplab validate`."""
+        """Write the confusion matrices if they are the best so far, or the result if this is `deeplab validate`."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._record_evaluation(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
             figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            if self._validation and best_row([self._validation.figures, figures], trainer) is self._validation.figures:
+            earlier = self._progress.figures
+            if earlier and best_row([earlier, figures], trainer) is earlier:
                 return  # on all processes alike, since they have the same figures
-            if isinstance(pl_module, SegmentationModule):
-                images = _gather(list(pl_module.per_image))
-                self._validation = _Validation(figures, pl_module.last_matrix, images)
-            else:
-                self._validation = _Validation(figures, None, [])
+            self._progress.figures = figures
+            if isinstance(pl_module, SegmentationModule) and best_row([*self.rows, figures], trainer) is figures:
+                self._write_matrices(trainer, pl_module)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the result of the test."""
         self._record_evaluation(trainer, pl_module, "test")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the row of the epoch, and the confusion matrices if it is the best so far."""
+        """Write the row of the epoch; its loss is the mean over all steps of all processes."""
         row = {
             "epoch": float(trainer.current_epoch),
             "step": float(trainer.global_step),
-            "seconds": time.monotonic() - self._start,
-            "train/loss": float(self._loss_sum / max(self._num_batches, 1)),
+            "seconds": self._progress.seconds,
+            "train/loss": float(trainer.strategy.reduce(self._progress.mean_loss.to(pl_module.device))),
+            **(self._progress.figures or {}),
         }
-        validation = self._validation
-        if validation:
-            row |= validation.figures
         self.rows.append(row)
-        if not trainer.is_global_zero or _is_dry_run(trainer):
-            return
-        folder = RunFolder(trainer.default_root_dir)
-        folder.write_metrics(self.rows)
-        if validation and validation.matrix is not None and best_row(self.rows, trainer) is row:
-            assert isinstance(pl_module, SegmentationModule)
-            folder.write_confusion(validation.matrix, pl_module.classes.names)
-            PerImageConfusion.of(validation.images).write(folder.images)
+        pl_module.log("train/loss_epoch", row["train/loss"])
+        if trainer.is_global_zero and not _is_dry_run(trainer):
+            RunFolder(trainer.default_root_dir).write_metrics(self.rows)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the result of the training and print it."""
@@ -145,6 +181,13 @@ class RunRecord(L.Callback):
         folder.write_result(result)
         if best is not None:
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
+
+    def _write_matrices(self, trainer: L.Trainer, module: SegmentationModule) -> None:
+        images = _gather(list(module.per_image))
+        if trainer.is_global_zero and not _is_dry_run(trainer):
+            folder = RunFolder(trainer.default_root_dir)
+            folder.write_confusion(module.last_matrix, module.classes.names)
+            PerImageConfusion.of(images).write(folder.images)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or _is_dry_run(trainer) or not isinstance(pl_module, SegmentationModule):

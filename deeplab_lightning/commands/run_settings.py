@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.data_line import DataLine
-from deeplab_lightning.callbacks.epoch_seed import EpochSeed
+from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.class_paths import canonical, names_class
 from deeplab_lightning.commands.checkpoint import read_checkpoint
@@ -149,7 +149,7 @@ def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False
-    callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
+    callbacks.append(ExactResume(config.seed_everything if isinstance(config.seed_everything, int) else None))
     # Not by save_last, which writes only when the best is written, and loses the epochs since.
     last = RunCheckpoint(
         dirpath=config.checkpoint.dirpath,

@@ -4,6 +4,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -256,8 +258,24 @@ class SegmentationDataModule(L.LightningDataModule):
         if self.split == "folds" and self.fold is not None:
             indices = self._fold_indices(is_validation=False)  # type: ignore[assignment]
         view = _TrainView(self._decoded(self.dataset), list(indices), self.train_transforms, self.seed)
-        sampler = EpochSampler(view, seed=self.seed)
+        sampler = EpochSampler(view, seed=self.seed, batch_size=self.batch_size, position=self._training_position)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
+
+    def _training_position(self) -> tuple[int, int] | None:
+        """Return the epoch that the trainer is in and the batches of it that are done; None without a trainer.
+
+        Asked whenever an iterator is made: in a resumed training Lightning makes the first one before it sets the
+        sampler's epoch, and it never tells a loader that a checkpoint was written within an epoch.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return None
+        loop: Any = self.trainer.fit_loop
+        epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
+        if epoch.ready == epoch.processed:
+            return epoch.processed, 0
+        if batches.is_last_batch and batches.current.ready == batches.current.processed:
+            return epoch.processed + 1, 0
+        return epoch.processed, batches.current.processed
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Build the loader of the validation images; an empty list without validation."""
@@ -330,7 +348,7 @@ class SegmentationDataModule(L.LightningDataModule):
     def _loader(
         self, view: Dataset[Sample], sampler: Any, collate_fn: Any, batch_size: int, *, drop_last: bool
     ) -> DataLoader[Batch]:
-        return DataLoader(
+        return ResumableLoader(
             view,  # type: ignore[arg-type]
             batch_size=batch_size,
             sampler=sampler,
@@ -339,11 +357,35 @@ class SegmentationDataModule(L.LightningDataModule):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(self.seed),  # else each iterator draws from the global one
         )
 
 
+class ResumableLoader(DataLoader[Batch]):
+    """Load batches from where a resumed training stopped.
+
+    The sampler knows the place from the trainer, so there is no state to keep; Lightning warns about loaders without
+    these methods.
+    """
+
+    def __iter__(self) -> Any:
+        """Start reading when the first batch is asked for, not when the iterator is made.
+
+        To count the steps for the schedule, Lightning makes the first iterator before it restores the trainer's
+        state; worker processes would read the first epoch's images by then.
+        """
+        yield from super().__iter__()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing to keep."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept the state of any version."""
+
+
 class EpochSampler(DistributedSampler[Sample]):
-    """Shuffle by seed and epoch alone, so that a resumed run sees the same images as an uninterrupted run.
+    """Shuffle by seed and epoch alone, and go on within an epoch where a resumed training stopped.
 
     It yields (epoch, position) instead of position: persistent workers learn the epoch from it. Lightning calls
     `set_epoch`, and does not replace a DistributedSampler.
@@ -351,15 +393,31 @@ class EpochSampler(DistributedSampler[Sample]):
     Args:
         dataset: The data set to sample from.
         seed: Seed of the order.
+        batch_size: Images per batch.
+        position: Called when an iterator is made; returns the epoch and the number of its batches that are done, or
+            None where only `set_epoch` counts.
     """
 
-    def __init__(self, dataset: Dataset[Sample], *, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        *,
+        seed: int,
+        batch_size: int = 1,
+        position: Callable[[], tuple[int, int] | None] = lambda: None,
+    ) -> None:
+        self.batch_size, self.position = batch_size, position
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         num_replicas, rank = (None, None) if is_distributed else (1, 0)
         super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed)
 
     def __iter__(self) -> Any:
-        return ((self.epoch, position) for position in super().__iter__())
+        start = 0
+        if (found := self.position()) is not None:
+            epoch, start = found
+            self.set_epoch(epoch)
+        epoch = self.epoch
+        return ((epoch, index) for index in islice(super().__iter__(), start * self.batch_size, None))
 
 
 class _TrainView(Dataset[Sample]):

@@ -1,0 +1,61 @@
+"""Let a resumed training continue with the numbers of one that was not interrupted."""
+
+import hashlib
+import random
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+
+class ExactResume(L.Callback):
+    """Seed the random generators before each training step from seed, epoch, batch and process.
+
+    This covers dropout and everything else that draws numbers in a training step. Checkpoints hold no generator
+    states, and Lightning calls no hook at the start of an epoch that is resumed within; so a resumed training would
+    otherwise draw other numbers than an uninterrupted one. Order and crops of the images are the datamodule's part.
+
+    A checkpoint that was written after the last step of an epoch resumes with the epoch's validation, which Lightning
+    would leave out.
+
+    Args:
+        seed: Seed of the training; nothing is seeded if None.
+    """
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed the generators of this process and its device."""
+        if self.seed is None:
+            return
+        place = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
+        seed = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=4).digest())
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002, the generator that users' code draws from
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond to seed all devices
+        if pl_module.device.type == "cuda":
+            torch.cuda.default_generators[pl_module.device.index or 0].manual_seed(seed)
+        elif pl_module.device.type != "cpu":
+            torch.manual_seed(seed)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Mark an epoch whose steps are done as interrupted in its validation."""
+        loops = checkpoint.get("loops", {}).get("fit_loop")
+        if not loops or not _validates_at_the_end(trainer, loops["epoch_progress"]["current"]["processed"]):
+            return
+        training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
+        total = training["total"]
+        if training["is_last_batch"] and total["ready"] == total["processed"] == total["completed"] + 1:
+            for counts in (total, training["current"]):
+                counts["completed"] += 1
+            for key in ("total", "current"):  # Lightning's mark of an interrupted validation: a batch was begun
+                validation[key] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
+def _validates_at_the_end(trainer: L.Trainer, epoch: int) -> bool:
+    every = trainer.check_val_every_n_epoch
+    return trainer.enable_validation and trainer.val_check_interval == 1.0 and not (every and (epoch + 1) % every)

@@ -1,0 +1,143 @@
+"""A training that was killed and resumed ends with the weights of one that was not, bit for bit.
+
+Every case runs the real command in processes, with dropout, and waits for the checkpoint that it is about.
+"""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import draw_noise_data
+
+CONFIG = """
+seed_everything: 3
+wandb: disabled
+trainer: {accelerator: cpu, num_sanity_val_steps: 1, log_every_n_steps: 1, enable_model_summary: false}
+model:
+  net:
+    class_path: DeepLabV3
+    init_args: {backbone: test_efficientnet, pretrained: false, aspp_channels: 8, dropout: 0.5}
+data:
+  dataset:
+    class_path: MaskFolderDataset
+    init_args:
+      root: ROOT
+      images: images
+      masks: masks
+      classes: {names: [sky, road, car], ignore_ids: [11]}
+  n_folds: 5
+  batch_size: 1
+  train_transforms: {class_path: deeplab_lightning.data.transforms.TrainTransforms, init_args: {crop_size: 64}}
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_noise_data(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    return tmp_path
+
+
+def command(folder: Path, name: str, *options: str) -> list[str]:
+    words = ["fit", "-c", str(folder / "config.yaml"), "--output_dir", str(folder / "runs"), "--name", name, *options]
+    return [sys.executable, "-m", "deeplab_lightning", *words]
+
+
+def finish(folder: Path, name: str, *options: str) -> None:
+    done = subprocess.run(command(folder, name, *options), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def kill_when(folder: Path, name: str, checkpoint: str, *options: str) -> Path:
+    """Start a training and kill it, and all its processes, as soon as a checkpoint exists."""
+    path = folder / "runs" / name / "checkpoints" / checkpoint
+    with subprocess.Popen(
+        command(folder, name, *options),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        deadline = time.monotonic() + 120
+        while not path.is_file():
+            assert process.poll() is None, "the training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (folder / "runs" / name / "result.json").exists()
+    return path
+
+
+def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(
+        folder / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True
+    )["state_dict"]
+    return state
+
+
+def assert_same(folder: Path, one: str, other: str) -> None:
+    first, second = weights(folder, one), weights(folder, other)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    rows = [list(csv.DictReader((folder / "runs" / name / "metrics.csv").open())) for name in (one, other)]
+    for key in ("epoch", "step", "train/loss", "val/loss", "val/miou"):
+        assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]], key
+    results = [json.loads((folder / "runs" / name / "result.json").read_text()) for name in (one, other)]
+    assert results[0]["val"] == results[1]["val"]
+
+
+LONG = ("--trainer.max_epochs", "4")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.num_workers", "0"],
+        ["--data.num_workers", "2", "--model.net.backbone", "resnet18"],
+        ["--data.num_workers", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp"],
+    ],
+    ids=["0 workers", "2 workers, resnet18", "2 workers, 2 processes"],
+)
+def test_a_killed_training_resumes_to_the_same_weights(folder: Path, options: list[str]) -> None:
+    """Killed once last.ckpt of the first epoch exists; a wrong order, crop or dropout mask would change the weights."""
+    finish(folder, "whole", *LONG, *options)
+    last = kill_when(folder, "killed", "last.ckpt", *LONG, *options)
+    finish(folder, "killed", "--ckpt_path", str(last), *LONG, *options)
+    assert_same(folder, "whole", "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("step", [3, 8, 11])  # within the first epoch of 8 steps, at its end, within the second
+def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, step: int, workers: str) -> None:
+    callback = (
+        "[{class_path: PredictionPanels}, {class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: "
+        f"{{dirpath: {folder / 'steps'}, filename: '{{step}}', every_n_train_steps: 1, save_top_k: -1}}}}]"
+    )
+    options = ["--trainer.max_epochs", "2", "--data.num_workers", workers]
+    finish(folder, "whole", *options, "--trainer.callbacks", callback)
+    finish(folder, "resumed", *options, "--ckpt_path", str(folder / "steps" / f"step={step}.ckpt"))
+    first, second = weights(folder, "whole"), weights(folder, "resumed")
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    rows = [list(csv.DictReader((folder / "runs" / name / "metrics.csv").open())) for name in ("whole", "resumed")]
+    assert rows[0][-1]["train/loss"] == rows[1][-1]["train/loss"]
+
+
+@pytest.mark.slow
+def test_best_ckpt_resumes_to_the_same_weights(folder: Path) -> None:
+    """It is written in the validation at an epoch's end, before the epoch counts as done."""
+    finish(folder, "whole", *LONG)
+    best = kill_when(folder, "killed", "best.ckpt", *LONG)
+    finish(folder, "killed", "--ckpt_path", str(best), *LONG)
+    first, second = weights(folder, "whole"), weights(folder, "killed")
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
