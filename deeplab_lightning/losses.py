@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.kernels.tiles import single_precision, tiled_cross_entropy
+from deeplab_lightning.kernels.tiles import pixel_weights, single_precision, tiled_cross_entropy, total_weight
 from deeplab_lightning.resizing import resize
 
 
@@ -73,23 +73,18 @@ class CrossEntropyLoss(nn.Module):
                 f"class_weights must hold one value per class, got {len(self.class_weights)} values for "
                 f"{logits.shape[1]} classes."
             )
-        if not self._has_counted_pixels(mask):
-            return logits.sum() * 0.0
         if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
-            if logits.isfinite().all():
+            if logits.device.type != "cpu" or logits.isfinite().all():  # a GPU would have to be waited for
                 return tiled_cross_entropy(logits, mask, self.class_weights, self.label_smoothing, self.band_rows)
             logits = resize(single_precision(logits), (mask.shape[-2], mask.shape[-1]))  # tiles would spread nan
         logits = single_precision(logits)  # as autocast does
-        return F.cross_entropy(
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        total = F.cross_entropy(
             logits,
             mask,
-            weight=None if self.class_weights is None else self.class_weights.to(logits.dtype),
+            weight=weights,
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.label_smoothing,
+            reduction="sum",
         )
-
-    def _has_counted_pixels(self, mask: Tensor) -> bool:
-        counted = mask != IGNORE_INDEX
-        if self.class_weights is None or bool((self.class_weights > 0).all()):
-            return bool(counted.any())
-        return bool((self.class_weights[mask[counted]] > 0).any())
+        return total / total_weight(pixel_weights(mask, weights, logits.dtype))

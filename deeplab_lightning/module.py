@@ -16,6 +16,7 @@ from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
 from deeplab_lightning.metrics.iou import class_iou, summarize
+from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.optimizers import OptimizerFactory, PolyLR, SchedulerFactory, default_optimizer, parameter_groups
@@ -86,6 +87,8 @@ class SegmentationModule(L.LightningModule):
         self.register_buffer("pixel_mean", mean[:, None, None], persistent=False)
         self.register_buffer("pixel_std", std[:, None, None], persistent=False)
         self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
+        self.mean_loss = nn.ModuleDict({stage: WeightedMean() for stage in ("val", "test")})
+        """Mean over the pixels of the evaluated set."""
         self.boundary = BoundaryCounts(net.num_classes)  # in test only: validation runs after every epoch
         self.per_image: list[tuple[str, Tensor]] = []
         """Name and (K, K) counts of each image of this process in the last evaluation."""
@@ -117,7 +120,8 @@ class SegmentationModule(L.LightningModule):
         """Compute and log the loss of one batch."""
         loss, _ = self.compute_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch.image), on_step=True, prog_bar=True)
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("train/lr", torch.as_tensor(rate))  # a float would be copied to the device, which waits for it
         return loss
 
     def validation_step(self, batches: list[Batch], batch_idx: int) -> None:
@@ -142,12 +146,15 @@ class SegmentationModule(L.LightningModule):
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the loss of one batch with its auxiliary losses, and its logits (B, K, h, w)."""
         assert batch.mask is not None
-        mask = batch.mask.long()
-        logits, auxiliary = TrainingLogits.of(self.door.logits(self, batch.image, self.loss))
-        if not (mask != self.classes.ignore_index).any():
-            return logits.sum() * 0.0, logits  # without a pixel that counts, many losses fail or return nan
-        auxiliary_losses = [weight * self.loss(other, mask) for weight, other in auxiliary]
-        return self.loss(logits, mask) + sum(auxiliary_losses), logits
+        output = TrainingLogits.of(self.door.logits(self, batch.image, self.loss))
+        return self._total_loss(output, batch.mask.long(), is_void=not any(batch.count_pixels())), output.logits
+
+    def _total_loss(self, output: TrainingLogits, mask: Tensor, *, is_void: bool) -> Tensor:
+        """Add up the loss and the auxiliary losses; 0 if the mask is void, where many losses fail or return nan."""
+        if is_void:  # of all outputs, since DDP expects a gradient of every parameter
+            return sum((logits.sum() * 0.0 for _, logits in output.auxiliary), output.logits.sum() * 0.0)
+        auxiliary = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]
+        return sum(auxiliary, self.loss(output.logits, mask))
 
     def on_validation_epoch_start(self) -> None:
         """Discard the counts of the previous evaluation."""
@@ -168,7 +175,12 @@ class SegmentationModule(L.LightningModule):
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
             assert batch.mask is not None
-            loss, logits = self.compute_loss(batch)
+            output = self.door.logits(self, batch.image, self.loss)
+            logits = TrainingLogits.of(output).logits
+            # Image by image, so that the mean over the set depends neither on the batch size nor on the loss.
+            for own, mask, count in zip(logits.split(1), batch.mask.long().split(1), batch.count_pixels(), strict=True):
+                loss = self._total_loss(TrainingLogits(own, []), mask, is_void=not count)
+                self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
             size = (batch.mask.shape[-2], batch.mask.shape[-1])
             postprocess = self.postprocess if stage == "test" else None
             labels = find_labels(logits, batch.image, size, door=self.door, postprocess=postprocess)
@@ -177,14 +189,14 @@ class SegmentationModule(L.LightningModule):
             matrices = per_image_confusion(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
             self.per_image.extend(zip(batch.names, matrices.cpu(), strict=True))
-            # Averaged over images and, at the epoch's end, over processes; no collective in a step.
-            self.log(f"{stage}/loss", loss, batch_size=len(batch.image), on_epoch=True, sync_dist=True)
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]
         # torchmetrics turns the matrix of one class into a scalar.
         matrix = confusion.compute().reshape(self.net.num_classes, -1).cpu()  # type: ignore[operator]
         confusion.reset()  # type: ignore[operator]
+        self.log(f"{stage}/loss", self.mean_loss[stage].compute())  # type: ignore[operator]
+        self.mean_loss[stage].reset()  # type: ignore[operator]
         figures, per_class = summarize(matrix), class_iou(matrix).tolist()
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items() if name != "miou"})
         self.log(f"{stage}/miou", figures["miou"], prog_bar=True)

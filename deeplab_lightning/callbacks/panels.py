@@ -40,20 +40,32 @@ class PredictionPanels(L.Callback):
             raise UserError(f"num_images and every_n_epochs must be at least 1, got {num_images}, {every_n_epochs}.")
         self.num_images, self.every_n_epochs = num_images, every_n_epochs
         self._silent_loggers: set[str] = set()
+        self._drawn: list[tuple[Sample, torch.Tensor]] = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Predict the images after the last batch, where Lightning's weight averaging has its weights in place."""
+        datamodule = getattr(trainer, "datamodule", None)
+        if batch_idx + 1 < trainer.num_val_batches[dataloader_idx] or not self._is_due(trainer):  # type: ignore[index]
+            return
+        if isinstance(datamodule, SegmentationDataModule) and isinstance(pl_module, SegmentationModule):
+            self._drawn = [(sample, predict_one(pl_module, sample)) for sample in self._samples(datamodule)]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, write and log the panel of this epoch if one is due."""
-        datamodule = getattr(trainer, "datamodule", None)
-        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+        if not self._drawn or not isinstance(pl_module, SegmentationModule):
             return
-        if not isinstance(datamodule, SegmentationDataModule) or not isinstance(pl_module, SegmentationModule):
-            return
-        epoch = trainer.current_epoch + 1
-        if trainer.fast_dev_run or (epoch % self.every_n_epochs and epoch != trainer.max_epochs):  # type: ignore[attr-defined]
-            return
-        samples = self._samples(datamodule)
-        rows = [_row(sample, predict_one(pl_module, sample)) for sample in samples]
-        path = RunFolder(trainer.default_root_dir).panel(epoch)
+        samples = [sample for sample, _ in self._drawn]
+        rows = [_row(sample, prediction) for sample, prediction in self._drawn]
+        self._drawn = []
+        path = RunFolder(trainer.default_root_dir).panel(trainer.current_epoch + 1)
         path.parent.mkdir(parents=True, exist_ok=True)
         panel(rows, pl_module.classes).save(path)
         for logger in trainer.loggers:
@@ -61,6 +73,13 @@ class PredictionPanels(L.Callback):
                 _log_to_wandb(logger, rows, [sample.name for sample in samples], pl_module, trainer.global_step)
             else:
                 self._log_panel(logger, path, trainer.global_step)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return False
+        epoch = trainer.current_epoch + 1
+        is_last = epoch == trainer.max_epochs
+        return not trainer.fast_dev_run and (epoch % self.every_n_epochs == 0 or is_last)  # type: ignore[attr-defined]
 
     def _samples(self, datamodule: SegmentationDataModule) -> list[Sample]:
         view: Any = datamodule.val_dataloader().dataset  # type: ignore[union-attr]

@@ -6,13 +6,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
+from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.models.cost import COST_SIZE, network_cost
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.tables import shown
 
 
 class EpochLines(ProgressBar):
-    """Print loss, validation mIoU and time after each epoch."""
+    """Print loss, validation mIoU and time after each epoch.
+
+    With `RunRecord`, the figures are those of `metrics.csv`: the mean loss over the steps of all processes, and the
+    epoch's best validation.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +38,8 @@ class EpochLines(ProgressBar):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the line of the epoch."""
-        figures = self.get_metrics(trainer, pl_module)
+        records = [callback for callback in trainer.callbacks if isinstance(callback, RunRecord)]  # type: ignore[attr-defined]
+        figures = records[0].rows[-1] if records else self.get_metrics(trainer, pl_module)
         parts = [
             f"{name} {shown(float(figures[name]), missing='nan')}"
             for name in ("train/loss", "val/loss", "val/miou")

@@ -39,22 +39,33 @@ class Batch(NamedTuple):
         mask: (B, H, W) uint8 train ids, or None.
         names: B image keys.
         sizes: B pairs (height, width) of the files, in pixels.
+        num_counted: B numbers of pixels that are not ignored, known before the masks are on a device; None if unknown.
     """
 
     image: Tensor
     mask: Tensor | None
     names: list[str]
     sizes: list[tuple[int, int]]
+    num_counted: list[int] | None = None
+
+    def count_pixels(self) -> list[int]:
+        """Return the number of pixels of each image that are not ignored; waits for the device if it is unknown."""
+        if self.num_counted is not None:
+            return self.num_counted
+        assert self.mask is not None
+        return _counted(self.mask)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
     """Stack samples of one size into a batch of plain tensors (no tv_tensors)."""
     masks = [s.mask.as_subclass(Tensor) for s in samples if s.mask is not None]
+    mask = torch.stack(masks) if masks else None  # (B, H, W)
     return Batch(
         image=torch.stack([s.image.as_subclass(Tensor) for s in samples]),  # (B, 3, H, W)
-        mask=torch.stack(masks) if masks else None,  # (B, H, W)
+        mask=mask,
         names=[s.name for s in samples],
         sizes=[s.size for s in samples],
+        num_counted=None if mask is None else _counted(mask),
     )
 
 
@@ -68,3 +79,7 @@ def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:
     for sample in samples:
         by_size.setdefault(tuple(sample.image.shape), []).append(sample)
     return [collate(group) for group in by_size.values()]
+
+
+def _counted(mask: Tensor) -> list[int]:
+    return (mask != IGNORE_INDEX).flatten(1).sum(dim=1).tolist()

@@ -111,16 +111,39 @@ def tiled_cross_entropy(
 
     Args:
         logits: (B, K, h, w) float, finite.
-        mask: (B, H, W) int64 in [0, K) or 255; at least one pixel counts.
+        mask: (B, H, W) int64 in [0, K) or 255.
         class_weights: (K,), or None for 1 each.
         label_smoothing: Share of the target spread over all classes, a fraction in [0, 1).
         band_rows: See `tiles`.
 
     Returns:
-        The weighted mean over pixels that are not ignored, a scalar in float32 or float64.
+        The weighted mean over pixels that are not ignored, a scalar in float32 or float64; 0 if there is none.
     """
     loss: Tensor = _TiledCrossEntropy.apply(logits, mask, class_weights, label_smoothing, band_rows)
     return loss
+
+
+def pixel_weights(mask: Tensor, class_weights: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the weight of each pixel: that of its class, and 0 for ignored pixels.
+
+    Args:
+        mask: (B, H, W) int64 in [0, K) or 255.
+        class_weights: (K,), or None for 1 each.
+        dtype: Type of the result.
+
+    Returns:
+        (B, H, W).
+    """
+    counted = mask != IGNORE_INDEX
+    if class_weights is None:
+        return counted.to(dtype)
+    return class_weights.to(dtype)[torch.where(counted, mask, 0)] * counted
+
+
+def total_weight(pixels: Tensor) -> Tensor:
+    """Sum the weights of all pixels, as a divisor: infinite instead of 0, without waiting for the device."""
+    total = pixels.sum()
+    return torch.where(total > 0, total, torch.inf)
 
 
 def single_precision(logits: Tensor) -> Tensor:
@@ -140,8 +163,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
         counted = mask != IGNORE_INDEX
         target = torch.where(counted, mask, 0)
         per_class = logits.new_ones(logits.shape[1]) if weights is None else weights.to(logits.dtype)
-        pixel_weights = per_class[target] * counted  # (B, H, W)
-        loss, total = logits.new_zeros(()), pixel_weights.sum()
+        target_weights = pixel_weights(mask, weights, logits.dtype)  # (B, H, W)
+        loss, total = logits.new_zeros(()), total_weight(target_weights)
         gradient = torch.zeros_like(logits, memory_format=torch.contiguous_format) if needs_gradient else None
         with torch.autocast(logits.device.type, enabled=False):
             for images, rows, columns, part in tiles(logits, (mask.shape[-2], mask.shape[-1]), band_rows):
@@ -149,7 +172,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
                 values = _cross_entropy_in_place(
                     part,
                     target[here][:, None],
-                    target_weight=(1 - smoothing) * pixel_weights[here][:, None],
+                    target_weight=(1 - smoothing) * target_weights[here][:, None],
                     class_weight=smoothing / len(per_class) * counted[here][:, None],
                     per_class=per_class if smoothing else None,
                     needs_gradient=needs_gradient,
