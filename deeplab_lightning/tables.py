@@ -55,6 +55,11 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_csv_text(text: str) -> list[dict[str, str]]:
+    """Read CSV text with a header as one dictionary per row."""
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
 def or_null(value: float) -> float | None:
     """Round to six decimals for JSON, with None for nan and infinity, which JSON lacks."""
     return round(float(value), 6) if math.isfinite(value) else None

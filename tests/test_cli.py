@@ -381,3 +381,20 @@ def test_the_program_shows_input_errors_without_a_traceback(folder: Path) -> Non
     assert done.returncode == 1
     assert "error: fold must be null or in [0, n_folds) with n_folds >= 2, got 9 of 3." in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_checkpoint_without_its_folder_stops_where_images_were_added(run: Path, tmp_path: Path) -> None:
+    """A new split would validate on images of the training."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    data, checkpoint = tmp_path / "data", tmp_path / "best.ckpt"
+    shutil.copytree(config["data"]["dataset"]["init_args"]["root"], data)
+    shutil.copy(run / "checkpoints" / "best.ckpt", checkpoint)
+    options = ["validate", "--ckpt_path", str(checkpoint), "--data.dataset.init_args.root", str(data)]
+    main([*options, "--output_dir", str(tmp_path / "runs"), "--name", "same"])
+    validated = json.loads((tmp_path / "runs" / "same" / "result_validate.json").read_text())["val"]["miou"]
+    assert validated == pytest.approx(json.loads((run / "result.json").read_text())["val"]["miou"])
+    for part in ("images", "masks"):
+        first = min((data / part).iterdir())
+        shutil.copy(first, first.with_stem("added"))
+    with pytest.raises(DataError, match=r"the checkpoint's fold table: .* missing \(added.png\)"):
+        main([*options, "--output_dir", str(tmp_path / "runs")])

@@ -2,6 +2,7 @@
 
 import os
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import islice
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
@@ -32,8 +33,9 @@ from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
-from deeplab_lightning.tables import csv_text
+from deeplab_lightning.tables import csv_text, read_csv_text
 
+_MAYBE_TRAINED = "Images that it was trained on may be evaluated."
 Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
 
@@ -250,6 +252,50 @@ class SegmentationDataModule(L.LightningDataModule):
         parts = (("train", self.dataset), ("val", self.val_dataset))
         rows = [[image, "", part] for part, dataset in parts for image in (dataset.names if dataset else ())]
         return csv_text([["image", "group", "fold"], *rows])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the folds for a checkpoint, so that it validates on the same images wherever it is."""
+        if self.dataset is None or self.split != "folds":
+            return {}
+        return {"folds": self._compressed_folds, "fold": self.fold, **self._split_settings}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Use the folds of a checkpoint, unless other ones are asked for; say so where images may have been trained on.
+
+        Raises:
+            DataError: If images were added to the data set since, or taken away.
+        """
+        if self.dataset is None or self.split != "folds" or "folds" not in state_dict:
+            return
+        rows = read_csv_text(zlib.decompress(state_dict["folds"]).decode())
+        if any(state_dict[key] != value for key, value in self._split_settings.items()):
+            rank_zero_warn(f"another split than the checkpoint's is asked for. {_MAYBE_TRAINED}")
+        elif not {row["image"] for row in rows} & set(self.dataset.names):
+            rank_zero_info("The checkpoint was trained on other images; these are split anew.")
+        else:
+            self._use_folds(rows, state_dict["fold"])
+
+    def _use_folds(self, rows: list[dict[str, str]], fold: int | None) -> None:
+        """Use the folds of a checkpoint that held out a fold, unless there is a `fold_file`."""
+        assert self.dataset is not None
+        dropped = [name for problem in self.dataset.problems for name in problem.images]
+        table = FoldTable.of_rows(
+            rows, "the checkpoint's fold table", self.dataset.names, self.n_folds, dropped=dropped
+        )
+        if self.fold != fold:
+            rank_zero_warn(f"the checkpoint held out fold {fold}, not {self.fold}. {_MAYBE_TRAINED}")
+        if self.fold_file is None or not Path(self.fold_file).is_file():
+            self.fold_table = table
+        elif self.folds != table.folds:
+            rank_zero_warn(f"{self.fold_file} holds other folds than the checkpoint. {_MAYBE_TRAINED}")
+
+    @property
+    def _split_settings(self) -> dict[str, Any]:
+        return {"n_folds": self.n_folds, "split_seed": self.split_seed, "fold_method": self.fold_method}
+
+    @cached_property
+    def _compressed_folds(self) -> bytes:
+        return zlib.compress(self.folds_csv().encode())
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Build the loader of shuffled training crops. An incomplete last batch is dropped if there are others."""

@@ -1,3 +1,5 @@
+import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +152,49 @@ def test_class_tables_must_agree(mask_folder: Path) -> None:
 def test_errors_of_invalid_arguments_name_the_fault(mask_folder: Path, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SegmentationDataModule(dataset(mask_folder), **arguments)
+
+
+def checkpoint_state(module: SegmentationDataModule) -> dict[str, Any]:
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    state: dict[str, Any] = torch.load(file, weights_only=True)  # as Lightning reads checkpoints
+    return state
+
+
+def test_the_folds_of_a_checkpoint_stay_where_the_method_would_make_others(
+    mask_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = datamodule(mask_folder)
+    state, folds = checkpoint_state(trained), trained.folds
+    again = datamodule(mask_folder)
+    monkeypatch.setattr("deeplab_lightning.data.datamodule.stratified_folds", None)  # not called
+    again.load_state_dict(state)
+    assert again.folds == folds
+
+
+def test_a_checkpoint_of_fewer_images_stops_and_names_the_new_ones(mask_folder: Path) -> None:
+    state = checkpoint_state(datamodule(mask_folder))
+    shutil.copy(mask_folder / "images" / "00.png", mask_folder / "images" / "new.png")
+    shutil.copy(mask_folder / "masks" / "00.png", mask_folder / "masks" / "new.png")
+    with pytest.raises(
+        DataError, match=r"fold table: does not match .* 1 images of the data set are missing \(new.png\)"
+    ):
+        datamodule(mask_folder).load_state_dict(state)
+
+
+@pytest.mark.parametrize("changed", [{"split_seed": 9}, {"n_folds": 2}, {"fold": 2}])
+def test_another_split_than_the_checkpoints_is_pointed_out(mask_folder: Path, changed: dict[str, Any]) -> None:
+    state = checkpoint_state(datamodule(mask_folder))
+    with pytest.warns(UserWarning, match="may be evaluated"):
+        datamodule(mask_folder, **changed).load_state_dict(state)
+
+
+def test_another_data_set_is_split_anew(mask_folder: Path) -> None:
+    state = checkpoint_state(datamodule(mask_folder))
+    for part in ("images", "masks"):
+        for path in (mask_folder / part).iterdir():
+            path.rename(path.with_name(f"other_{path.name}"))
+    other = datamodule(mask_folder)
+    other.load_state_dict(state)
+    assert sorted(other.folds) == [f"other_{i:02d}.png" for i in range(10)]

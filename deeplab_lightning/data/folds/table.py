@@ -1,7 +1,7 @@
 """Read and write `folds.csv`, the folds of a data set that later runs take over."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,26 +64,51 @@ class FoldTable:
         """
         if not path.is_file():
             raise MissingFileError(f"no such fold file: {path.absolute()}")
-        lines = read_csv(path)
+        return cls.of_rows(read_csv(path), str(path), names, n_folds, dropped=dropped)
+
+    @classmethod
+    def of_rows(
+        cls,
+        lines: Sequence[Mapping[str, str]],
+        source: str,
+        names: Sequence[str],
+        n_folds: int,
+        *,
+        dropped: Sequence[str] = (),
+    ) -> "FoldTable":
+        """Build the table of exactly the given images from the rows of `to_csv`.
+
+        Args:
+            lines: Rows with the columns image, group and fold.
+            source: Where the rows come from, for error messages.
+            names: Keys of the images of the data set.
+            n_folds: Expected number of folds.
+            dropped: Keys of images that the data set left out as faulty; the rows may hold them.
+
+        Raises:
+            DataError: If the rows are no fold table, or of other images or another number of folds.
+        """
         columns = list(lines[0]) if lines else []
         if not {"image", "fold"} <= set(columns):
-            raise DataError(f"{path}: must have rows with the columns image, group and fold, got {columns}.")
+            raise DataError(f"{source}: must have rows with the columns image, group and fold, got {columns}.")
         left_out = set(dropped)
         rows = {line["image"]: line for line in lines if line["image"] not in left_out}
-        _require_same_images(path, [line["image"] for line in lines], set(rows), set(names))
+        _require_same_images(source, [line["image"] for line in lines], set(rows), set(names))
         try:
             folds = {name: int(rows[name]["fold"]) for name in names}
         except ValueError as error:
-            raise DataError(f"{path}: holds the parts of an official split, not folds. Set split: official.") from error
+            raise DataError(
+                f"{source}: holds the parts of an official split, not folds. Set split: official."
+            ) from error
         if set(folds.values()) != set(range(n_folds)):
             raise DataError(
-                f"{path}: holds the folds {sorted(set(folds.values()))}, but data.n_folds is {n_folds}. "
+                f"{source}: holds the folds {sorted(set(folds.values()))}, but data.n_folds is {n_folds}. "
                 "Set data.n_folds to the number of folds in the file, or split again."
             )
         return cls(folds, {name: rows[name].get("group") or "" for name in names})
 
 
-def _require_same_images(path: Path, listed: Sequence[str], found: set[str], expected: set[str]) -> None:
+def _require_same_images(source: str, listed: Sequence[str], found: set[str], expected: set[str]) -> None:
     """Check that a fold file lists each image of the data set once, and no other image.
 
     Raises:
@@ -91,14 +116,15 @@ def _require_same_images(path: Path, listed: Sequence[str], found: set[str], exp
     """
     if repeated := sorted(name for name, times in Counter(listed).items() if times > 1):
         raise DataError(
-            f"{path}: lists {len(repeated)} images more than once ({_shortened(repeated)}). Keep one row per image."
+            f"{source}: lists {len(repeated)} images more than once ({_shortened(repeated)}). Keep one row per image."
         )
     missing, unknown = sorted(expected - found), sorted(found - expected)
     differences = [f"{len(missing)} images of the data set are missing ({_shortened(missing)})"] if missing else []
     differences += [f"{len(unknown)} images are not in the data set ({_shortened(unknown)})"] if unknown else []
     if differences:
         raise DataError(
-            f"{path}: does not match the data set: {'; '.join(differences)}. Split again, or restore the images."
+            f"{source}: does not match the data set: {'; '.join(differences)}. "
+            "Restore the images, or split again and train from the start."
         )
 
 
