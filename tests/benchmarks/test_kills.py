@@ -1,0 +1,53 @@
+"""A training that is killed at ten random moments ends with the weights of one that was not. `make bench`."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from deeplab_lightning.runs import RunFolder
+from tests.benchmarks.measure import write
+from tests.conftest import draw_noise_data
+from tests.test_resume import CONFIG, ENVIRONMENT, command, finish, weights
+
+KILLS, SEED, MAX_WAIT = 10, 1, 1.0  # seconds, several epochs
+OPTIONS = ("--trainer.max_epochs", "100", "--data.num_workers", "2", "--trainer.enable_progress_bar", "false")
+
+
+def test_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw_noise_data(tmp_path)
+    (tmp_path / "config.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    finish(tmp_path, "whole", *OPTIONS)
+    run, moments, epochs = RunFolder(tmp_path / "runs" / "killed"), random.Random(SEED), []
+    for _ in range(KILLS):
+        written = _time(run.last)
+        resume = ("--ckpt_path", "last") if written else ()
+        with subprocess.Popen(
+            command(tmp_path, "killed", *OPTIONS, *resume),
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:
+            while _time(run.last) == written:
+                assert process.poll() is None, "the training ended before it could be killed"
+                time.sleep(0.01)
+            time.sleep(moments.uniform(0, MAX_WAIT))
+            os.killpg(process.pid, signal.SIGKILL)
+        assert not run.result.exists(), "the training ended before it could be killed"
+        epochs.append(torch.load(run.last, weights_only=True)["epoch"] + 1)  # a complete file at any time
+    finish(tmp_path, "killed", *OPTIONS, "--ckpt_path", "last")
+    whole, killed = weights(tmp_path, "whole"), weights(tmp_path, "killed")
+    different = [name for name in whole if not torch.equal(whole[name], killed[name])]
+    with capsys.disabled():
+        print(write("kills", {"kills": KILLS, "epochs_after_each": epochs, "different_tensors": different}))
+    assert not different
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
