@@ -122,6 +122,8 @@ class RunFolder(_Folder):
         self.checkpoints = self.path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
         self.predictions = self.path / "predictions"
+        self.wandb_run = self.path / "wandb_run.json"
+        """Project, entity and id of the W&B run, which a resumed training and evaluations continue."""
         self.crf, self.crf_trials = self.path / "crf.yaml", self.path / "crf.csv"
         # Files of a fold that `deeplab kfold` trains:
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
@@ -180,6 +182,14 @@ class RunFolder(_Folder):
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
         write_text(self.result, json.dumps(result, indent=2) + "\n")
+
+    def read_wandb_run(self) -> dict[str, Any] | None:
+        """Read the arguments of `wandb.init` that continue the W&B run of this training; None without one."""
+        return json.loads(self.wandb_run.read_text(encoding="utf-8")) if self.wandb_run.is_file() else None
+
+    def write_wandb_run(self, arguments: Mapping[str, Any]) -> None:
+        """Write `project`, `entity` and `id` of the W&B run."""
+        write_text(self.wandb_run, json.dumps(arguments) + "\n")
 
     def write_evaluation(self, result: Mapping[str, Any], stage: str) -> Path:
         """Write the result of `deeplab validate` or `deeplab test`, numbered if the file exists.

@@ -17,7 +17,7 @@ from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.tracking.mode import choose_mode
-from deeplab_lightning.tracking.summary import WandbSummary
+from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
 from deeplab_lightning.usage import usage_error
 
 _SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
@@ -88,7 +88,7 @@ def set_folder(config: Namespace, folder: RunFolder) -> None:
 
 
 def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
-    """Log one W&B run per training, in its folder; validation, test and prediction log nothing."""
+    """Log one W&B run per training, in its folder, also after a resume; other commands log nothing here."""
     logger = config.trainer.logger
     mode = choose_mode(config.wandb) if command == "fit" else "disabled"
     loggers = logger if isinstance(logger, list) else [logger]
@@ -105,6 +105,7 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
             entry.init_args.save_dir = str(folder)
             entry.init_args.name = entry.init_args.get("name") or folder.name
             entry.init_args.offline = mode == "offline"
+            entry.init_args.id = entry.init_args.get("id") or (folder.read_wandb_run() or {}).get("id")
 
 
 def skip_pretrained_weights(config: Namespace) -> None:
@@ -137,6 +138,8 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
         callbacks += _fit_callbacks(config)
     if command == "predict":
         callbacks.append(PredictionWriter(config.output))
+    if command in {"validate", "test"}:
+        callbacks.append(WandbEvaluation(config.wandb))
     if config.trainer.enable_progress_bar is not False:
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
     return callbacks

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.runs import RECORD_FILES, RunFolder, confusion_rows
+from deeplab_lightning.tracking.mode import WandbMode, choose_mode
 
 CURVE_KEYS = ("epoch", "val/miou")
 """Keys of each point of the validation curve."""
@@ -30,7 +31,11 @@ class WandbSummary(L.Callback):
         """Log the balance of the folds."""
         datamodule = getattr(trainer, "datamodule", None)
         for logger in self._loggers(trainer):
-            logger.experiment.define_metric("val/miou", summary="max,last")
+            run = logger.experiment
+            if run.id:  # none under WANDB_MODE=disabled
+                own = {"project": run.project, "entity": run.entity or None, "id": run.id}
+                RunFolder(trainer.default_root_dir).write_wandb_run(own)
+            run.define_metric("val/miou", summary="max,last")
             if isinstance(datamodule, SegmentationDataModule) and datamodule.split == "folds":
                 rows = datamodule.balance().rows(datamodule.foreground_names)
                 _log_table(logger, "data/fold_balance", list(rows[0]), [list(row.values()) for row in rows])
@@ -58,6 +63,43 @@ class WandbSummary(L.Callback):
     def _loggers(self, trainer: L.Trainer) -> list[WandbLogger]:
         is_recorded = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]
         return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger) and is_recorded]
+
+
+class WandbEvaluation(L.Callback):
+    """Add the figures of `deeplab validate` and `deeplab test` to the summary of the training's W&B run.
+
+    The keys are `evaluation/val/...` and `evaluation/test/...`: the training's own figures stay. Does nothing for a
+    training that was not logged to W&B.
+
+    Args:
+        mode: Where W&B logs to, see `choose_mode`.
+    """
+
+    def __init__(self, mode: WandbMode) -> None:
+        self.mode = mode
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the figures of the validation."""
+        self._add(trainer)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the figures of the test."""
+        self._add(trainer)
+
+    def _add(self, trainer: L.Trainer) -> None:
+        folder = RunFolder(trainer.default_root_dir)
+        own = folder.read_wandb_run() if trainer.is_global_zero else None
+        mode = choose_mode(self.mode) if own and not trainer.fast_dev_run else "disabled"  # type: ignore[attr-defined]
+        if mode == "disabled":
+            return
+        import wandb
+
+        try:
+            run = wandb.init(**own, mode=mode, resume="allow", dir=str(folder))
+            run.summary.update({f"evaluation/{key}": float(value) for key, value in trainer.callback_metrics.items()})
+            run.finish()
+        except Exception as error:  # of any kind: the result is in the folder
+            rank_zero_warn(f"W&B: the figures were not logged ({str(error).splitlines()[0]}). {folder} holds them.")
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 from deeplab_lightning.tracking.mode import api_key, choose_mode
+from deeplab_lightning.tracking.runs import offline_runs
+from tests.test_figures import CONFIG as FIGURES_CONFIG
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -73,3 +75,30 @@ def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: 
     assert str(result["val"]["miou"])[:6] in text
     for part in ("val/iou_table", "val/confusion_matrix", "val/panels", "train_transforms", "best/miou", '"max"'):
         assert part in text
+
+
+@pytest.mark.slow
+def test_a_resumed_training_and_its_evaluations_are_one_run(mask_folder: Path) -> None:
+    """They were runs of their own, and evaluations were not logged."""
+    (mask_folder / "config.yaml").write_text(
+        FIGURES_CONFIG.replace("ROOT", str(mask_folder)).replace("wandb: disabled", "wandb: offline")
+    )
+    runs = mask_folder / "runs"
+    logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "p"]
+    fit = ["fit", "-c", str(mask_folder / "config.yaml"), "--output_dir", str(runs), "--name", "run", *logger]
+    last = str(runs / "run" / "checkpoints" / "last.ckpt")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    for words in (
+        [*fit, "--trainer.max_epochs", "1"],
+        [*fit, "--trainer.max_epochs", "3", "--ckpt_path", last],
+        ["test", "--ckpt_path", last],
+        ["validate", "--ckpt_path", last],
+    ):
+        subprocess.run([sys.executable, "-m", "deeplab_lightning", *words], check=True, timeout=300, env=environment)
+    assert len(list((runs / "run" / "wandb").glob("offline-run-*"))) == 4
+    [run] = offline_runs(runs)
+    assert [row["epoch"] for row in run.rows] == [0, 1, 2]
+    for stage, name in (("val", "validate"), ("test", "test")):
+        result = json.loads((runs / "run" / f"result_{name}.json").read_text())[stage]
+        assert run.summary[f"evaluation/{stage}/miou"] == pytest.approx(result["miou"], abs=1e-6)
+    assert run.summary["best/miou"] is not None
