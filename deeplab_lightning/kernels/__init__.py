@@ -4,7 +4,7 @@ With the door open, on a CPU:
 
 - depthwise convolutions use gradients that oneDNN computes fast and, in bfloat16, correctly (`depthwise`);
 - convolutions of large dilation run as matrix products on processors with AMX (`taps`);
-- cross-entropy resizes and compares logits tile by tile, and so does the arg-max of large logits (`tiles`).
+- cross-entropy resizes logits and compares them with the mask tile by tile (`tiles`).
 
 With the door closed (`model.cpu_kernels: false`, or the environment variable `DEEPLAB_CPU_KERNELS=0`) every path is
 stock PyTorch. `tests/benchmarks/README.md` holds the time that each kernel saves.
@@ -18,12 +18,10 @@ from torch import Tensor, nn
 
 from deeplab_lightning.kernels.depthwise import use_depthwise_kernels
 from deeplab_lightning.kernels.taps import use_tap_convolutions
-from deeplab_lightning.kernels.tiles import tiled_labels
-from deeplab_lightning.resizing import resize
+from deeplab_lightning.resizing import resized_argmax
 
 SWITCH = "DEEPLAB_CPU_KERNELS"
 """Environment variable; 0 closes the door in every process that inherits it."""
-_MAX_LOGITS_BYTES = 1 << 28  # 256 MiB of full-size logits; more are resized tile by tile
 
 
 def speed_up(net: nn.Module) -> None:
@@ -46,10 +44,10 @@ def is_enabled() -> bool:
 
 
 class Door:
-    """Compute a module's logits and labels, in tiles if the door is open and by stock PyTorch otherwise.
+    """Compute a module's logits and labels, and leave the resize of logits to the loss or the arg-max where possible.
 
     Args:
-        is_open: Whether logits may stay at the network's resolution until the loss or the arg-max resizes them.
+        is_open: Whether the loss may resize logits in tiles.
     """
 
     def __init__(self, *, is_open: bool = False) -> None:
@@ -64,12 +62,12 @@ class Door:
         Args:
             module: A `SegmentationModule`.
             images: (B, 3, H, W) uint8.
-            loss: The loss that receives the logits, if any.
+            loss: The loss that receives the logits; None if only the arg-max does.
 
         Returns:
             The output of `module(images)`, or the same with logits (B, K, h, w).
         """
-        is_tiled = self.is_open or getattr(loss, "band_rows", None) is not None
+        is_tiled = loss is None or self.is_open or getattr(loss, "band_rows", None) is not None
         takes_coarse = loss is None or _is_declared_with_forward(type(loss), "takes_coarse_logits")
         if is_tiled and takes_coarse and _has_coarse_logits(module) and _has_coarse_logits(module.net):
             return module.coarse_logits(images)
@@ -85,13 +83,7 @@ class Door:
         Returns:
             (B, H, W) uint8.
         """
-        logits = logits.float()  # in bfloat16, neighbouring logits would round to ties
-        num_bytes = len(logits) * logits.shape[1] * size[0] * size[1] * logits.element_size()
-        if self.is_open and logits.device.type == "cpu" and num_bytes > _MAX_LOGITS_BYTES:
-            return tiled_labels(logits, size)
-        if logits.shape[-2:] != size:
-            logits = resize(logits, size)
-        return logits.argmax(dim=1).to(torch.uint8)
+        return resized_argmax(logits, size)
 
 
 def open_door(net: nn.Module, device: torch.device, *, is_wanted: bool) -> Door:

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
-from deeplab_lightning.resizing import resize
 
 _VALUES_PER_THREAD, _TILE_COLUMNS = 1 << 19, 128  # 2 MB of floats, which fit into a core's cache
 
@@ -75,33 +74,6 @@ def tiles(logits: Tensor, size: tuple[int, int], band_rows: int | None = None) -
             part = memory[: math.prod(shape)].view(shape)
             torch.matmul(narrow, column_axis.weights, out=part)
         yield Tile(chosen, row_axis, column_axis, part)
-
-
-def tiled_labels(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Find the class with the highest resized logit of each pixel, in the memory of one tile.
-
-    Equal to `resize(logits, size).argmax(dim=1)` except for ties to rounding.
-
-    Args:
-        logits: (B, K, h, w) float, K at most 255.
-        size: (H, W).
-
-    Returns:
-        (B, H, W) uint8.
-    """
-    if logits.shape[-2:] == size:
-        return logits.argmax(dim=1).to(torch.uint8)
-    if not logits.isfinite().all():  # the matrix products of a tile would spread nan and infinity
-        return torch.cat([resize(x[None], size).argmax(dim=1).to(torch.uint8) for x in logits])
-    num_classes = logits.shape[1]
-    labels = torch.empty(len(logits), *size, dtype=torch.uint8)
-    places_from_last = torch.arange(num_classes, 0, -1, dtype=torch.uint8)[:, None, None]
-    for images, rows, columns, part in tiles(logits, size):  # (b, K, r, c)
-        # Unlike the arg-max, a maximum across memory is vectorized; among equal logits it takes the first class too.
-        is_highest = (part == part.amax(dim=1, keepdim=True)).view(torch.uint8)
-        place_from_last = (is_highest * places_from_last).amax(dim=1)
-        labels[images, rows.large, columns.large] = num_classes - place_from_last
-    return labels
 
 
 def tiled_cross_entropy(

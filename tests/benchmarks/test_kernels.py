@@ -88,8 +88,7 @@ def test_loss_in_tiles(num_classes: int, side: int, capsys: Print) -> None:
 
 
 @pytest.mark.parametrize(("num_classes", "side"), [(11, 32), (21, 32), (150, 64)])
-def test_labels_in_tiles(num_classes: int, side: int, capsys: Print) -> None:
-    """Tiles are for memory; the door takes them only for large logits."""
+def test_labels(num_classes: int, side: int, capsys: Print) -> None:
+    """Some classes at a time, for memory, where the logits are large."""
     figures = in_processes(work.labels, processes=5, repeats=7, num_classes=num_classes, side=side)
-    ratios = {name: figures.ratio(list(work.LAYOUTS), [name]) for name in ("tiles", "door")}
-    report(f"labels_{num_classes}_classes", figures, ratios, capsys)
+    layer_report(f"labels_{num_classes}_classes", figures, "ours", list(work.LAYOUTS), capsys)

@@ -20,12 +20,11 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 import deeplab_lightning
 from deeplab_lightning import SegmentationDataModule, SegmentationModule
 from deeplab_lightning.data import Batch, ClassTable, MaskFolderDataset
-from deeplab_lightning.kernels import Door, open_door, speed_up
+from deeplab_lightning.kernels import open_door, speed_up
 from deeplab_lightning.kernels.depthwise import use_depthwise_kernels
-from deeplab_lightning.kernels.tiles import tiled_labels
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES
-from deeplab_lightning.resizing import resize
+from deeplab_lightning.resizing import resize, resized_argmax
 from tests.benchmarks.measure import Call
 
 NUM_CLASSES = 21
@@ -245,16 +244,13 @@ def losses(num_classes: int, side: int) -> dict[str, Call]:
 
 
 def labels(num_classes: int, side: int) -> dict[str, Call]:
-    """Labels of logits before the resize: in tiles, as the door takes them, and plainly in both layouts."""
+    """Labels of logits before the resize: ours, some classes at a time, and plainly in both layouts."""
     logits, size = torch.randn(2, num_classes, side, side).contiguous(memory_format=torch.channels_last), (512, 512)
 
     def plain(layout: str) -> object:
         return resize(logits.contiguous(memory_format=LAYOUTS[layout]), size).argmax(dim=1)
 
-    calls: dict[str, Call] = {
-        "tiles": partial(tiled_labels, logits, size),
-        "door": partial(Door(is_open=True).labels, logits, size),
-    }
+    calls: dict[str, Call] = {"ours": partial(resized_argmax, logits, size)}
     return calls | {layout: partial(plain, layout) for layout in LAYOUTS}
 
 

@@ -19,7 +19,6 @@ from deeplab_lightning.kernels import Door, open_door
 from deeplab_lightning.kernels.depthwise import DepthwiseConv2d, DepthwiseConv2dSame
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.models.deeplab import TrainingLogits
-from deeplab_lightning.resizing import resize
 from tests.conftest import draw_noise_data
 from tests.test_module import TABLE, tiny_data, trainer
 
@@ -195,26 +194,6 @@ def test_a_compiled_network_is_the_one_that_runs() -> None:
     assert compiled
     assert logits.shape == (2, 3, 33, 47)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
-
-
-def test_large_logits_are_compared_in_tiles_with_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(2, 7, 9, 11)
-    expected = resize(logits, (70, 90)).argmax(dim=1)
-    calls = []
-    original = kernels.tiled_labels
-
-    def record(logits: Tensor, size: tuple[int, int]) -> Tensor:
-        calls.append(size)
-        return original(logits, size)
-
-    monkeypatch.setattr(kernels, "tiled_labels", record)
-    assert torch.equal(Door(is_open=True).labels(logits, (70, 90)).long(), expected)
-    assert not calls
-    monkeypatch.setattr(kernels, "_MAX_LOGITS_BYTES", 1000)
-    assert torch.equal(Door(is_open=True).labels(logits, (70, 90)).long(), expected)
-    assert torch.equal(Door().labels(logits, (70, 90)).long(), expected)
-    assert calls == [(70, 90)]
 
 
 def test_names_of_weights_stay() -> None:
