@@ -88,9 +88,10 @@ class WandbEvaluation(L.Callback):
 
     def _add(self, trainer: L.Trainer) -> None:
         folder = RunFolder(trainer.default_root_dir)
-        own = folder.read_wandb_run() if trainer.is_global_zero else None
-        mode = choose_mode(self.mode) if own and not trainer.fast_dev_run else "disabled"  # type: ignore[attr-defined]
-        if mode == "disabled":
+        own = folder.read_wandb_run()
+        if own is None or not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if (mode := choose_mode(self.mode)) == "disabled":
             return
         import wandb
 
