@@ -133,7 +133,7 @@ def test_resamples_pool_like_a_loop_over_images() -> None:
     rng = np.random.default_rng(0)
     draws = rng.multinomial(6, np.full(6, 1 / 6), size=3)
     dense = np.asarray(a.counts.todense()).reshape(6, 3, 3)
-    expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]  # type: ignore[arg-type]
+    expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]
     assert bootstrap_iou([a], num_resamples=3).mean(-1)[0] == pytest.approx(expected)
 
 

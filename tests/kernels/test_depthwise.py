@@ -19,7 +19,7 @@ def leave_nan_behind() -> None:
 def gradients(layer: nn.Conv2d, x: Tensor, grad_output: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """Compute the gradients with respect to the weights and to the input, in double precision for comparison."""
     x = x.to(torch.bfloat16 if precision == "true" else x.dtype).contiguous(memory_format=torch.channels_last)
-    layer = layer.to(x.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = layer.to(x.dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
         y = layer(x)

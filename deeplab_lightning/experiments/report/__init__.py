@@ -59,7 +59,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         intervals=Markup(charts.intervals(points, "mIoU")),
         class_rows=_class_rows(comparison),
         curves=Markup(charts.lines([(e.label, _curve(e)) for e in entries], "epoch", "mIoU")),
-        costs=Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),  # type: ignore[arg-type]
+        costs=Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),
         balance=_balance(entries[0].folder),
         gallery=Markup(_json(gallery.images)),
         views=list(gallery.images[0]["views"]) if gallery.images else [],
