@@ -3,9 +3,10 @@
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,17 @@ class PredictionFolder:
     def overlay(self, stem: str | Path) -> Path:
         """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
         return self.overlays / f"{stem}.jpg"
+
+
+def prediction_stems(names: Sequence[str]) -> dict[str, str]:
+    """Map image keys to the names of their predictions without suffix; keys that differ only in their suffix keep it.
+
+    Args:
+        names: Keys of all images that are predicted together.
+    """
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    counts = Counter(stems.values())
+    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
 
 
 class RunFolder(_Folder):
