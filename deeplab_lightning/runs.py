@@ -28,7 +28,7 @@ _INTEGERS = ("epoch", "step")  # columns of metrics.csv
 
 
 class _Folder:
-    """Name the files that runs and experiments share.
+    """Name the files that runs, experiments and splits share.
 
     Args:
         path: The folder, which need not exist.
@@ -62,15 +62,15 @@ class _Folder:
         return _read_yaml(self.config) or {}
 
     def write_splits(self, folds: str, balance: str | None) -> None:
-        """Write `folds.csv` and `balance.csv`.
+        """Write `balance.csv` and `folds.csv`; the folds come last, so that they exist only with their balance.
 
         Args:
             folds: Text of `folds.csv`.
             balance: Text of `balance.csv`; not written if None, as for an official split.
         """
-        write_text(self.folds, folds)
         if balance is not None:
             write_text(self.balance, balance)
+        write_text(self.folds, folds)
 
     def read_groups(self) -> dict[str, str]:
         """Read the group label of each image key; empty without `folds.csv`."""
@@ -79,6 +79,23 @@ class _Folder:
     def read_balance(self) -> list[dict[str, str]]:
         """Read the rows of `balance.csv`; empty without the file."""
         return read_csv(self.balance) if self.balance.is_file() else []
+
+
+class SplitFolder(_Folder):
+    """Name and write the files of `deeplab split`.
+
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.balance_document, self.balance_figure = self.path / "balance.json", self.path / "balance.png"
+        """Balance of this split and of other methods, in full and as a figure."""
+
+    def write_balance_document(self, document: Mapping[str, Any]) -> None:
+        """Write `balance.json`."""
+        write_text(self.balance_document, json.dumps(document, indent=1) + "\n")
 
 
 class PredictionFolder:
