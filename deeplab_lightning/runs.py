@@ -14,7 +14,7 @@ import numpy.typing as npt
 import yaml
 
 from deeplab_lightning.errors import MissingFileError
-from deeplab_lightning.files import unused_path, write_text
+from deeplab_lightning.files import read_lines, unused_path, write_text
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
@@ -196,7 +196,7 @@ class RunFolder(_Folder):
 
     def read_val_images(self) -> list[str]:
         """Read the paths of the held-out images."""
-        return self.val_images.read_text(encoding="utf-8").splitlines()
+        return list(filter(None, read_lines(self.val_images)))
 
     def write_val_images(self, paths: Iterable[str]) -> None:
         """Write the paths of the held-out images, one per line."""
