@@ -1,5 +1,6 @@
 """Name, write and read the files of runs and experiments, and choose the folder of a run."""
 
+import itertools
 import json
 import os
 import re
@@ -24,6 +25,7 @@ _FOLDS, _BALANCE, _IMAGES = "folds.csv", "balance.csv", "image_matrices.npz"
 RECORD_FILES = (_IMAGES, _FOLDS, _BALANCE)
 """Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
 _EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
+_choices = itertools.count()  # of folders in this process
 _INTEGERS = ("epoch", "step")  # columns of metrics.csv
 
 
@@ -323,8 +325,8 @@ def choose_run_folder(
     """Choose the folder that a run writes to.
 
     A run that starts from the checkpoint of another run continues in that run's folder, unless it is a training with
-    another name. Every other run gets a folder that does not exist yet. The processes that Lightning starts for DDP
-    use the folder that the first process chose.
+    another name. Every other run gets a folder that does not exist yet. The processes of DDP use the folder that the
+    first process chose, whether Lightning or torchrun starts them.
 
     Args:
         name: Name of the run; made from model and time if None.
@@ -333,7 +335,8 @@ def choose_run_folder(
         model: `class_path` and `init_args` of the network.
         is_training: Whether the command is `fit`.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_FOLDER_VARIABLE in os.environ:
+    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_torchrun and int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_FOLDER_VARIABLE in os.environ:
         return RunFolder(os.environ[RUN_FOLDER_VARIABLE])
     named = Path(output_dir) / name if name else None
     own = None if checkpoint in {None, "last"} else RunFolder.of_checkpoint(str(checkpoint))
@@ -343,8 +346,21 @@ def choose_run_folder(
         folder = own
     else:
         folder = RunFolder(unused_path(named or Path(output_dir) / made_up_name(model)))
+    folder = _agreed(folder) if is_torchrun else folder
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+def _agreed(folder: RunFolder) -> RunFolder:
+    """Return the folder that the first of torchrun's processes chose."""
+    from torch.distributed import rendezvous  # slow to import
+
+    store, rank, _ = next(iter(rendezvous("env://")))  # torchrun's own store, which exists before any process group
+    key = f"{RUN_FOLDER_VARIABLE}/{next(_choices)}"  # a script may choose several times, always in the same order
+    if rank == 0:
+        store.set(key, str(folder))
+        return folder
+    return RunFolder(store.get(key).decode())
 
 
 def made_up_name(model: Mapping[str, Any], *, prefix: str = "") -> str:
