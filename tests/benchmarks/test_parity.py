@@ -36,7 +36,7 @@ def smps(encoder: str, backbone: str, rule: Any) -> Pair:
     net = DeepLabV3(NUM_CLASSES, backbone=backbone, output_stride=8, dilation=rule, pretrained=False).eval()
     load_weights(net, theirs.state_dict())
     head = theirs.segmentation_head[0]  # before the resize, for which smp aligns corners
-    return net.scores, lambda x: head(theirs.decoder(theirs.encoder(x))), [net, theirs]  # type: ignore[return-value]
+    return net.coarse_logits, lambda x: head(theirs.decoder(theirs.encoder(x))), [net, theirs]  # type: ignore[return-value]
 
 
 def caffes() -> Pair:
