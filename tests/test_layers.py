@@ -77,6 +77,15 @@ def test_imports_only_point_down() -> None:
             assert {own.partition(".")[0], target.partition(".")[0]} != {"data", "models"}, where
 
 
+def test_imports_name_the_module_that_they_come_from() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and _name(file) not in PUBLIC:
+                assert node.level == 0, f"{_name(file)} has a relative import"
+                names = {alias.name for alias in node.names} if node.module == "deeplab_lightning" else set()
+                assert names <= FLOOR_OF.keys(), f"{_name(file)} imports {names} from the public package"
+
+
 def test_rooms_know_only_the_libraries_of_their_kind() -> None:
     for file in PACKAGE.rglob("*.py"):
         own, libraries = _name(file), {name.partition(".")[0] for name in _imports(file)}
