@@ -68,13 +68,13 @@ def expected(checkpoint: Path, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def random_images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (3, 3, 71, 45)])
-def test_onnx_takes_uint8_pictures_of_any_size(checkpoint: Path, onnx_file: Path, shape: tuple[int, ...]) -> None:
-    images = pictures(*shape)
+def test_onnx_takes_uint8_images_of_any_size(checkpoint: Path, onnx_file: Path, shape: tuple[int, ...]) -> None:
+    images = random_images(*shape)
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     [entry], [result] = session.get_inputs(), session.get_outputs()
     assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["batch", 3, "height", "width"])
@@ -97,7 +97,7 @@ def test_onnx_names_what_inference_needs(onnx_file: Path, checkpoint: Path) -> N
 
 
 def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
-    images = pictures(2, 3, 45, 64)
+    images = random_images(2, 3, 45, 64)
     [labels] = onnxruntime.InferenceSession(label_file).run(None, {"images": images.numpy()})
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 45, 64))
     wanted = expected(checkpoint, images).argmax(dim=1).numpy()
@@ -118,7 +118,7 @@ def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) 
     metadata = json.loads(extra["metadata.json"])
     assert json.loads(metadata["classes"]) == ["sky", "road", "car"]
     mean, std = (torch.tensor(json.loads(metadata[key]))[:, None, None] for key in ("mean", "std"))
-    images = pictures(1, 3, 71, 45)
+    images = random_images(1, 3, 71, 45)
     with torch.no_grad():
         logits = loaded((images / 255 - mean) / std)
     assert torch.allclose(logits, expected(checkpoint, images), atol=1e-4)
@@ -155,11 +155,11 @@ def _wrong_run(wrong: Callable[[Tensor, Tensor], Tensor], model: export.Inferenc
 
 
 WRONG_LABELS: list[Callable[[Tensor, Tensor], Tensor]] = [
-    lambda labels, scores: scores.argmin(dim=1).to(torch.uint8),
-    lambda labels, scores: labels.long(),
-    lambda labels, scores: labels + 200,
-    lambda labels, scores: labels[:, 1:],
-    lambda labels, scores: torch.zeros_like(labels) if len(labels) == 2 else labels,
+    lambda labels, logits: logits.argmin(dim=1).to(torch.uint8),
+    lambda labels, logits: labels.long(),
+    lambda labels, logits: labels + 200,
+    lambda labels, logits: labels[:, 1:],
+    lambda labels, logits: torch.zeros_like(labels) if len(labels) == 2 else labels,
 ]
 
 
@@ -171,7 +171,7 @@ def test_wrong_labels_are_an_error(module: SegmentationModule) -> None:
             export.compare(model, partial(_wrong_run, wrong, model))
 
 
-def test_scores_that_are_not_finite_are_an_error(module: SegmentationModule) -> None:
+def test_logits_that_are_not_finite_are_an_error(module: SegmentationModule) -> None:
     model = export.InferenceModel(copy.deepcopy(module), has_preprocessing=False, has_argmax=False)
     with pytest.raises(RuntimeError, match="is off by nan of the largest logit"):
         export.compare(model, lambda images: model(images) * torch.nan)

@@ -23,7 +23,7 @@ TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures, and a configuration of two folds with dropout and two epochs."""
+    """Ten images, and a configuration of two folds with dropout and two epochs."""
     root = tmp_path_factory.mktemp("kfold")
     for index in range(10):
         write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
@@ -56,7 +56,7 @@ def reference(folder: Path) -> Path:
     return folder / "runs" / "reference"
 
 
-def test_every_picture_is_held_out_once(reference: Path) -> None:
+def test_every_image_is_held_out_once(reference: Path) -> None:
     document = json.loads((reference / "cv.json").read_text())
     assert document["folds"] == [0, 1]
     assert document["num_images"] == 10

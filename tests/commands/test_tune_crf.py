@@ -71,8 +71,8 @@ def test_the_figures_are_those_of_test(run: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_bare_name_on_the_command_line_is_enough(run: Path, tmp_path: Path) -> None:
-    picture = next((run.parents[1] / "data").rglob("*.jpg"), None) or next((run.parents[1] / "data").rglob("*.png"))
-    arguments = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--images", str(picture)]
+    image = next((run.parents[1] / "data").rglob("*.jpg"), None) or next((run.parents[1] / "data").rglob("*.png"))
+    arguments = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--images", str(image)]
     main(["predict", *arguments, "--output", str(tmp_path / "out"), "--model.postprocess", "DenseCRF"])
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 1
 
