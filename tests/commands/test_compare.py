@@ -31,7 +31,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Write:
-    """Writes an experiment of three folds of four pictures: experiment(name, skill) -> its folder."""
+    """Return a function that writes an experiment of three folds of four images, and returns its folder."""
     for index in range(12):
         write_image(tmp_path / "images" / f"{index:02d}.png", (20, 20), seed=index)
         write_mask(tmp_path / "masks" / f"{index:02d}.png", np.full((20, 20), index % 3, dtype=np.uint8))
@@ -94,7 +94,8 @@ def test_folds_are_pooled(experiment: Write) -> None:
     oof = PerImageConfusion.read(folder / "oof.npz")
     assert oof.names == [f"{index:02d}.png" for index in range(12)]
     assert np.array_equal(oof.total(), total)
-    assert Image.open(folder / "cv.png").width > 200
+    with Image.open(folder / "cv.png") as figure:
+        assert figure.width > 200
 
 
 def test_a_class_that_one_fold_lacks_is_no_problem(experiment: Write) -> None:
@@ -143,7 +144,7 @@ def test_a_better_experiment_is_found_and_an_equal_one_is_not(experiment: Write)
     assert base.interval[0] < base.miou < base.interval[1]
 
 
-def test_other_folds_are_compared_over_pictures_only(experiment: Write) -> None:
+def test_other_folds_are_compared_over_images_only(experiment: Write) -> None:
     comparison = compare_experiments([experiment("a", 0.7), experiment("b", 0.8, shift=1)], num_resamples=100)
     assert comparison.entries[1].over_folds is None
     assert comparison.entries[1].over_images is not None
@@ -180,7 +181,7 @@ def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> 
     assert math.isnan(one.p)
 
 
-def test_other_classes_or_pictures_stop(experiment: Write) -> None:
+def test_other_classes_or_images_stop(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.7)
     for path in b.glob("fold_*/result.json"):
         path.write_text(path.read_text().replace("sky", "heaven"))

@@ -106,7 +106,8 @@ def _drawn(
             image = dataset.read_image(index).permute(1, 2, 0).numpy()
             views = {_IMAGE: image, _TRUTH: overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
             for view, path in paths.items():
-                views[view] = overlay(image, np.asarray(Image.open(path)), dataset.classes)
+                with Image.open(path) as prediction:
+                    views[view] = overlay(image, np.asarray(prediction), dataset.classes)
         except (OSError, ValueError):  # a damaged file hides its own image only
             continue
         yield row, views
