@@ -39,7 +39,7 @@ demo: install  ## train, validate and predict on built-in data, in minutes on a 
 test: install  ## run all tests, one process per core
 	$(TEST) -n auto --dist worksteal
 
-test-fast: install  ## run all tests but those that train or start processes
+test-fast: install  ## run all tests but the slow ones, in 2 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow"
 
 bench: install  ## measure folds, data loader, memory, parity, backbones and speed, in minutes

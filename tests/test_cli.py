@@ -131,6 +131,7 @@ def test_resuming_the_last_of_a_fresh_name_starts_anew(folder: Path) -> None:
     assert json.loads((folder / "runs" / "fresh" / "result.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: Path) -> None:
     record = (run / "result.json").read_bytes()
     for _ in range(2):
@@ -177,6 +178,7 @@ def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monke
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: Path, tmp_path: Path) -> None:
     source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     torch.save(source, tmp_path / "w.pth")
@@ -305,6 +307,7 @@ def test_split_of_annotations_opens_no_image(coco: Callable[..., Path], tmp_path
         main(["split", *options, "--output", str(tmp_path / "exact")])
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("config_*"))
@@ -358,6 +361,7 @@ def test_help_lists_every_command_without_importing_torch() -> None:
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="a system without huge pages"
 )

@@ -119,6 +119,7 @@ def test_the_batch_size_does_not_change_the_figures(mask_folder: Path) -> None:
     assert difference <= 4  # kernels of other batch sizes may round a tie the other way
 
 
+@pytest.mark.slow
 def test_resume_equals_no_interruption(mask_folder: Path, tmp_path: Path) -> None:
     def run(folder: str, **arguments: Any) -> tuple[L.Trainer, SegmentationModule]:
         module = SegmentationModule(tiny_net(), lr_scheduler=None)

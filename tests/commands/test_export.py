@@ -72,6 +72,7 @@ def random_images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (3, 3, 71, 45)])
 def test_onnx_takes_uint8_images_of_any_size(checkpoint: Path, onnx_file: Path, shape: tuple[int, ...]) -> None:
     images = random_images(*shape)
@@ -83,6 +84,7 @@ def test_onnx_takes_uint8_images_of_any_size(checkpoint: Path, onnx_file: Path, 
     assert np.allclose(logits, expected(checkpoint, images).numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_names_what_inference_needs(onnx_file: Path, checkpoint: Path) -> None:
     properties = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
     assert json.loads(properties["classes"]) == ["sky", "road", "car"]
@@ -96,6 +98,7 @@ def test_onnx_names_what_inference_needs(onnx_file: Path, checkpoint: Path) -> N
     assert str(Path(export.__file__).parent).encode() not in onnx_file.read_bytes()  # no paths of this machine
 
 
+@pytest.mark.slow
 def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
     images = random_images(2, 3, 45, 64)
     [labels] = onnxruntime.InferenceSession(label_file).run(None, {"images": images.numpy()})
@@ -105,6 +108,7 @@ def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
     assert np.mean(labels == wanted) > 0.999
 
 
+@pytest.mark.slow
 def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     main(
@@ -124,6 +128,7 @@ def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) 
     assert torch.allclose(logits, expected(checkpoint, images), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_another_computation_is_an_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -206,6 +211,7 @@ def test_a_network_that_looks_at_the_pixels_is_an_error(module: SegmentationModu
         export.trace(model)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_readme_draws_a_mask(label_file: Path, tmp_path: Path) -> None:
     [script] = [code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "onnxruntime" in code]
     assert len([line for line in script.splitlines() if line.strip()]) <= 10

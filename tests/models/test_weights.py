@@ -35,6 +35,7 @@ def torchvision_resnet() -> nn.Module:
     return randomise(deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True))
 
 
+@pytest.mark.slow
 def test_torchvisions_deeplabv3_gives_the_same_logits(torchvision_resnet: nn.Module) -> None:
     net = DeepLabV3(5, output_stride=8, auxiliary_weight=0.5, pretrained=False).eval()
     report = load_weights(net, torchvision_resnet.state_dict())
@@ -95,6 +96,7 @@ def test_smps_deeplabv3plus_is_refused() -> None:
         load_weights(DeepLabV3Plus(5, backbone="resnet18", pretrained=False), theirs.state_dict())
 
 
+@pytest.mark.slow
 def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     theirs = randomise(CaffeDeepLabV2(5, (3, 4, 6, 3)))
