@@ -1,19 +1,21 @@
-# Targets for people; `make help` lists them. PYTHON names the interpreter that makes the environment.
+# `make help` lists the targets. PYTHON is the interpreter that creates the environment.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CONFIGS := -c configs/base.yaml
-# Of a local checkout's commands: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
+# Further options of a command: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
 ARGS ?=
-# A thread per test process: threads of several processes on the same cores wait for each other.
+# One thread per test process, since the threads of several processes on the same cores wait for each other.
 TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Benchmarks are not collected by default, and a warning of another library does not stop them.
+BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install demo test test-fast bench bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # A CPU-only or other torch may be installed into .venv first; pip keeps what fits the ranges.
 $(STAMP): pyproject.toml
@@ -23,37 +25,38 @@ $(STAMP): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[lite,export,dev]"
 	touch $(STAMP)
 
-install: $(STAMP)  ## make .venv and install everything
+install: $(STAMP)  ## create .venv and install everything
 
-demo: install  ## make data, split, train, validate and draw predictions, in minutes on a CPU
+demo: install  ## train, validate and predict on built-in data, in minutes on a CPU
 	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/model/deeplabv3_efficientnet.yaml \
 		-c configs/trainer/cpu.yaml -c configs/demo.yaml
 	$(BIN)/deeplab data synthetic --output data/synthetic_new --num_images 12 --seed 1
 	@run=$$(ls -td runs/demo*/ | head -1) && set -x && \
 	$(BIN)/deeplab validate --ckpt_path $${run}checkpoints/best.ckpt && \
 	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
-	echo "Everything of this run lies in $$run: panels/ and predictions/overlays/ are for looking at."
+	echo "Results are in $$run: see panels/ and predictions/overlays/."
 
-test: install  ## run all tests, a process per core
+test: install  ## run all tests, one process per core
 	$(TEST) -n auto --dist worksteal
 
-test-fast: install  ## run the tests that need neither processes nor trainings
+test-fast: install  ## run all tests but the slow ones, in 2 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow"
 
-bench: install  ## measure what the project promises; minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_folds.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_loader.py
-	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_memory.py
-	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m pytest -o addopts= tests/benchmarks/test_models.py
-	$(BIN)/python -m pytest -o addopts= tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
+bench: install  ## measure folds, data loader, memory, parity, backbones and speed, in minutes
+	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py
+	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
+	$(BENCH) tests/benchmarks/test_peers.py
 
-check: install  ## format, lint, types and tests: what has to pass before a commit
+bench-kernels: install  ## measure the CPU kernels and the settings of the process, in minutes
+	$(BENCH) tests/benchmarks/test_kernels.py tests/benchmarks/test_settings.py
+
+check: install  ## check format, lint, types and tests, as before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
 
-lint: install  ## mend what the linter can mend, and show the rest
+lint: install  ## fix lint errors where possible, and list the others
 	$(BIN)/ruff check --fix .
 
 format: install  ## format the code
@@ -65,10 +68,10 @@ type: install  ## check the types
 fit: install  ## train: make fit ARGS="-c configs/data/camvid.yaml"
 	$(BIN)/deeplab fit $(CONFIGS) $(ARGS)
 
-validate: install  ## evaluate: make validate ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt"
+validate: install  ## evaluate a checkpoint: make validate ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt"
 	$(BIN)/deeplab validate $(ARGS)
 
-predict: install  ## draw: make predict ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt --images FOLDER"
+predict: install  ## predict images: make predict ARGS="--ckpt_path runs/NAME/checkpoints/best.ckpt --images FOLDER"
 	$(BIN)/deeplab predict $(ARGS)
 
 kfold: install  ## train every fold: make kfold ARGS="-c configs/data/camvid.yaml --name camvid_cv"
@@ -77,7 +80,7 @@ kfold: install  ## train every fold: make kfold ARGS="-c configs/data/camvid.yam
 grid: install  ## compare backbones fold by fold: make grid ARGS="-c configs/grids/demo.yaml"
 	$(BIN)/deeplab grid $(or $(ARGS),-c configs/grids/demo.yaml)
 
-compare: install  ## is B better than A: make compare ARGS="runs/A runs/B --html report.html"
+compare: install  ## compare experiments: make compare ARGS="runs/A runs/B --html report.html"
 	$(BIN)/deeplab compare $(ARGS)
 
 wandb-sync: install  ## upload the offline W&B runs of all runs
@@ -86,6 +89,6 @@ wandb-sync: install  ## upload the offline W&B runs of all runs
 split: install  ## write the folds without training: make split ARGS="-c configs/data/coco.yaml --output FOLDER"
 	$(BIN)/deeplab split $(CONFIGS) $(ARGS)
 
-clean:  ## remove .venv and caches; runs and data stay
+clean:  ## remove .venv and caches, but not runs or data
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

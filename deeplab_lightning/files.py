@@ -1,4 +1,4 @@
-"""Write files atomically and find unused paths."""
+"""Read lists, write files atomically and find unused paths."""
 
 import os
 import tempfile
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from deeplab_lightning.errors import UserError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -47,6 +49,23 @@ def naming_errors(path: Path) -> Iterator[None]:
 def write_text(path: Path, text: str) -> None:
     """Write text atomically in UTF-8, with its line ends unchanged."""
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a list file. Only newlines end a line, since file names may hold other separators.
+
+    Args:
+        path: Text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: If the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: is not text in UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
 
 
 def unused_path(path: Path) -> Path:

@@ -82,7 +82,7 @@ class SegmentationModule(L.LightningModule):
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.postprocess = postprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.net = net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=self.memory_format)
         mean, std = (torch.tensor(v, dtype=torch.float32) * 255 for v in (net.backbone.mean, net.backbone.std))
         self.register_buffer("pixel_mean", mean[:, None, None], persistent=False)
         self.register_buffer("pixel_std", std[:, None, None], persistent=False)
@@ -102,7 +102,7 @@ class SegmentationModule(L.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the network's output for images (B, 3, H, W) uint8 or normalised float: logits (B, K, H, W)."""
-        return self.net(self.normalize(images))  # type: ignore[no-any-return]
+        return self.net(self.normalize(images))
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the network's output before the resize to the images' size: logits (B, K, h, w)."""

@@ -1,11 +1,13 @@
 """Name, write and read the files of runs and experiments, and choose the folder of a run."""
 
+import itertools
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy.typing as npt
 import yaml
 
 from deeplab_lightning.errors import MissingFileError
-from deeplab_lightning.files import unused_path, write_text
+from deeplab_lightning.files import read_lines, unused_path, write_text
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
@@ -23,11 +25,12 @@ _FOLDS, _BALANCE, _IMAGES = "folds.csv", "balance.csv", "image_matrices.npz"
 RECORD_FILES = (_IMAGES, _FOLDS, _BALANCE)
 """Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
 _EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
+_choices = itertools.count()  # of folders in this process
 _INTEGERS = ("epoch", "step")  # columns of metrics.csv
 
 
 class _Folder:
-    """Name the files that runs and experiments share.
+    """Name the files that runs, experiments and splits share.
 
     Args:
         path: The folder, which need not exist.
@@ -61,15 +64,15 @@ class _Folder:
         return _read_yaml(self.config) or {}
 
     def write_splits(self, folds: str, balance: str | None) -> None:
-        """Write `folds.csv` and `balance.csv`.
+        """Write `balance.csv` and `folds.csv`; the folds come last, so that they exist only with their balance.
 
         Args:
             folds: Text of `folds.csv`.
             balance: Text of `balance.csv`; not written if None, as for an official split.
         """
-        write_text(self.folds, folds)
         if balance is not None:
             write_text(self.balance, balance)
+        write_text(self.folds, folds)
 
     def read_groups(self) -> dict[str, str]:
         """Read the group label of each image key; empty without `folds.csv`."""
@@ -78,6 +81,23 @@ class _Folder:
     def read_balance(self) -> list[dict[str, str]]:
         """Read the rows of `balance.csv`; empty without the file."""
         return read_csv(self.balance) if self.balance.is_file() else []
+
+
+class SplitFolder(_Folder):
+    """Name and write the files of `deeplab split`.
+
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        self.balance_document, self.balance_figure = self.path / "balance.json", self.path / "balance.png"
+        """Balance of this split and of other methods, in full and as a figure."""
+
+    def write_balance_document(self, document: Mapping[str, Any]) -> None:
+        """Write `balance.json`."""
+        write_text(self.balance_document, json.dumps(document, indent=1) + "\n")
 
 
 class PredictionFolder:
@@ -98,6 +118,17 @@ class PredictionFolder:
     def overlay(self, stem: str | Path) -> Path:
         """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
         return self.overlays / f"{stem}.jpg"
+
+
+def prediction_stems(names: Sequence[str]) -> dict[str, str]:
+    """Map image keys to the names of their predictions without suffix; keys that differ only in their suffix keep it.
+
+    Args:
+        names: Keys of all images that are predicted together.
+    """
+    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    counts = Counter(stems.values())
+    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
 
 
 class RunFolder(_Folder):
@@ -169,7 +200,7 @@ class RunFolder(_Folder):
 
     def read_val_images(self) -> list[str]:
         """Read the paths of the held-out images."""
-        return self.val_images.read_text(encoding="utf-8").splitlines()
+        return list(filter(None, read_lines(self.val_images)))
 
     def write_val_images(self, paths: Iterable[str]) -> None:
         """Write the paths of the held-out images, one per line."""
@@ -304,8 +335,8 @@ def choose_run_folder(
     """Choose the folder that a run writes to.
 
     A run that starts from the checkpoint of another run continues in that run's folder, unless it is a training with
-    another name. Every other run gets a folder that does not exist yet. The processes that Lightning starts for DDP
-    use the folder that the first process chose.
+    another name. Every other run gets a folder that does not exist yet. The processes of DDP use the folder that the
+    first process chose, whether Lightning or torchrun starts them.
 
     Args:
         name: Name of the run; made from model and time if None.
@@ -314,7 +345,8 @@ def choose_run_folder(
         model: `class_path` and `init_args` of the network.
         is_training: Whether the command is `fit`.
     """
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_FOLDER_VARIABLE in os.environ:
+    is_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_torchrun and int(os.environ.get("LOCAL_RANK", 0)) > 0 and RUN_FOLDER_VARIABLE in os.environ:
         return RunFolder(os.environ[RUN_FOLDER_VARIABLE])
     named = Path(output_dir) / name if name else None
     own = None if checkpoint in {None, "last"} else RunFolder.of_checkpoint(str(checkpoint))
@@ -324,8 +356,21 @@ def choose_run_folder(
         folder = own
     else:
         folder = RunFolder(unused_path(named or Path(output_dir) / made_up_name(model)))
+    folder = _agreed(folder) if is_torchrun else folder
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
+
+
+def _agreed(folder: RunFolder) -> RunFolder:
+    """Return the folder that the first of torchrun's processes chose."""
+    from torch.distributed import rendezvous  # slow to import
+
+    store, rank, _ = next(iter(rendezvous("env://")))  # torchrun's own store, which exists before any process group
+    key = f"{RUN_FOLDER_VARIABLE}/{next(_choices)}"  # a script may choose several times, always in the same order
+    if rank == 0:
+        store.set(key, str(folder))
+        return folder
+    return RunFolder(store.get(key).decode())
 
 
 def made_up_name(model: Mapping[str, Any], *, prefix: str = "") -> str:

@@ -131,6 +131,7 @@ def test_resuming_the_last_of_a_fresh_name_starts_anew(folder: Path) -> None:
     assert json.loads((folder / "runs" / "fresh" / "result.json").read_text())["epochs"] == 1
 
 
+@pytest.mark.slow
 def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: Path) -> None:
     record = (run / "result.json").read_bytes()
     for _ in range(2):
@@ -144,7 +145,7 @@ def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: P
     assert (run / "result.json").read_bytes() == record
 
 
-def test_predict_needs_nothing_but_checkpoint_and_pictures(run: Path, tmp_path: Path) -> None:
+def test_predict_needs_nothing_but_checkpoint_and_images(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.ckpt"
     shutil.copy(run / "checkpoints" / "best.ckpt", alone)
     write_image(tmp_path / "new" / "deep" / "wide.png", (33, 71))
@@ -155,7 +156,8 @@ def test_predict_needs_nothing_but_checkpoint_and_pictures(run: Path, tmp_path: 
     assert (mask.mode, mask.size) == ("P", (71, 33))
     assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
     assert mask.getpalette()[3:6] == [128, 0, 0]  # type: ignore[index]
-    assert Image.open(tmp_path / "out" / "overlays" / "photo.jpg").size == (50, 50)
+    with Image.open(tmp_path / "out" / "overlays" / "photo.jpg") as overlay:
+        assert overlay.size == (50, 50)
 
 
 def test_checkpoints_restore_by_path_alone_without_a_hub(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +178,7 @@ def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monke
     assert asked == []
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: Path, tmp_path: Path) -> None:
     source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     torch.save(source, tmp_path / "w.pth")
@@ -269,7 +272,8 @@ def test_split_writes_the_folds_that_training_uses(
     assert sum(document["sizes"]) == document["num_images"] == 10
     assert set(document["summary"]) == {"balanced", "iterstrat", "random"}
     assert sum(document["classes"]["sky"]["objects"]) == 10
-    assert Image.open(tmp_path / "balance.png").width > 500
+    with Image.open(tmp_path / "balance.png") as figure:
+        assert figure.width > 500
     assert (run / "balance.csv").read_text() == (tmp_path / "balance.csv").read_text()
     with pytest.raises(ValueError, match="a split is never overwritten"):
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)])
@@ -287,13 +291,13 @@ def test_split_keeps_groups_whole(folder: Path, tmp_path: Path, capsys: pytest.C
         main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path / "few"), *options])
 
 
-def test_split_of_annotations_opens_no_picture(coco: Callable[..., Path], tmp_path: Path) -> None:
+def test_split_of_annotations_opens_no_image(coco: Callable[..., Path], tmp_path: Path) -> None:
     images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 10} for i in range(6)]
     square = [0, 0, 4, 0, 4, 4, 0, 4]
     objects = [{"image_id": i, "category_id": 1 + i % 2, "segmentation": [square]} for i in (0, 1, 2, 3, 3)]
     path = coco(objects, images=images)
-    for picture in path.parent.glob("*.png"):  # the header stays, for the sizes
-        picture.write_bytes(picture.read_bytes()[:45])
+    for image in path.parent.glob("*.png"):  # the header stays, for the sizes
+        image.write_bytes(image.read_bytes()[:45])
     options = ["--data.dataset", "CocoDataset", "--data.dataset.annotations", str(path), "--data.n_folds", "2"]
     main(["split", *options, "--data.exact_areas", "false", "--output", str(tmp_path / "folds")])
     classes = json.loads((tmp_path / "folds" / "balance.json").read_text())["classes"]
@@ -303,6 +307,7 @@ def test_split_of_annotations_opens_no_picture(coco: Callable[..., Path], tmp_pa
         main(["split", *options, "--output", str(tmp_path / "exact")])
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("config_*"))
@@ -356,6 +361,7 @@ def test_help_lists_every_command_without_importing_torch() -> None:
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="a system without huge pages"
 )

@@ -80,6 +80,32 @@ def test_the_command_line_trains_on_two_processes(mask_folder: Path, tmp_path: P
     assert json.loads((tmp_path / "runs" / "two" / "result.json").read_text())["epochs"] == 1
 
 
+CHOICE = """
+import os, sys, time
+from deeplab_lightning.runs import choose_run_folder
+
+rank = int(os.environ["RANK"])
+time.sleep(1.5 * rank)  # the others come later: another second, and the folder exists
+for name in (None, "named"):
+    model = {"class_path": "DeepLabV3"}
+    folder = choose_run_folder(name=name, output_dir=sys.argv[1], checkpoint=None, model=model, is_training=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    print(rank, folder.name)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_torchrun_starts_choose_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "choose.py").write_text(CHOICE)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(tmp_path / "choose.py"), str(tmp_path / "runs")]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    unnamed, named = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
+    assert unnamed.startswith("deeplabv3-")
+    assert named == "named"
+    assert sorted(done.stdout.split("\n")) == ["", *(f"{rank} {name}" for rank in (0, 1) for name in (unnamed, named))]
+
+
 def _mask(folder: Path, index: int) -> "np.ndarray[tuple[int, int], np.dtype[np.uint8]]":
     from PIL import Image
 

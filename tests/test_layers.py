@@ -3,6 +3,8 @@
 import ast
 from pathlib import Path
 
+from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder, SplitFolder
+
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 
 FLOORS = (
@@ -76,6 +78,15 @@ def test_imports_only_point_down() -> None:
             assert {own.partition(".")[0], target.partition(".")[0]} != {"data", "models"}, where
 
 
+def test_imports_name_the_module_that_they_come_from() -> None:
+    for file in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and _name(file) not in PUBLIC:
+                assert node.level == 0, f"{_name(file)} has a relative import"
+                names = {alias.name for alias in node.names} if node.module == "deeplab_lightning" else set()
+                assert names <= FLOOR_OF.keys(), f"{_name(file)} imports {names} from the public package"
+
+
 def test_rooms_know_only_the_libraries_of_their_kind() -> None:
     for file in PACKAGE.rglob("*.py"):
         own, libraries = _name(file), {name.partition(".")[0] for name in _imports(file)}
@@ -88,6 +99,16 @@ def test_rooms_know_only_the_libraries_of_their_kind() -> None:
             assert "argparse" not in libraries, f"{own} parses arguments"
         if own.startswith("data.folds"):
             assert "torch" not in libraries, f"{own} knows torch"
+
+
+def test_only_runs_knows_the_file_names_of_runs() -> None:
+    folders = (RunFolder("x"), ExperimentFolder("x"), SplitFolder("x"), PredictionFolder("x"))
+    names = {path.name for folder in folders for path in vars(folder).values() if isinstance(path, Path)} - {"x"}
+    assert {"folds.csv", "balance.csv", "balance.json", "result.json", "config.yaml"} <= names
+    for file in PACKAGE.rglob("*.py"):
+        nodes = ast.walk(ast.parse(file.read_text()))
+        found = {n.value for n in nodes if isinstance(n, ast.Constant) and "." in str(n.value)} & names
+        assert _name(file) == "runs" or not found, f"{_name(file)} names {found}"
 
 
 def _name(file: Path) -> str:

@@ -119,6 +119,7 @@ def test_the_batch_size_does_not_change_the_figures(mask_folder: Path) -> None:
     assert difference <= 4  # kernels of other batch sizes may round a tie the other way
 
 
+@pytest.mark.slow
 def test_resume_equals_no_interruption(mask_folder: Path, tmp_path: Path) -> None:
     def run(folder: str, **arguments: Any) -> tuple[L.Trainer, SegmentationModule]:
         module = SegmentationModule(tiny_net(), lr_scheduler=None)
@@ -171,7 +172,7 @@ class HardestPixels(CrossEntropyLoss):
 
 class Doubled(SegmentationModule):
     def forward(self, images: torch.Tensor) -> Any:
-        return 2 * super().forward(images)  # type: ignore[operator]
+        return 2 * super().forward(images)
 
 
 def test_losses_and_modules_that_override_forward_use_full_size_logits() -> None:
@@ -216,7 +217,7 @@ def test_boundary_iou_is_that_of_the_whole_set_and_only_logged_in_test(mask_fold
     [tested] = trainer(mask_folder).test(module, datamodule=data, verbose=False)
     loader = data.test_dataloader()
     assert not isinstance(loader, list)
-    batches = [batch for batches in loader for batch in batches]  # type: ignore[attr-defined]
+    batches = [batch for batches in loader for batch in batches]
     predicted = torch.cat([torch.stack([labels for _, labels in module.eval().predict_step([b], 0)]) for b in batches])
     expected = boundary_iou(predicted, torch.cat([batch.mask for batch in batches]), 3)
     assert tested["test/boundary_iou"] == pytest.approx(float(expected.nanmean()), abs=1e-3)

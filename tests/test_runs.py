@@ -24,6 +24,7 @@ from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read
 NAMES = [
     "plain", "bottle, glass", 'say "can"', "two\nlines", "dos\r\nlines", "old\rmac", "# comment", "Glas-Behälter 瓶",
     " spaces ", "back\\slash", "'quote'", "=1+1",
+    "line\u2028separator", "tab\x0b", "next\x85line",
 ]  # fmt: skip
 COUNTS = np.arange(len(NAMES) ** 2).reshape(len(NAMES), -1) * 10**9  # more than 32 bits
 MODEL = {"class_path": "deeplab_lightning.DeepLabV3", "init_args": {"backbone": "resnet50"}}
@@ -139,7 +140,7 @@ def test_files_of_a_fold_come_back(tmp_path: Path) -> None:
         folder.read_job()
     folder.write_job({"trainer": {"max_epochs": 2}, "names": NAMES})
     assert folder.read_job() == {"trainer": {"max_epochs": 2}, "names": NAMES}
-    paths = ["/data/a, b.png", "/data/Behälter.jpg", "/data/# c.png"]
+    paths = ["/data/a, b.png", "/data/Behälter.jpg", "/data/# c.png", "/data/d\u2028e\x0bf\x85g.png"]
     folder.write_val_images(iter(paths))
     assert folder.read_val_images() == paths
     assert folder.val_images.parent.name == "fold_3"

@@ -1,8 +1,7 @@
 """Write predictions as masks in the class palette and as overlays."""
 
-from collections import Counter
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,7 +11,7 @@ from deeplab_lightning.data.images import read_image
 from deeplab_lightning.drawing import overlay, palette_image
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.module import SegmentationModule
-from deeplab_lightning.runs import PredictionFolder, RunFolder
+from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems
 from deeplab_lightning.tables import table_console
 
 _JPEG_QUALITY = 92
@@ -38,7 +37,7 @@ class PredictionWriter(L.Callback):
         loader: Any = trainer.predict_dataloaders
         dataset = loader.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
-        self._stems = _output_stems(dataset.names)
+        self._stems = prediction_stems(dataset.names)
 
     def on_predict_batch_end(
         self,
@@ -67,10 +66,3 @@ class PredictionWriter(L.Callback):
             console.print(f"{len(self._stems)} images predicted.")
             console.print(f"masks:    {self._files.masks}", soft_wrap=True)
             console.print(f"overlays: {self._files.overlays}", soft_wrap=True)
-
-
-def _output_stems(names: list[str]) -> dict[str, str]:
-    """Return the file name of each image key without suffix; keys that differ only in their suffix keep it."""
-    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    counts = Counter(stems.values())
-    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}

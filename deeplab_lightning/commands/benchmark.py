@@ -248,7 +248,7 @@ def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
 def _loss(config: Mapping[str, Any]) -> torch.nn.Module | None:
     """Build the configured loss; None if the configuration has none."""
     given = config["model"].get("loss")
-    return None if given is None else instantiate_class((), given)  # type: ignore[no-any-return]
+    return None if given is None else instantiate_class((), given)
 
 
 def _precision(name: str, device: torch.device) -> Precision:

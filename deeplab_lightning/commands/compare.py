@@ -145,8 +145,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:
         return
-    basis = "folds" if comparison.num_images is None else "images"
-    console.print(f"IoU of each class; *: the 95 % interval over {basis} excludes no difference", style="bold")
+    star = f"*: the 95 % interval over {comparison.basis} excludes no difference"
+    console.print(f"IoU of each class; {star}", style="bold")
     for start in range(0, len(entries), _MAX_COLUMNS):
         chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))
         console.print(_class_table(comparison, heads, chosen))

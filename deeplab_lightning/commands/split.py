@@ -1,9 +1,7 @@
 """Run `deeplab split`: assign images to folds without training, and show how even the folds are."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,8 @@ from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, UnbalanceableClass, fold_balance, unbalanceable_classes
 from deeplab_lightning.drawing import draw_balance
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.files import naming_errors, write_text
+from deeplab_lightning.files import naming_errors
+from deeplab_lightning.runs import SplitFolder
 from deeplab_lightning.tables import or_null, table_console
 
 
@@ -34,10 +33,9 @@ def split(args: list[str]) -> None:
     options.add_argument("--output", required=True, help="folder to write to")
     options.add_argument("--compare", action="store_true", help="also print the figures of the other methods")
     given, rest = options.parse_known_args(args)
-    folder = Path(given.output)
-    if (folder / "folds.csv").exists():
-        where = (folder / "folds.csv").absolute()
-        raise DataError(f"{where} exists, and a split is never overwritten. Choose another folder.")
+    folder = SplitFolder(given.output)
+    if folder.folds.exists():
+        raise DataError(f"{folder.folds.absolute()} exists, and a split is never overwritten. Choose another folder.")
     datamodule = datamodule_from_args(rest, "deeplab split")
     if datamodule.dataset is None or datamodule.split != "folds":
         raise DataError("deeplab split needs data.dataset and data.split: folds; an official split has no folds.")
@@ -49,7 +47,7 @@ def split(args: list[str]) -> None:
     _write(folder, datamodule, balances, found)
     _print(datamodule, balances if given.compare else {datamodule.fold_method: datamodule.balance()}, found)
     table_console().print(
-        f"Written to {folder}. Train on these folds with --data.fold_file {folder / 'folds.csv'}", soft_wrap=True
+        f"Written to {folder}. Train on these folds with --data.fold_file {folder.folds}", soft_wrap=True
     )
 
 
@@ -76,20 +74,18 @@ def _unbalanceable(datamodule: SegmentationDataModule) -> Sequence[Unbalanceable
 
 
 def _write(
-    folder: Path,
+    folder: SplitFolder,
     datamodule: SegmentationDataModule,
     balances: Mapping[str, Balance],
     found: Sequence[UnbalanceableClass],
 ) -> None:
     """Write the files of the split; `folds.csv` comes last, so that it exists only with the others."""
     class_names = datamodule.foreground_names
-    document = _document(datamodule, balances, found)
-    write_text(folder / "balance.csv", balances[datamodule.fold_method].to_csv(class_names))
-    write_text(folder / "balance.json", json.dumps(document, indent=1) + "\n")
+    folder.write_balance_document(_document(datamodule, balances, found))
     sums = {method: {"objects": balance.objects, "area": balance.pixels} for method, balance in balances.items()}
-    with naming_errors(folder / "balance.png"):
-        draw_balance(sums, class_names, folder / "balance.png")
-    write_text(folder / "folds.csv", datamodule.fold_table.to_csv())
+    with naming_errors(folder.balance_figure):
+        draw_balance(sums, class_names, folder.balance_figure)
+    folder.write_splits(datamodule.folds_csv(), datamodule.balance_csv())
 
 
 def _print(

@@ -176,7 +176,7 @@ class DeepLabCLI(LightningCLI):
 
     def _dump(self) -> str:
         """Return the configuration as YAML."""
-        return self._parser(self._command).dump(self.config[self._command], skip_none=False)
+        return self._parser(self._command).dump(self.config[self._command], skip_unset=False)
 
     # 3. The objects, and the run.
 

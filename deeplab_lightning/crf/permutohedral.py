@@ -101,7 +101,7 @@ def _enclosing_simplex(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _corner_keys(base: Tensor, rank: Tensor, low: Tensor, digits: Tensor) -> Tensor:
-    """Number the corners of each point's simplex, (N, d + 1) int64; equal corners have equal numbers."""
+    """Compute a key of each corner of each point's simplex, (N, d + 1) int64; equal corners have equal keys."""
     d = len(digits)
     steps = _steps(digits)
     keys = torch.empty_like(base).t().contiguous()  # (N, d + 1)

@@ -58,7 +58,7 @@ def datamodule_from_args(
     parser = _parser(program)
     parsed = parser.get_defaults()
     for config in map(Path, given.config):
-        parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, cfg_base=parsed)
+        parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, namespace=parsed)
     return _build(parser, parser.parse_args(overrides, namespace=parsed), on_error)
 
 
@@ -92,5 +92,5 @@ def _build(parser: ArgumentParser, parsed: Namespace, on_error: OnError | None) 
     for key in DATASETS:
         if on_error is not None and parsed.data.get(key) is not None:
             parsed.data[key].init_args.on_error = on_error
-    datamodule: SegmentationDataModule = parser.instantiate_classes(parsed).data
+    datamodule: SegmentationDataModule = parser.instantiate(parsed).data
     return datamodule

@@ -177,7 +177,7 @@ def _hash(path: Path) -> npt.NDArray[np.int64]:
 
 
 def _linked_components(hashes: npt.NDArray[np.uint64], distance: int) -> npt.NDArray[np.int32]:
-    """Number the connected components of the graph that links hashes at most `distance` bits apart.
+    """Label each hash with its connected component, where hashes at most `distance` bits apart are linked.
 
     If the bits are divided into distance + 1 bands, two such hashes agree in at least one band, so only
     hashes that agree in a band are compared.

@@ -85,12 +85,14 @@ class Comparison:
         entries: Experiments in the given order.
         class_names: K names.
         num_images: Number of shared images; None if any experiment has no per-image matrices.
+        basis: What the intervals of the classes are over: `images`, `groups of images` or `folds`.
         notes: Limits of the comparison, one sentence each.
     """
 
     entries: list[Entry]
     class_names: list[str]
     num_images: int | None
+    basis: str
     notes: list[str]
 
 
@@ -115,16 +117,17 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
         entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
-    known = [images for images in sets if images is not None]
+    known, basis = [images for images in sets if images is not None], "folds"
     if known:
         groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
+        basis = "images" if groups is None else "groups of images"
         resampled = _resample(known, groups, num_resamples)
         entries = [_over_images(entry, resampled, index, entries[0].iou) for index, entry in enumerate(entries)]
         notes = [*notes, *resampled.notes]
     adjusted = holm([_p_value(entry) for entry in entries])
     entries = [replace(entry, adjusted_p=float(p)) for entry, p in zip(entries, adjusted, strict=True)]
     num_images = len(known[0].names) if known else None
-    return Comparison(entries, class_names, num_images, [*notes, *_fold_notes(entries)])
+    return Comparison(entries, class_names, num_images, basis, [*notes, *_fold_notes(entries)])
 
 
 def _entry(

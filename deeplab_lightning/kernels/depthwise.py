@@ -38,7 +38,7 @@ class DepthwiseConv2d(nn.Conv2d):
         return _convolve(input.to(dtype), weight, bias, self, self.padding)
 
 
-class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
+class DepthwiseConv2dSame(Conv2dSame):
     """Compute a depthwise `Conv2dSame` of timm with the kernels of this package on a CPU.
 
     Its padding is TensorFlow's, which at stride 2 depends on the size of the map. The arguments are those of timm's
@@ -53,7 +53,7 @@ class DepthwiseConv2dSame(Conv2dSame):  # type: ignore[misc]
         """Convolve x (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         dtype = _kernel_dtype(x, self.fast_dtypes)
         if dtype is None:
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)
         padded = pad_same(x.to(dtype), self.kernel_size, self.stride, self.dilation)
         return _convolve(padded, self.weight, self.bias, self, (0, 0))
 

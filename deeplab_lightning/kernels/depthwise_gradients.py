@@ -217,7 +217,7 @@ def _fast_weight_gradient(grad_output: Tensor, x: Tensor, weight: Tensor, stride
     _, grad_weight, _ = torch.ops.aten.convolution_backward(
         grad_output, x, weight, None, *geometry, (False, True, False)
     )
-    return grad_weight  # type: ignore[no-any-return]
+    return grad_weight
 
 
 def _weight_gradient_by_parts(grad_output: Tensor, x: Tensor, weight: Tensor, stride: Pair, padding: Pair) -> Tensor:

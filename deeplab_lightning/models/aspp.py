@@ -56,7 +56,7 @@ class ImagePooling(nn.Module):
         # SyncBatchNorm also counts the values of other processes, and is left alone.
         has_one_value = self.training and len(pooled) == 1 and not isinstance(self.norm, nn.SyncBatchNorm)
         if not has_one_value:
-            return self.norm(pooled)  # type: ignore[no-any-return]
+            return self.norm(pooled)
         norm = self.norm
         return F.batch_norm(pooled, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
 
@@ -96,7 +96,7 @@ class ASPPConcat(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Compute (B, out_channels, h, w) from features (B, C, h, w)."""
         x = torch.cat([branch(features) for branch in self.branches], dim=1)  # (B, branches * out_channels, h, w)
-        return self.dropout(self.project(x))  # type: ignore[no-any-return]
+        return self.dropout(self.project(x))
 
 
 class ASPPSum(nn.Module):

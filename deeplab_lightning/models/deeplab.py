@@ -107,7 +107,7 @@ class DeepLab(nn.Module, HubFolder):
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Compute logits (B, K, h, w) from the backbone's feature maps, before the resize."""
-        return self.head(features[-1])  # type: ignore[no-any-return]
+        return self.head(features[-1])
 
 
 class DeepLabV1(DeepLab):
@@ -325,7 +325,7 @@ class DeepLabV3Plus(DeepLab):
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Compute logits (B, K, H/4, W/4) from the backbone's feature maps."""
-        return self.head(features[self.backbone.low_level_index], features[-1])  # type: ignore[no-any-return]
+        return self.head(features[self.backbone.low_level_index], features[-1])
 
 
 class _Decoder(nn.Module):
@@ -349,7 +349,7 @@ class _Decoder(nn.Module):
         """Compute logits (B, K, H/4, W/4) from maps low (B, C_low, H/4, W/4) and deep (B, C, H/s, W/s)."""
         context = resize(self.aspp(deep), (low.shape[-2], low.shape[-1]))  # (B, channels, H/4, W/4)
         x = torch.cat([context, self.reduce(low)], dim=1)  # (B, channels + 48, H/4, W/4)
-        return self.classify(self.refine(x))  # type: ignore[no-any-return]
+        return self.classify(self.refine(x))
 
 
 def _fcn_head(in_channels: int, num_classes: int) -> nn.Sequential:

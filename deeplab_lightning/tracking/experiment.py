@@ -67,7 +67,7 @@ def _log(
             "cv/iou": wandb.Table(["class", "iou"], table),
             "cv/folds": wandb.Table(["fold", "miou"], folds),
             "cv/confusion_matrix": wandb.Table(header, rows),
-            "cv/picture": wandb.Image(str(ExperimentFolder(folder).figure)),
+            "cv/figure": wandb.Image(str(ExperimentFolder(folder).figure)),
             "cv/report": wandb.Html(_page(folder), inject=False),  # W&B would add its own style
         }
     )

@@ -237,7 +237,7 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         raise DataError(
             f"{path}: wandb {wandb.__version__} cannot read it ({reason}). Version 0.31 or newer reads logs."
         )
-    yield from map(json.loads, done.stdout.splitlines())
+    yield from map(json.loads, filter(None, done.stdout.split("\n")))
 
 
 def _file_below(folder: Path, name: str) -> Path | None:

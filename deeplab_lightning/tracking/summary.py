@@ -50,7 +50,7 @@ class WandbSummary(L.Callback):
         header, *counts = confusion_rows(folder.read_confusion(), list(iou))
         for logger in loggers:
             logger.experiment.summary.update(_figures(result))
-            logger.log_image("val/confusion_picture", [str(folder.confusion_figure)])
+            logger.log_image("val/confusion_figure", [str(folder.confusion_figure)])
             _log_table(logger, "val/iou_table", ["class", "iou"], [list(pair) for pair in iou.items()])
             _log_table(logger, MATRIX_KEY, header, counts)
             _save_files(logger, folder)

@@ -68,7 +68,7 @@ def test_taco(real_data: Path, report: Report) -> None:
     for method in ("iterstrat", "balanced"):
         rows = []
         for seed in range(10):
-            folds, seconds = timed(lambda: stratified_folds(objects, pixels, 5, seed=seed, method=method))  # type: ignore[arg-type]  # noqa: B023
+            folds, seconds = timed(lambda: stratified_folds(objects, pixels, 5, seed=seed, method=method))  # noqa: B023
             balance = fold_balance(objects, pixels, folds, 5)
             rows.append(
                 {
@@ -150,7 +150,7 @@ def test_camvid(real_data: Path, report: Report) -> None:
         ]
         figures = {}
         for method in ("group", "balanced"):
-            folds = stratified_folds(objects, areas, n_folds, groups=labels, method=method)  # type: ignore[arg-type]
+            folds = stratified_folds(objects, areas, n_folds, groups=labels, method=method)
             figures[method] = fold_balance(objects, areas, folds, n_folds).summary()
             report(f"CamVid train+val, {len(set(labels))} groups, {n_folds} folds, {method}", figures[method])
         assert figures["balanced"]["object_mean"] <= figures["group"]["object_mean"]

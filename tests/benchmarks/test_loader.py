@@ -1,4 +1,4 @@
-"""Reading and augmenting a training picture, against what people usually write. `make bench`."""
+"""Reading and augmenting a training image, against the usual libraries. `make bench`."""
 
 import importlib
 import json
@@ -59,7 +59,7 @@ def test_loader(facade: CocoDataset, tmp_path: Path, capsys: pytest.CaptureFixtu
     milliseconds = {name: 1000 * value / NUM_IMAGES for name, value in seconds.items()}
     times = {name: value / milliseconds["ours"] for name, value in milliseconds.items()}
     document = {
-        "milliseconds_per_picture": milliseconds,
+        "milliseconds_per_image": milliseconds,
         "times_ours": times,
         "ours_over_bare_decode": 1 / times["bare JPEG decode, Pillow"],
         **skipped,
@@ -79,9 +79,9 @@ def ours(dataset: Any) -> Read:
 
 
 def plain_v2(dataset: CocoDataset, folder: Path) -> Read:
-    """Pillow and torchvision's transforms one after the other, on whole pictures and masks saved as PNG.
+    """Pillow and torchvision's transforms one after the other, on whole images and masks saved as PNG.
 
-    As in its documentation they end with a normalised float picture; ours is normalised on the device.
+    As in its documentation they end with a normalised float image; ours is normalised on the device.
     """
     masks = [folder / f"{index}.png" for index in range(len(dataset))]
     for index, path in enumerate(masks):

@@ -1,7 +1,7 @@
 """How far the logits of the family are from other implementations with the same weights. `make bench`.
 
-Weights are random, on norms whose statistics keep the features alive; pictures are of even and of odd size. Beside the
-difference stands what rounding alone does: how far the other implementation is from itself in double precision.
+Weights are random, with BatchNorm statistics that keep the features from vanishing; images have even and odd sizes. The
+effect of rounding alone is reported as well: the difference of the other network from itself in double precision.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torchvision.models import segmentation as tv
 from deeplab_lightning import DeepLabV2, DeepLabV3, DeepLabV3Plus, load_weights
 from tests.benchmarks.measure import write
 from tests.models.references import CaffeDeepLabV2, multi_scale, randomise, written_out_v3plus
-from tests.models.test_weights import RESNET_V2, FirstVersion, pictures
+from tests.models.test_weights import RESNET_V2, FirstVersion, random_images
 
 Logits = Callable[[Tensor], Tensor]
 Pair = tuple[Logits, Logits, list[nn.Module]]
@@ -36,7 +36,7 @@ def smps(encoder: str, backbone: str, rule: Any) -> Pair:
     net = DeepLabV3(NUM_CLASSES, backbone=backbone, output_stride=8, dilation=rule, pretrained=False).eval()
     load_weights(net, theirs.state_dict())
     head = theirs.segmentation_head[0]  # before the resize, for which smp aligns corners
-    return net.scores, lambda x: head(theirs.decoder(theirs.encoder(x))), [net, theirs]  # type: ignore[return-value]
+    return net.coarse_logits, lambda x: head(theirs.decoder(theirs.encoder(x))), [net, theirs]  # type: ignore[return-value]
 
 
 def caffes() -> Pair:
@@ -45,8 +45,8 @@ def caffes() -> Pair:
     load_weights(net, {f"scale.{key}": value for key, value in theirs.state_dict().items()})
 
     def logits(x: Tensor) -> Tensor:
-        scores = multi_scale(theirs, x.flip(1))
-        return F.interpolate(scores, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        logits = multi_scale(theirs, x.flip(1))
+        return F.interpolate(logits, size=x.shape[-2:], mode="bilinear", align_corners=False)
 
     return net, logits, [net, theirs]
 
@@ -95,7 +95,7 @@ def test_logits_agree(row: str, table: dict[str, Any], capsys: pytest.CaptureFix
     torch.manual_seed(0)
     ours, theirs, nets = ROWS[row]()
     sizes = [(64, 64), (128, 96)] if "smp" in row else [(64, 64), (65, 47), (129, 97)]
-    images = [pictures(size) for size in sizes]
+    images = [random_images(size) for size in sizes]
     with torch.no_grad():
         single = [(ours(x), theirs(x)) for x in images]
         for net in nets:

@@ -72,7 +72,7 @@ def prediction_of_module(net: nn.Module, batch: Batch, *, is_half: bool, is_open
 
 def placed(net: nn.Module, images: Tensor, layout: str) -> Tensor:
     """Bring network and images to a memory layout."""
-    net.to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    net.to(memory_format=LAYOUTS[layout])
     return images.contiguous(memory_format=LAYOUTS[layout])
 
 
@@ -113,7 +113,7 @@ def peers(output_stride: int) -> dict[str, nn.Module]:
             "resnet50",
             encoder_weights=None,
             classes=NUM_CLASSES,
-            encoder_output_stride=output_stride,  # type: ignore[arg-type]
+            encoder_output_stride=output_stride,
             decoder_atrous_rates=DEFAULT_ATROUS_RATES[output_stride],  # its own default is that of stride 8
         ),
     }

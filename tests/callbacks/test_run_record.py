@@ -33,6 +33,7 @@ class Scripted(SegmentationModule):
         super().on_validation_epoch_end()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", [[30, 5, 20, 10, 40, 50], [30, 20, 10, 8, 5, 5]])
 def test_the_record_is_of_the_best_of_several_validations_an_epoch(
     mask_folder: Path, tmp_path: Path, wrong: list[int]
@@ -54,6 +55,7 @@ def test_the_record_is_of_the_best_of_several_validations_an_epoch(
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3  # a row per epoch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("car", ["bottle, glass", "two\nlines", '# "Behälter"'])
 def test_a_training_ends_with_its_record_whatever_a_class_is_called(
     mask_folder: Path, tmp_path: Path, car: str

@@ -1,4 +1,3 @@
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.tables import read_csv
 from tests.conftest import CLASSES
 
 
@@ -55,7 +55,7 @@ def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: p
     output = tmp_path / "bench"
     words = ["-c", str(config), "--backbones", "resnet18,resnet34", "--repeats", "1", "--output", str(output)]
     main(["benchmark", *words, "--runs", str(run)])
-    rows = list(csv.DictReader((output / "benchmark.csv").open()))
+    rows = read_csv(output / "benchmark.csv")
     assert [row["model"] for row in rows] == ["resnet18", "resnet34", "mine"]
     assert [row["miou"] for row in rows] == ["", "", "0.5"]
     assert float(rows[0]["parameters"]) < float(rows[1]["parameters"])

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from io import StringIO
@@ -21,6 +22,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import RunFolder
 from tests.conftest import write_image, write_mask
 
 CLASSES = ["sky", "road", "car"]
@@ -29,7 +31,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def experiment(tmp_path: Path) -> Write:
-    """Writes an experiment of three folds of four pictures: experiment(name, skill) -> its folder."""
+    """Return a function that writes an experiment of three folds of four images, and returns its folder."""
     for index in range(12):
         write_image(tmp_path / "images" / f"{index:02d}.png", (20, 20), seed=index)
         write_mask(tmp_path / "masks" / f"{index:02d}.png", np.full((20, 20), index % 3, dtype=np.uint8))
@@ -92,7 +94,8 @@ def test_folds_are_pooled(experiment: Write) -> None:
     oof = PerImageConfusion.read(folder / "oof.npz")
     assert oof.names == [f"{index:02d}.png" for index in range(12)]
     assert np.array_equal(oof.total(), total)
-    assert Image.open(folder / "cv.png").width > 200
+    with Image.open(folder / "cv.png") as figure:
+        assert figure.width > 200
 
 
 def test_a_class_that_one_fold_lacks_is_no_problem(experiment: Write) -> None:
@@ -141,7 +144,7 @@ def test_a_better_experiment_is_found_and_an_equal_one_is_not(experiment: Write)
     assert base.interval[0] < base.miou < base.interval[1]
 
 
-def test_other_folds_are_compared_over_pictures_only(experiment: Write) -> None:
+def test_other_folds_are_compared_over_images_only(experiment: Write) -> None:
     comparison = compare_experiments([experiment("a", 0.7), experiment("b", 0.8, shift=1)], num_resamples=100)
     assert comparison.entries[1].over_folds is None
     assert comparison.entries[1].over_images is not None
@@ -178,7 +181,7 @@ def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> 
     assert math.isnan(one.p)
 
 
-def test_other_classes_or_pictures_stop(experiment: Write) -> None:
+def test_other_classes_or_images_stop(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.7)
     for path in b.glob("fold_*/result.json"):
         path.write_text(path.read_text().replace("sky", "heaven"))
@@ -225,6 +228,54 @@ def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int)
     head = next(line for line in lines if line.startswith("┃ class"))
     assert [word for word in head.split() if word != "┃"] == ["class", "1", "2", "3", "4", "5"]  # names are too wide
     assert "1 deeplabv3" in file.getvalue()
+
+
+def shown_images(page: Path) -> list[dict[str, Any]]:
+    """Return the images of a report page."""
+    [text] = re.findall(r'<script id="images" type="application/json">(.*?)</script>', page.read_text())
+    images: list[dict[str, Any]] = json.loads(text)
+    return images
+
+
+def test_images_that_differ_in_their_suffix_are_shown(experiment: Write, tmp_path: Path) -> None:
+    for index in (0, 3):  # of one fold, so `deeplab predict` wrote both and kept the suffixes
+        (tmp_path / "images" / f"{index:02d}.png").rename(tmp_path / "images" / f"same.{'png' if index else 'jpg'}")
+        (tmp_path / "masks" / f"{index:02d}.png").unlink()
+    write_mask(tmp_path / "masks" / "same.png", np.zeros((20, 20), dtype=np.uint8))
+    folder = experiment("a", 0.8, has_predictions=True)
+    masks = folder / "fold_0" / "val_predictions" / "masks" / str(tmp_path / "images").lstrip("/")
+    matrices = PerImageConfusion.read(folder / "fold_0" / "image_matrices.npz")
+    names = [{"00.png": "same.jpg", "03.png": "same.png"}.get(name, name) for name in matrices.names]
+    PerImageConfusion(names, matrices.counts).write(folder / "fold_0" / "image_matrices.npz")
+    (masks / "00.png").rename(masks / "same.jpg.png")
+    (masks / "03.png").rename(masks / "same.png.png")
+    compare([str(folder), "--html", str(tmp_path / "report.html")])
+    assert {"same.jpg", "same.png", "06.png"} <= {image["name"] for image in shown_images(tmp_path / "report.html")}
+
+
+def test_an_experiment_called_truth_does_not_replace_the_truth(experiment: Write, tmp_path: Path) -> None:
+    folders = [experiment(name, 0.8, has_predictions=True) for name in ("truth", "image")]
+    compare([*map(str, folders), "--html", str(tmp_path / "report.html")])
+    views = shown_images(tmp_path / "report.html")[0]["views"]
+    assert list(views) == ["image", "truth", "truth (prediction)", "image (prediction)"]
+    assert views["image"] != views["truth"]
+
+
+@pytest.mark.parametrize("basis", ["images", "groups of images", "folds"])
+def test_the_stars_say_what_their_intervals_are_over(
+    basis: str, experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [experiment("base", 0.7), experiment("better", 0.8)]
+    if basis == "groups of images":
+        rows = "".join(f"{index:02d}.png,{index % 6},0\n" for index in range(12))
+        (folders[0] / "folds.csv").write_text("image,group,fold\n" + rows)
+    if basis == "folds":
+        for path in folders[0].glob("fold_*/image_matrices.npz"):
+            RunFolder(path.parent).write_confusion(PerImageConfusion.read(path).total(), CLASSES)
+            path.unlink()
+    compare([*map(str, folders), "--html", str(tmp_path / "report.html")])
+    assert f"*: the 95 % interval over {basis} excludes no difference" in capsys.readouterr().out
+    assert f"95 % interval over {basis} excludes no difference" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

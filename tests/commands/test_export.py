@@ -68,13 +68,14 @@ def expected(checkpoint: Path, images: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def pictures(*shape: int) -> torch.Tensor:
+def random_images(*shape: int) -> torch.Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 3, 16, 16), (3, 3, 71, 45)])
-def test_onnx_takes_uint8_pictures_of_any_size(checkpoint: Path, onnx_file: Path, shape: tuple[int, ...]) -> None:
-    images = pictures(*shape)
+def test_onnx_takes_uint8_images_of_any_size(checkpoint: Path, onnx_file: Path, shape: tuple[int, ...]) -> None:
+    images = random_images(*shape)
     session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
     [entry], [result] = session.get_inputs(), session.get_outputs()
     assert (entry.name, entry.type, entry.shape) == ("images", "tensor(uint8)", ["batch", 3, "height", "width"])
@@ -83,6 +84,7 @@ def test_onnx_takes_uint8_pictures_of_any_size(checkpoint: Path, onnx_file: Path
     assert np.allclose(logits, expected(checkpoint, images).numpy(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_names_what_inference_needs(onnx_file: Path, checkpoint: Path) -> None:
     properties = onnxruntime.InferenceSession(onnx_file).get_modelmeta().custom_metadata_map
     assert json.loads(properties["classes"]) == ["sky", "road", "car"]
@@ -96,8 +98,9 @@ def test_onnx_names_what_inference_needs(onnx_file: Path, checkpoint: Path) -> N
     assert str(Path(export.__file__).parent).encode() not in onnx_file.read_bytes()  # no paths of this machine
 
 
+@pytest.mark.slow
 def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
-    images = pictures(2, 3, 45, 64)
+    images = random_images(2, 3, 45, 64)
     [labels] = onnxruntime.InferenceSession(label_file).run(None, {"images": images.numpy()})
     assert (labels.dtype, labels.shape) == (np.uint8, (2, 45, 64))
     wanted = expected(checkpoint, images).argmax(dim=1).numpy()
@@ -105,6 +108,7 @@ def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
     assert np.mean(labels == wanted) > 0.999
 
 
+@pytest.mark.slow
 def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     main(
@@ -118,12 +122,13 @@ def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) 
     metadata = json.loads(extra["metadata.json"])
     assert json.loads(metadata["classes"]) == ["sky", "road", "car"]
     mean, std = (torch.tensor(json.loads(metadata[key]))[:, None, None] for key in ("mean", "std"))
-    images = pictures(1, 3, 71, 45)
+    images = random_images(1, 3, 71, 45)
     with torch.no_grad():
         logits = loaded((images / 255 - mean) / std)
     assert torch.allclose(logits, expected(checkpoint, images), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_another_computation_is_an_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -155,11 +160,11 @@ def _wrong_run(wrong: Callable[[Tensor, Tensor], Tensor], model: export.Inferenc
 
 
 WRONG_LABELS: list[Callable[[Tensor, Tensor], Tensor]] = [
-    lambda labels, scores: scores.argmin(dim=1).to(torch.uint8),
-    lambda labels, scores: labels.long(),
-    lambda labels, scores: labels + 200,
-    lambda labels, scores: labels[:, 1:],
-    lambda labels, scores: torch.zeros_like(labels) if len(labels) == 2 else labels,
+    lambda labels, logits: logits.argmin(dim=1).to(torch.uint8),
+    lambda labels, logits: labels.long(),
+    lambda labels, logits: labels + 200,
+    lambda labels, logits: labels[:, 1:],
+    lambda labels, logits: torch.zeros_like(labels) if len(labels) == 2 else labels,
 ]
 
 
@@ -171,12 +176,12 @@ def test_wrong_labels_are_an_error(module: SegmentationModule) -> None:
             export.compare(model, partial(_wrong_run, wrong, model))
 
 
-def test_scores_that_are_not_finite_are_an_error(module: SegmentationModule) -> None:
+def test_logits_that_are_not_finite_are_an_error(module: SegmentationModule) -> None:
     model = export.InferenceModel(copy.deepcopy(module), has_preprocessing=False, has_argmax=False)
     with pytest.raises(RuntimeError, match="is off by nan of the largest logit"):
         export.compare(model, lambda images: model(images) * torch.nan)
     with torch.no_grad():
-        model.net.get_submodule("head.heads.0.3").bias.fill_(torch.inf)  # type: ignore[operator, union-attr]
+        model.net.get_submodule("head.heads.0.3").bias.fill_(torch.inf)  # type: ignore[operator]
     with pytest.raises(RuntimeError, match="the network's logits are not finite"):
         export.compare(model, model)
 
@@ -206,6 +211,7 @@ def test_a_network_that_looks_at_the_pixels_is_an_error(module: SegmentationModu
         export.trace(model)
 
 
+@pytest.mark.slow
 def test_the_script_of_the_readme_draws_a_mask(label_file: Path, tmp_path: Path) -> None:
     [script] = [code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "onnxruntime" in code]
     assert len([line for line in script.splitlines() if line.strip()]) <= 10

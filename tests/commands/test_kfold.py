@@ -23,7 +23,7 @@ TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures, and a configuration of two folds with dropout and two epochs."""
+    """Ten images, and a configuration of two folds with dropout and two epochs."""
     root = tmp_path_factory.mktemp("kfold")
     for index in range(10):
         write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
@@ -56,7 +56,8 @@ def reference(folder: Path) -> Path:
     return folder / "runs" / "reference"
 
 
-def test_every_picture_is_held_out_once(reference: Path) -> None:
+@pytest.mark.slow
+def test_every_image_is_held_out_once(reference: Path) -> None:
     document = json.loads((reference / "cv.json").read_text())
     assert document["folds"] == [0, 1]
     assert document["num_images"] == 10
@@ -72,6 +73,7 @@ def test_every_picture_is_held_out_once(reference: Path) -> None:
         assert result["cost"]["mega_parameters"] > 1
 
 
+@pytest.mark.slow
 def test_each_fold_trains_again_alone(reference: Path) -> None:
     main(["fit", "-c", str(reference / "fold_1" / "config.yaml"), "--name", "alone"])
     again = json.loads((reference / "alone" / "result.json").read_text())
@@ -79,6 +81,7 @@ def test_each_fold_trains_again_alone(reference: Path) -> None:
     assert (reference / "alone" / "folds.csv").read_text() == (reference / "folds.csv").read_text()
 
 
+@pytest.mark.slow
 def test_finished_folds_are_not_trained_again(
     reference: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -97,6 +100,7 @@ def test_finished_folds_are_not_trained_again(
     assert (reference / "cv.json").read_text() == cv
 
 
+@pytest.mark.slow
 def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
     options = ["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--resume"]
     with pytest.raises(DataError, match=r"data.batch_size: 2 then, 3 now"):
@@ -110,6 +114,7 @@ def test_other_settings_do_not_resume(reference: Path, folder: Path) -> None:
         main([*options, "--folds", "2"])
 
 
+@pytest.mark.slow
 def test_missing_predictions_are_written_again(reference: Path) -> None:
     config = yaml.safe_load((reference / "config.yaml").read_text())
     experiment = Experiment(reference, config, [0, 1], "reference")

@@ -36,6 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs" / "first"
 
 
+@pytest.mark.slow
 def test_it_writes_a_grid_and_an_overlay_that_test_takes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     main(["tune-crf", "--ckpt_path", checkpoint, "--num_images", "2"])
@@ -56,6 +57,7 @@ def test_it_writes_a_grid_and_an_overlay_that_test_takes(run: Path, capsys: pyte
     assert json.loads((run / "result_test.json").read_text())["test"]["miou"] is not None
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_test(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_crf, "COARSE", {"w1": (3.0,), "sigma_alpha": (30.0,), "sigma_beta": (3.0,)})
     monkeypatch.setattr(tune_crf, "FINE_STEPS", {"w1": 1.5})
@@ -70,13 +72,15 @@ def test_the_figures_are_those_of_test(run: Path, monkeypatch: pytest.MonkeyPatc
     assert found == pytest.approx([json.loads(path.read_text())["test"]["miou"] for path in results], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bare_name_on_the_command_line_is_enough(run: Path, tmp_path: Path) -> None:
-    picture = next((run.parents[1] / "data").rglob("*.jpg"), None) or next((run.parents[1] / "data").rglob("*.png"))
-    arguments = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--images", str(picture)]
+    image = next((run.parents[1] / "data").rglob("*.jpg"), None) or next((run.parents[1] / "data").rglob("*.png"))
+    arguments = ["--ckpt_path", str(run / "checkpoints" / "best.ckpt"), "--images", str(image)]
     main(["predict", *arguments, "--output", str(tmp_path / "out"), "--model.postprocess", "DenseCRF"])
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_checkpoints_from_before_the_option_work(run: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     del checkpoint["config"]["model"]["postprocess"], checkpoint["hyper_parameters"]["postprocess"]
@@ -88,6 +92,7 @@ def test_checkpoints_from_before_the_option_work(run: Path, tmp_path: Path) -> N
     assert len(list((tmp_path / "runs").rglob("result_test.json"))) == 1
 
 
+@pytest.mark.slow
 def test_wrong_wishes_are_refused(run: Path) -> None:
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     with pytest.raises(ValueError, match="--num_images must be at least 1, got 0"):

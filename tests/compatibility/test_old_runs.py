@@ -43,6 +43,7 @@ def test_a_checkpoint_gives_the_same_figures_and_labels(experiment: Path) -> Non
         assert (np.asarray(Image.open(f"predicted/masks/{name}.png")) == labels).mean() > 0.999
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_its_last_epoch(experiment: Path) -> None:
     fold = experiment / "fold_0"
     before = (fold / "metrics.csv").read_text().splitlines()
@@ -52,6 +53,7 @@ def test_a_training_goes_on_from_its_last_epoch(experiment: Path) -> None:
     assert [row.split(",")[3] for row in rows[:-1]] == [row.split(",")[3] for row in before]  # train/loss
 
 
+@pytest.mark.slow
 def test_a_configuration_trains_again(experiment: Path) -> None:
     """With nearly the same loss: dropout draws other numbers since steps, not epochs, are seeded."""
     main(["fit", "-c", str(experiment / "fold_1" / "config.yaml"), "--output_dir", "again"])

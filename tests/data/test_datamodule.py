@@ -85,7 +85,7 @@ def test_evaluation_batches_hold_images_of_one_size(mask_folder: Path) -> None:
     )
     module = datamodule(mask_folder, fold=None)
     view = module._eval_loader(dataset(mask_folder), range(10))
-    shapes = [[tuple(batch.image.shape) for batch in batches] for batches in view]  # type: ignore[attr-defined]
+    shapes = [[tuple(batch.image.shape) for batch in batches] for batches in view]
     assert shapes[1] == [(1, 3, 48, 64), (1, 3, 40, 40)]
     assert shapes[0] == [(2, 3, 48, 64)]
 

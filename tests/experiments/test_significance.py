@@ -63,6 +63,7 @@ def test_the_corrected_t_fires_in_one_of_twenty_when_there_is_no_difference(n_fo
     assert np.mean(plain) > 0.085  # what it corrects
 
 
+@pytest.mark.slow
 def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> None:
     rng = np.random.default_rng(0)
     names, fired = [f"{index:02d}" for index in range(60)], []
@@ -80,6 +81,7 @@ def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> N
     assert 0.03 <= np.mean(fired) <= 0.07
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_groups", [3, 4, 10, 19])
 def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups: int) -> None:
     """Groups of six images with an offset per group; a percentile bootstrap would fire in up to one of four."""
@@ -133,7 +135,7 @@ def test_resamples_pool_like_a_loop_over_images() -> None:
     rng = np.random.default_rng(0)
     draws = rng.multinomial(6, np.full(6, 1 / 6), size=3)
     dense = np.asarray(a.counts.todense()).reshape(6, 3, 3)
-    expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]  # type: ignore[arg-type]
+    expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]
     assert bootstrap_iou([a], num_resamples=3).mean(-1)[0] == pytest.approx(expected)
 
 

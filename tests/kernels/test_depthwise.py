@@ -19,7 +19,7 @@ def leave_nan_behind() -> None:
 def gradients(layer: nn.Conv2d, x: Tensor, grad_output: Tensor, precision: str) -> tuple[Tensor, Tensor]:
     """Compute the gradients with respect to the weights and to the input, in double precision for comparison."""
     x = x.to(torch.bfloat16 if precision == "true" else x.dtype).contiguous(memory_format=torch.channels_last)
-    layer = layer.to(x.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    layer = layer.to(x.dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "mixed"):
         y = layer(x)
@@ -56,6 +56,7 @@ def test_compiled_layers_have_the_same_gradients() -> None:
     assert torch.allclose(compiled, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace")  # deprecated by PyTorch, but users still export with it
 def test_traced_layers_are_the_plain_ones() -> None:
     layer = DepthwiseConv2d(4, 4, 3, padding=9, dilation=9, groups=4)
     x = torch.randn(1, 4, 20, 20)
@@ -123,6 +124,7 @@ def test_the_forward_pass_is_the_plain_one(dilation: int) -> None:
             assert torch.allclose(net(x), plain(x), atol=0.02 if is_half else 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch, on the layer that is kept
 def test_only_depthwise_convolutions_are_replaced_and_outputs_stay() -> None:
     changed = [
         Conv2dSame(8, 8, 5, stride=1, dilation=2, groups=8, bias=False),

@@ -74,6 +74,7 @@ def test_the_same_training_with_the_door_open_and_closed(tmp_path: Path) -> None
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_the_variable_closes_the_door_in_a_process(tmp_path: Path) -> None:
     code = """
 import torch

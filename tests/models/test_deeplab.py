@@ -47,6 +47,7 @@ def test_gradient_reaches_every_parameter(member: Callable[..., DeepLab], argume
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+@pytest.mark.slow
 def test_v2_returns_321_for_321() -> None:
     net = DeepLabV2(2, hidden_channels=8, pretrained=False).eval()
     with torch.no_grad():
@@ -70,6 +71,7 @@ def test_v3_rates_follow_the_output_stride(output_stride: int, rates: list[int])
     assert all(m.padding == m.dilation for m in dilated)
 
 
+@pytest.mark.slow
 def test_v3_overfits_one_batch() -> None:
     torch.manual_seed(0)
     net = DeepLabV3(3, backbone="resnet18", aspp_channels=32, dropout=0.0, pretrained=False)

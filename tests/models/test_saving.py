@@ -37,7 +37,7 @@ def test_a_saved_network_is_loaded_bit_for_bit(
     torch.manual_seed(0)
     build: Callable[..., DeepLab] = member
     net = build(3, pretrained=False, **arguments)
-    randomise(net).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    randomise(net).to(memory_format=torch.channels_last)
     net.save_pretrained(tmp_path / "net", classes=["sky", "road", "car"])
     loaded = member.from_pretrained(tmp_path / "net")
     assert type(loaded) is member
@@ -47,7 +47,7 @@ def test_a_saved_network_is_loaded_bit_for_bit(
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
     images = torch.randn(1, 3, 33, 47)
     with torch.no_grad():
-        loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loaded.to(memory_format=torch.channels_last)
         assert torch.equal(loaded(images), net.eval()(images))
     config = json.loads((tmp_path / "net" / "config.json").read_text())
     expected = {"num_classes": 3, "architecture": member.__name__, "classes": ["sky", "road", "car"]} | arguments

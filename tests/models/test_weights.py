@@ -19,7 +19,7 @@ SIZES = [(64, 64), (65, 47)]
 RESNET_V2: dict[str, Any] = {"hidden_channels": None, "dilation": "smp", "pretrained": False}
 
 
-def pictures(size: tuple[int, int], count: int = 1) -> Tensor:
+def random_images(size: tuple[int, int], count: int = 1) -> Tensor:
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
@@ -35,13 +35,14 @@ def torchvision_resnet() -> nn.Module:
     return randomise(deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=5, aux_loss=True))
 
 
+@pytest.mark.slow
 def test_torchvisions_deeplabv3_gives_the_same_logits(torchvision_resnet: nn.Module) -> None:
     net = DeepLabV3(5, output_stride=8, auxiliary_weight=0.5, pretrained=False).eval()
     report = load_weights(net, torchvision_resnet.state_dict())
     assert (report.layout, report.left, report.missing) == ("torchvision", [], [])
     with torch.no_grad():
         for size in SIZES:
-            assert_equal(net(pictures(size)), torchvision_resnet(pictures(size))["out"])
+            assert_equal(net(random_images(size)), torchvision_resnet(random_images(size))["out"])
 
 
 def test_torchvisions_training_outputs_are_the_same(torchvision_resnet: nn.Module) -> None:
@@ -50,7 +51,7 @@ def test_torchvisions_training_outputs_are_the_same(torchvision_resnet: nn.Modul
     for module in (*net.modules(), *torchvision_resnet.modules()):
         module.training = not isinstance(module, nn.Dropout)
     with torch.no_grad():
-        ours, theirs = net(pictures((65, 47), 2)), torchvision_resnet(pictures((65, 47), 2))
+        ours, theirs = net(random_images((65, 47), 2)), torchvision_resnet(random_images((65, 47), 2))
     torchvision_resnet.eval()
     assert isinstance(ours, TrainingLogits)
     [(weight, auxiliary)] = ours.auxiliary
@@ -70,7 +71,7 @@ def test_torchvisions_mobilenet_gives_the_same_logits() -> None:
     assert all(key.startswith("aux_classifier.") for key in report.left)
     with torch.no_grad():
         for size in SIZES:
-            assert_equal(net(pictures(size)), theirs(pictures(size))["out"])
+            assert_equal(net(random_images(size)), theirs(random_images(size))["out"])
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_smps_deeplabv3_gives_the_same_logits(encoder: str, backbone: str) -> No
     report = load_weights(net, theirs.state_dict())
     assert (report.layout, report.missing) == ("smp", [])
     with torch.no_grad():
-        images = pictures((64, 64))  # smp takes multiples of 8 only, and resizes with aligned corners
+        images = random_images((64, 64))  # smp takes multiples of 8 only, and resizes with aligned corners
         ours = net.decode(net.backbone(images))
         assert_equal(ours, theirs.segmentation_head[0](theirs.decoder(theirs.encoder(images))))
 
@@ -95,6 +96,7 @@ def test_smps_deeplabv3plus_is_refused() -> None:
         load_weights(DeepLabV3Plus(5, backbone="resnet18", pretrained=False), theirs.state_dict())
 
 
+@pytest.mark.slow
 def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     theirs = randomise(CaffeDeepLabV2(5, (3, 4, 6, 3)))
@@ -111,7 +113,7 @@ def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     theirs.double()
     with torch.no_grad():
         for size in SIZES:
-            images = pictures(size).double()
+            images = random_images(size).double()
             expected = multi_scale(theirs, images.flip(1))
             expected = F.interpolate(expected, size=size, mode="bilinear", align_corners=False)
             assert float((net(images) - expected).abs().max()) < 1e-10
@@ -201,7 +203,7 @@ def test_classifiers_fill_only_the_backbone(backbone: str, source: str) -> None:
     assert report.layout == "backbone"
     assert all(key.startswith("head.") for key in report.missing)
     with torch.no_grad():
-        images = pictures((64, 64))
+        images = random_images((64, 64))
         if source == "timm":
             expected = timm.create_model(backbone, features_only=True).feature_info.channels()[-1]
             assert net.backbone(images)[-1].shape[1] == expected
@@ -307,7 +309,7 @@ def test_own_files_round_trip(suffix: str, tmp_path: Path) -> None:
     net = tiny().eval()
     report = load_weights(net, path)
     assert (report.layout, report.left, report.missing) == ("own", [], [])
-    assert torch.equal(net(pictures((33, 33))), theirs(pictures((33, 33))))
+    assert torch.equal(net(random_images((33, 33))), theirs(random_images((33, 33))))
 
 
 def test_the_weights_argument_starts_from_a_file_with_another_number_of_classes(

@@ -86,7 +86,8 @@ def test_a_server_that_dies_does_not_stop_the_training(mask_folder: Path, tmp_pa
 @pytest.mark.slow
 def test_offline_runs_are_uploaded_later(mask_folder: Path, tmp_path: Path, server: WandbServer) -> None:
     process = fit(mask_folder, tmp_path, server.url, "--wandb", "offline")
-    assert process.wait(timeout=300) == 0
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
     assert not server.history
     [log] = (tmp_path / "runs" / "online" / "wandb").glob("offline-run-*")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}

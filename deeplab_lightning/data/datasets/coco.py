@@ -371,7 +371,7 @@ def _class_table(
 ) -> tuple[ClassTable, dict[Any, int]]:
     """Build the class table, and the mapping from category id to train id (255 for ignored categories)."""
     names = [BACKGROUND] if background == "class" else []
-    names += dict.fromkeys(name for name in category_to_class.values() if name not in (None, BACKGROUND))  # type: ignore[arg-type]
+    names += dict.fromkeys(name for name in category_to_class.values() if name not in (None, BACKGROUND))
     outside = 0 if background == "class" else IGNORE_INDEX
     train_ids = {
         id_: IGNORE_INDEX if name is None else outside if name == BACKGROUND else names.index(name)

@@ -10,6 +10,7 @@ from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size, read_image
 from deeplab_lightning.data.problems import Problem, data_error
 from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.files import read_lines
 
 
 class ImageFolderDataset(Dataset[Sample]):
@@ -67,6 +68,6 @@ def _images(source: Path) -> dict[str, Path]:
     if not source.is_file():
         raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
     if source.suffix == ".txt":
-        lines = [line.strip() for line in source.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in read_lines(source) if line.strip()]
         return {line.lstrip("/"): source.parent / line for line in lines}
     return {source.name: source}

@@ -16,6 +16,7 @@ from deeplab_lightning.data.datasets.base import (
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size, read_mask
 from deeplab_lightning.data.problems import OnError, Problem
 from deeplab_lightning.errors import DataError, MissingFileError
+from deeplab_lightning.files import read_lines
 
 
 class MaskFolderDataset(SegmentationDataset):
@@ -132,8 +133,8 @@ class MaskFolderDataset(SegmentationDataset):
         """Yield (name, image file, mask file) for all images in the list file."""
         if not list_file.is_file():
             raise MissingFileError(f"no such list file: {list_file.absolute()}")
-        for number, line in enumerate(list_file.read_text().splitlines(), start=1):
-            columns = line.split()
+        for number, line in enumerate(read_lines(list_file), start=1):
+            columns = [column for column in line.replace("\t", " ").split(" ") if column]
             if len(columns) == 1:
                 image = self._with_suffix(columns[0])
                 name = image.relative_to(self.images).as_posix()

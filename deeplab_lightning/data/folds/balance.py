@@ -41,6 +41,8 @@ class Balance:
     def summary(self) -> dict[str, float]:
         """Summarise the deviations of the classes with at least as many images as folds.
 
+        A class without objects or without area counts only in the other of the two.
+
         Returns:
             `object_mean`, `object_max`, `pixel_mean` and `pixel_max`, fractions of the even share, nan if there
             is no such class; `divergence_max` over the folds; `size_min` and `size_max`, numbers of images.
@@ -48,8 +50,9 @@ class Balance:
         is_divisible = self.images.sum(axis=0) >= len(self.sizes)
         figures = {}
         for name, deviation in (("object", self.object_deviation), ("pixel", self.pixel_deviation)):
-            figures[f"{name}_mean"] = float(deviation[:, is_divisible].mean()) if is_divisible.any() else np.nan
-            figures[f"{name}_max"] = float(deviation[:, is_divisible].max()) if is_divisible.any() else np.nan
+            chosen = deviation[:, is_divisible & ~np.isnan(deviation).any(axis=0)]
+            figures[f"{name}_mean"] = float(chosen.mean()) if chosen.size else np.nan
+            figures[f"{name}_max"] = float(chosen.max()) if chosen.size else np.nan
         figures["divergence_max"] = float(self.divergence.max())
         return {**figures, "size_min": float(self.sizes.min()), "size_max": float(self.sizes.max())}
 
@@ -116,10 +119,10 @@ class UnbalanceableClass:
         num_images: Number of images that hold the class.
         num_groups: Number of groups that hold it; the number of images without groups.
         num_objects: Number of its objects.
-        object_bound: Lower bound of the deviation of objects in any split; nan if the class is absent.
-        pixel_bound: Lower bound of the deviation of areas in any split; nan if the class is absent.
-        object_deviation: Deviation of objects in the given split; nan if the class is absent.
-        pixel_deviation: Deviation of areas in the given split; nan if the class is absent.
+        object_bound: Lower bound of the deviation of objects in any split; nan without objects.
+        pixel_bound: Lower bound of the deviation of areas in any split; nan without area.
+        object_deviation: Deviation of objects in the given split; nan without objects.
+        pixel_deviation: Deviation of areas in the given split; nan without area.
     """
 
     class_index: int
@@ -171,7 +174,7 @@ def unbalanceable_classes(
             reason = "fewer images than folds"
         elif num_groups[index] < n_folds:
             reason = "fewer groups than folds"
-        elif max(bounds) <= _MIN_BOUND:
+        elif max(np.nan_to_num(bounds)) <= _MIN_BOUND:
             continue
         else:
             unit = "image" if groups is None else "group"
@@ -218,7 +221,8 @@ def _reason_for_bound(bounds: tuple[float, float], values: Mapping[str, Floats],
     share, noun = max((share, noun) for noun, share in shares.items())
     if share > 1 + _MIN_BOUND:
         return f"one {unit} holds {share:.1f} times a fold's share of its {noun}"
-    return f"a few {unit}s hold most of it" if bounds[1] > bounds[0] else "too few objects to divide"
+    by_objects, by_area = np.nan_to_num(bounds)
+    return f"a few {unit}s hold most of it" if by_area > by_objects else "too few objects to divide"
 
 
 def lower_bounds(values: npt.ArrayLike, n_folds: int) -> tuple[Floats, Floats]:

@@ -56,10 +56,11 @@ def write_report(comparison: Comparison, path: Path) -> None:
         columns=list(_COLUMNS),
         rows=_summary(comparison),
         labels=[e.label for e in entries],
+        basis=comparison.basis,
         intervals=Markup(charts.intervals(points, "mIoU")),
         class_rows=_class_rows(comparison),
         curves=Markup(charts.lines([(e.label, _curve(e)) for e in entries], "epoch", "mIoU")),
-        costs=Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),  # type: ignore[arg-type]
+        costs=Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),
         balance=_balance(entries[0].folder),
         gallery=Markup(_json(gallery.images)),
         views=list(gallery.images[0]["views"]) if gallery.images else [],

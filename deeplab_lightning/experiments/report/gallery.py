@@ -17,12 +17,13 @@ from deeplab_lightning.drawing import Pixels, overlay
 from deeplab_lightning.experiments.comparison import Comparison, Entry
 from deeplab_lightning.metrics.iou import mean_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.runs import ExperimentFolder, prediction_stems
 
 _MAX_IMAGES = 12
 _MAX_WIDTH = 480  # pixels of an image on the page
 _JPEG_QUALITY = 80
 _CHUNK = 256  # images whose dense matrices are in memory at once
+_IMAGE, _TRUTH = "image", "truth"  # views beside those of the experiments
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Gallery:
     """Hold the images of a report page.
 
     Attributes:
-        images: `name`, `views` (label -> data URL) and `miou` (a sentence) of each image, lowest mIoU first.
+        images: `name`, `views` (name of the view -> data URL) and `miou` (a sentence) of each image, lowest mIoU first.
         legend: `name` and CSS `color` of each class.
         notes: Reason why no images are shown.
     """
@@ -93,18 +94,20 @@ def _drawn(
         images: Row in the matrices and key of each image.
     """
     index_of = {name: index for index, name in enumerate(dataset.names)}
+    predictions = {view: _predictions(entry, dataset) for view, entry in _views(predicted).items()}
     for row, name in images:
         if name not in index_of:
             continue
         index = index_of[name]
-        paths = {entry.label: _prediction(entry, name, dataset.paths[index]) for entry in predicted}
-        if not all(path.is_file() for path in paths.values()):
+        paths = {view: of_image[name] for view, of_image in predictions.items() if name in of_image}
+        if len(paths) < len(predictions) or not all(path.is_file() for path in paths.values()):
             continue
         try:
             image = dataset.read_image(index).permute(1, 2, 0).numpy()
-            views = {"image": image, "truth": overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
-            for label, path in paths.items():
-                views[label] = overlay(image, np.asarray(Image.open(path)), dataset.classes)
+            views = {_IMAGE: image, _TRUTH: overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
+            for view, path in paths.items():
+                with Image.open(path) as prediction:
+                    views[view] = overlay(image, np.asarray(prediction), dataset.classes)
         except (OSError, ValueError):  # a damaged file hides its own image only
             continue
         yield row, views
@@ -121,10 +124,30 @@ def _has_predictions(entry: Entry) -> bool:
     return any(run.val_predictions.masks.is_dir() for run in ExperimentFolder(entry.folder).runs())
 
 
-def _prediction(entry: Entry, name: str, image: Path) -> Path:
-    """Return the path of the prediction that `deeplab predict` wrote for an image of `val_images.txt`."""
-    predictions = ExperimentFolder(entry.folder).fold(entry.cv.fold_of[name]).val_predictions
-    return predictions.mask(Path(str(image.absolute()).lstrip("/")).with_suffix(""))
+def _views(entries: list[Entry]) -> dict[str, Entry]:
+    """Name the view of each experiment: its label, extended if another view has that name."""
+    taken = {_IMAGE, _TRUTH}
+    views = {}
+    for entry in entries:
+        view = entry.label
+        while view in taken:
+            view += " (prediction)"
+        taken.add(view)
+        views[view] = entry
+    return views
+
+
+def _predictions(entry: Entry, dataset: SegmentationDataset) -> dict[str, Path]:
+    """Map image keys to the predictions that `deeplab predict` writes for the images in `val_images.txt`."""
+    path_of = dict(zip(dataset.names, dataset.paths, strict=True))
+    found: dict[str, Path] = {}
+    for run in ExperimentFolder(entry.folder).runs():
+        fold = (run.read_result() or {}).get("fold") or 0
+        held_out = [name for name, own in entry.cv.fold_of.items() if own == fold and name in path_of]
+        keys = {name: str(path_of[name].absolute()).lstrip("/") for name in held_out}
+        stems = prediction_stems(list(keys.values()))
+        found |= {name: run.val_predictions.mask(stems[key]) for name, key in keys.items()}
+    return found
 
 
 def _dataset(folder: Path) -> SegmentationDataset:

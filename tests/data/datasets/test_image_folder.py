@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from deeplab_lightning.data.datasets import ImageFolderDataset
-from deeplab_lightning.errors import DataError
+from deeplab_lightning.errors import DataError, UserError
 from tests.conftest import write_image
 
 
@@ -15,6 +15,20 @@ def test_folders_files_and_lists_are_read(tmp_path: Path) -> None:
     dataset = ImageFolderDataset([str(tmp_path / "a"), str(tmp_path / "2.png"), str(tmp_path / "list.txt")])
     assert dataset.names == ["2.png", "3.png", "deep/1.png"]
     assert dataset[0].mask is None
+
+
+def test_a_list_has_one_image_per_line_whatever_it_is_called(tmp_path: Path) -> None:
+    names = ["a b.png", "c\u2028d\x0be\x85f.png"]
+    for name in names:
+        write_image(tmp_path / name)
+    (tmp_path / "list.txt").write_bytes("\ufeff{}\r\n\r\n{}\r\n".format(*names).encode())  # as Windows writes it
+    assert ImageFolderDataset([str(tmp_path / "list.txt")]).names == names
+
+
+def test_a_list_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("Behälter.png\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"list.txt: is not text in UTF-8 .*Save it as UTF-8"):
+        ImageFolderDataset([str(tmp_path / "list.txt")])
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

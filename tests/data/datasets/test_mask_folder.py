@@ -54,6 +54,16 @@ def test_list_files_of_one_and_two_columns(mask_folder: Path) -> None:
     assert build(mask_folder, list_file="pairs.txt").names == ["images/05.png"]
 
 
+def test_only_blanks_and_newlines_separate_the_entries_of_a_list(mask_folder: Path) -> None:
+    name = "a\u2028b\x0bc\x85d\xa0e"
+    for part in ("images", "masks"):
+        (mask_folder / part / "07.png").rename(mask_folder / part / f"{name}.png")
+    (mask_folder / "voc.txt").write_bytes(f"\ufeff{name}\r\n 03\t\r\n".encode())  # as Windows writes it
+    (mask_folder / "pairs.txt").write_text(f"images/{name}.png \tmasks/{name}.png\n", encoding="utf-8")
+    assert build(mask_folder, list_file="voc.txt").names == ["03.png", f"{name}.png"]
+    assert build(mask_folder, list_file="pairs.txt").names == [f"images/{name}.png"]
+
+
 def test_missing_mask_is_named(mask_folder: Path) -> None:
     (mask_folder / "masks" / "04.png").unlink()
     with pytest.raises(DataError, match=r"images/04.png: its mask .*masks/04.png does not exist"):

@@ -64,6 +64,19 @@ def test_lower_bounds_by_hand(values: list[int], largest: float, mean: float) ->
     assert bounds[1][0] == pytest.approx(mean if mean != 2 / 3 * 4 / 5 else 4 / 15, nan_ok=True)
 
 
+def test_a_class_whose_regions_are_too_small_to_be_objects_is_balanced_by_area() -> None:
+    objects, areas = np.zeros((20, 2)), np.zeros((20, 2))
+    areas[:, 0] = 30  # even
+    areas[:, 1], areas[0, 1] = 30, 3000  # one image has nearly all of it
+    folds = np.arange(20) % 5
+    [found] = unbalanceable_classes(objects, areas, folds, 5)
+    assert (found.class_index, found.reason) == (1, "one image holds 4.2 times a fold's share of its area")
+    assert fold_balance(objects, areas, folds, 5).summary()["pixel_max"] == pytest.approx(found.pixel_deviation)
+    objects[:, 1] = 1
+    summary = fold_balance(objects, areas, folds, 5).summary()  # of the one class that has objects
+    assert (summary["object_mean"], summary["object_max"]) == (0, 0)
+
+
 def test_unbalanceable_classes_name_the_reason() -> None:
     objects = np.zeros((20, 5))
     objects[:, 0] = 1  # can be balanced

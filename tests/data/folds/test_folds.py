@@ -40,7 +40,7 @@ def test_balanced_folds_even_out_objects_and_pixels() -> None:
             deviation(values, stratified_folds(OBJECTS, PIXELS, 5, method=method), 5) for values in (OBJECTS, PIXELS)
         ]
         for method in ("balanced", "iterstrat", "random")
-    }  # type: ignore[misc]
+    }
     for other in ("iterstrat", "random"):
         for ours, theirs in zip(results["balanced"], results[other], strict=True):
             assert ours[:, common].mean() < 0.3 * theirs[:, common].mean()
@@ -50,7 +50,7 @@ def test_balanced_folds_even_out_objects_and_pixels() -> None:
 @pytest.mark.parametrize("n_folds", [2, 5, 7])
 def test_fold_sizes_differ_by_at_most_one(n_folds: int) -> None:
     for method in ("balanced", "random"):
-        sizes = np.bincount(stratified_folds(OBJECTS, PIXELS, n_folds, method=method), minlength=n_folds)  # type: ignore[arg-type]
+        sizes = np.bincount(stratified_folds(OBJECTS, PIXELS, n_folds, method=method), minlength=n_folds)
         assert np.ptp(sizes) <= 1
 
 
@@ -163,7 +163,7 @@ def test_images_of_rare_classes_are_in_different_folds() -> None:
 def test_groups_stay_whole_and_every_fold_has_one() -> None:
     groups = np.random.default_rng(0).integers(0, 23, len(OBJECTS))
     for method in ("balanced", "group"):
-        folds = stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method)  # type: ignore[arg-type]
+        folds = stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method)
         assert all(len(set(folds[groups == g])) == 1 for g in groups)
         assert set(folds) == set(range(5))
     as_many = np.arange(len(OBJECTS)) % 5
@@ -173,7 +173,7 @@ def test_groups_stay_whole_and_every_fold_has_one() -> None:
 def test_grouped_folds_are_more_even_than_group_k_fold() -> None:
     groups = np.random.default_rng(0).integers(0, 40, len(OBJECTS))
     ours, theirs = (
-        deviation(OBJECTS, stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method), 5).mean()  # type: ignore[arg-type]
+        deviation(OBJECTS, stratified_folds(OBJECTS, PIXELS, 5, groups=groups, method=method), 5).mean()
         for method in ("balanced", "group")
     )
     assert ours < 0.8 * theirs
