@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from deeplab_lightning.files import write_atomically
+from deeplab_lightning.files import remove_leftovers, write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -27,6 +28,12 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning's ModelCheckpoint drops the best score if the folder has another path. The next epoch, however bad,
     would then replace `best.ckpt`.
     """
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what a killed training left unfinished in the folder."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and self.dirpath and "://" not in str(self.dirpath):
+            remove_leftovers(Path(self.dirpath))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with paths changed to the current folder if it holds the files."""

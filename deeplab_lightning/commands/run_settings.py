@@ -6,13 +6,14 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.plugins import CheckpointIO
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
-from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.progress import NetworkLine
-from deeplab_lightning.class_paths import canonical, names_class
+from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
@@ -122,6 +123,16 @@ def set_command_options(command: str, config: Namespace) -> None:
     if command == "predict":
         config.return_predictions = False
         config.data.predict_images = config.images or config.data.predict_images
+
+
+def set_plugins(config: Namespace) -> None:
+    """Let the trainer write checkpoints atomically, unless the user has a CheckpointIO of their own."""
+    plugins = config.trainer.plugins or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    in_strategy = getattr(config.trainer.strategy, "init_args", Namespace()).get("checkpoint_io")
+    if in_strategy is None and not any(is_subclass(plugin, CheckpointIO) for plugin in plugins):
+        plugins = [*plugins, Namespace(class_path=class_path_of(AtomicCheckpointIO), init_args=Namespace())]
+    config.trainer.plugins = plugins
 
 
 def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callback]:

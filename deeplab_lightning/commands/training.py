@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
+from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.commands.checkpoint import add_checkpoint_config, read_checkpoint
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
@@ -25,6 +25,7 @@ from deeplab_lightning.commands.run_settings import (
     set_command_options,
     set_folder,
     set_logger,
+    set_plugins,
     skip_pretrained_weights,
 )
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
@@ -171,8 +172,9 @@ class DeepLabCLI(LightningCLI):
         set_logger(self._command, config, folder)
         skip_pretrained_weights(config)
         set_command_options(self._command, config)
-        callbacks = build_callbacks(self._command, config, self._config_text)
-        self.trainer_defaults = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
+        set_plugins(config)
+        # LightningCLI reads only the callbacks from here.
+        self.trainer_defaults = {"callbacks": build_callbacks(self._command, config, self._config_text)}
 
     def _dump(self) -> str:
         """Return the configuration as YAML."""

@@ -1,0 +1,131 @@
+"""What `deeplab fit` promises of a run: its trainer, its checkpoints, its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.plugins import TorchCheckpointIO
+
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from deeplab_lightning.commands.training import DeepLabCLI
+from tests.conftest import CLASSES, draw_noise_data
+
+TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images and `config.yaml` of a tiny network."""
+    root = tmp_path_factory.mktemp("training")
+    draw_noise_data(root)
+    dataset = {"root": str(root), "images": "images", "masks": "masks"}
+    classes = {"names": list(CLASSES), "ignore_ids": [11]}
+    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    config = {
+        "wandb": "disabled",
+        "output_dir": str(root / "runs"),
+        "trainer": {"accelerator": "cpu", "max_epochs": 3, "num_sanity_val_steps": 0},
+        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
+        "data": {
+            "dataset": {"class_path": "MaskFolderDataset", "init_args": {**dataset, "classes": classes}},
+            "n_folds": 2,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
+        },
+    }
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    return root
+
+
+def start(folder: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":
+    """Start `deeplab fit` in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def fit(folder: Path, *words: str) -> tuple[int, str]:
+    """Run `deeplab fit` to its end, and return its status and all that it printed to stderr."""
+    process = start(folder, *words)
+    _, stderr = process.communicate(timeout=300)
+    return process.returncode, stderr
+
+
+class OwnCheckpointIO(TorchCheckpointIO):
+    """A user's way to store checkpoints."""
+
+
+@pytest.mark.parametrize(
+    ("plugins", "kind"),
+    [
+        ([], AtomicCheckpointIO),
+        (["lightning.pytorch.plugins.environments.LightningEnvironment"], AtomicCheckpointIO),
+        ([f"{__name__}.OwnCheckpointIO"], OwnCheckpointIO),
+    ],
+)
+def test_the_trainer_writes_checkpoints_atomically_or_as_the_user_wants(
+    folder: Path, plugins: list[str], kind: type
+) -> None:
+    words = [word for plugin in plugins for word in ("--trainer.plugins+", plugin)]
+    trainer = DeepLabCLI("fit", ["-c", str(folder / "config.yaml"), *words]).trainer
+    assert type(trainer.strategy.checkpoint_io) is kind
+
+
+def wait_for_a_part(checkpoints: Path, process: "subprocess.Popen[str]") -> None:
+    """Wait until a process has written `last.ckpt` once, and writes it again."""
+    last, whole = checkpoints / "last.ckpt", 0
+    while process.poll() is None:
+        try:
+            if not whole:
+                torch.load(last, weights_only=True, mmap=True)
+                whole = last.stat().st_size
+            elif any(path.stat().st_size < whole for path in checkpoints.glob("*last.ckpt*")):
+                return
+        except (OSError, RuntimeError, EOFError):
+            time.sleep(0.001)
+    raise AssertionError(process.communicate()[1])
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[str]:
+    """A temporary folder on another file system, where there is one: from there, a move copies."""
+    shared_memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared_memory if shared_memory.is_dir() else tmp_path) as folder:
+        yield folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_kill_while_a_checkpoint_is_written_leaves_complete_ones(folder: Path, elsewhere: str, devices: int) -> None:
+    name = f"killed-{devices}"
+    strategy = ["--trainer.strategy", "ddp"] if devices > 1 else []
+    words = ["--name", name, "--trainer.devices", str(devices), *strategy]
+    process = start(folder, *words, "--trainer.max_epochs", "50", TMPDIR=elsewhere)
+    checkpoints = folder / "runs" / name / "checkpoints"
+    try:
+        wait_for_a_part(checkpoints, process)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    for path in ("best.ckpt", "last.ckpt"):
+        checkpoint: dict[str, Any] = torch.load(checkpoints / path, weights_only=True)
+        assert checkpoint["state_dict"]
+    epochs = torch.load(checkpoints / "last.ckpt", weights_only=True)["epoch"] + 2
+    status, stderr = fit(folder, *words, "--ckpt_path", "last", "--trainer.max_epochs", str(epochs))
+    assert status == 0, stderr
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
