@@ -24,6 +24,7 @@ FLOORS = (
         "labels",
         "losses",
         "optimizers",
+        "sync_batchnorm",
         "drawing",
         "runs",
         "tracking",

@@ -6,7 +6,7 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
@@ -17,6 +17,7 @@ from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass,
 from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
+from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbSummary
 from deeplab_lightning.usage import usage_error
@@ -126,13 +127,21 @@ def set_command_options(command: str, config: Namespace) -> None:
 
 
 def set_plugins(config: Namespace) -> None:
-    """Let the trainer write checkpoints atomically, unless the user has a CheckpointIO of their own."""
-    plugins = config.trainer.plugins or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
-    in_strategy = getattr(config.trainer.strategy, "init_args", Namespace()).get("checkpoint_io")
+    """Add the plugins that write checkpoints atomically and synchronise BatchNorm; those of the user replace them."""
+    trainer = config.trainer
+    given = trainer.plugins or []
+    plugins = list(given) if isinstance(given, list) else [given]
+    in_strategy = getattr(trainer.strategy, "init_args", Namespace()).get("checkpoint_io")
     if in_strategy is None and not any(is_subclass(plugin, CheckpointIO) for plugin in plugins):
-        plugins = [*plugins, Namespace(class_path=class_path_of(AtomicCheckpointIO), init_args=Namespace())]
-    config.trainer.plugins = plugins
+        plugins.append(_entry(AtomicCheckpointIO))
+    if trainer.sync_batchnorm and not any(is_subclass(plugin, LayerSync) for plugin in plugins):
+        trainer.sync_batchnorm = False  # Lightning's own
+        plugins.append(_entry(TimmSyncBatchNorm))
+    trainer.plugins = plugins
+
+
+def _entry(kind: type) -> Namespace:
+    return Namespace(class_path=class_path_of(kind), init_args=Namespace())
 
 
 def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callback]:
