@@ -48,3 +48,17 @@ class RunCheckpoint(ModelCheckpoint):
             state_dict["best_k_models"] = {str(here / Path(path).name): score for path, score in best_k.items()}
             state_dict["dirpath"] = self.dirpath
         super().load_state_dict(state_dict)
+
+
+class TopCheckpoint(RunCheckpoint):
+    """Keep several of the best epochs beside `best.ckpt`, each in a file of its own name."""
+
+
+def name_with_score(monitor: str | None) -> str:
+    """Return the template of a file name with epoch (from 0), optimiser step and score.
+
+    Args:
+        monitor: Key of the score, such as `val/miou`; None for a name without score.
+    """
+    score = f"-{monitor.replace('/', '_')}={{{monitor}:.4f}}" if monitor else ""
+    return f"epoch={{epoch:03d}}-step={{step}}{score}"

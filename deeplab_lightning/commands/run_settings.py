@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
-from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.progress import NetworkLine
@@ -170,10 +170,26 @@ def _fit_callbacks(config: Namespace) -> list[L.Callback]:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False
     callbacks.append(EpochSeed(config.seed_everything if isinstance(config.seed_everything, int) else None))
+    return [*callbacks, *_checkpoints(config.checkpoint)]
+
+
+def _checkpoints(best: Namespace) -> list[L.Callback]:
+    """Build the callbacks of `last.ckpt` and of further files, and leave only `best.ckpt` to the configuration's own.
+
+    Args:
+        best: Arguments of the configuration's callback, which are changed.
+    """
+    given = best.as_dict()
+    best.filename, best.save_top_k, best.save_on_exception = "best", min(abs(best.save_top_k), 1), False
+    callbacks: list[L.Callback] = []
+    if given["save_top_k"] != 0 and (given["save_top_k"] != 1 or given["filename"] != "best"):
+        name = name_with_score(best.monitor) if given["filename"] == "best" else given["filename"]
+        callbacks.append(TopCheckpoint(**{**given, "filename": name, "save_last": None, "save_on_exception": False}))
     # Not by save_last, which writes only when the best is written, and loses the epochs since.
     last = RunCheckpoint(
-        dirpath=config.checkpoint.dirpath,
+        dirpath=best.dirpath,
         filename="last",
+        save_on_exception=given["save_on_exception"],
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
+from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import DeepLabCLI
+from deeplab_lightning.runs import RunFolder
 from tests.conftest import CLASSES, draw_noise_data
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
@@ -129,3 +132,51 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_complete_ones(folder: Path,
     status, stderr = fit(folder, *words, "--ckpt_path", "last", "--trainer.max_epochs", str(epochs))
     assert status == 0, stderr
     assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+class Scores(L.Callback):
+    """Log a score that is best in the second of four epochs."""
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.log("val/score", (0.3, 0.9, 0.5, 0.7)[trainer.current_epoch])
+
+
+def epochs_of(checkpoints: Path) -> dict[str, int]:
+    """Return the epoch of each checkpoint, from 0."""
+    return {path.name: torch.load(path, weights_only=True)["epoch"] for path in checkpoints.glob("*.ckpt")}
+
+
+SCORED = ("--checkpoint.monitor", "val/score", "--trainer.callbacks+", f"{__name__}.Scores")
+TOP = {f"epoch=00{e}-step={2 * e + 2}-val_score={score}000.ckpt": e for e, score in enumerate((0.3, 0.9, 0.5, 0.7))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("top_k", "kept"), [(-1, {0, 1, 2, 3}), (0, set()), (1, set()), (2, {1, 3}), (3, {1, 2, 3})])
+def test_best_is_the_best_epoch_whatever_else_is_kept(folder: Path, top_k: int, kept: set[int]) -> None:
+    words = ["--name", f"top{top_k}", f"--checkpoint.save_top_k={top_k}", "--trainer.max_epochs", "4"]
+    main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
+    run = RunFolder(folder / "runs" / f"top{top_k}")
+    best = {"best.ckpt": 1} if top_k else {}
+    assert epochs_of(run.checkpoints) == {"last.ckpt": 3, **best, **{n: e for n, e in TOP.items() if e in kept}}
+    result = run.read_result()
+    assert result is not None
+    assert Path(result["checkpoint"]) == (run.best if top_k else run.last)
+
+
+@pytest.mark.slow
+def test_a_moved_run_goes_on_with_its_best_epochs(folder: Path) -> None:
+    words = ["--name", "two", "--checkpoint.save_top_k", "2", "--trainer.max_epochs", "2"]
+    main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
+    old, new = RunFolder(folder / "runs" / "two"), RunFolder(folder / "runs" / "moved")
+    old.path.rename(new.path)
+    main(["fit", "--ckpt_path", str(new.last), "--trainer.max_epochs", "4"])
+    kept = {name: epoch for name, epoch in TOP.items() if epoch in {1, 3}}
+    assert epochs_of(new.checkpoints) == {"last.ckpt": 3, "best.ckpt": 1, **kept}
+    assert not old.path.exists()
+
+
+@pytest.mark.slow
+def test_an_own_file_name_does_not_rename_best(folder: Path) -> None:
+    words = ["--name", "own", "--checkpoint.filename", "e{epoch}", "--trainer.max_epochs", "3"]
+    main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
+    assert epochs_of(folder / "runs" / "own" / "checkpoints") == {"last.ckpt": 2, "best.ckpt": 1, "e1.ckpt": 1}
