@@ -32,7 +32,13 @@ FLOORS = (
     ),
     ("module",),
     (
-        *("callbacks.checkpoint_io", "callbacks.data_line", "callbacks.epoch_seed", "callbacks.panels"),
+        *(
+            "callbacks.divergence",
+            "callbacks.checkpoint_io",
+            "callbacks.data_line",
+            "callbacks.epoch_seed",
+            "callbacks.panels",
+        ),
         *("callbacks.prediction_writer", "callbacks.progress", "callbacks.run_record", "callbacks.save_config"),
         *("callbacks", "tracking.summary"),
         *("export.tracing", "export.formats", "export"),

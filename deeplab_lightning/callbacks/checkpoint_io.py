@@ -7,7 +7,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
+from deeplab_lightning.callbacks.divergence import is_finite
 from deeplab_lightning.files import remove_leftovers, write_atomically
 
 
@@ -23,11 +25,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep the best epoch known after the run's folder was moved.
+    """Keep the best epoch known after the run's folder was moved, and never save weights that are not finite.
 
     Lightning's ModelCheckpoint drops the best score if the folder has another path. The next epoch, however bad,
     would then replace `best.ckpt`.
     """
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if trainer.strategy.reduce_boolean_decision(is_finite(trainer.lightning_module)):
+            super()._save_checkpoint(trainer, filepath)
+        else:
+            rank_zero_warn(f"The weights are not finite: {filepath} is not written.")
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Remove what a killed training left unfinished in the folder."""

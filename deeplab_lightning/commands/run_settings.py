@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
-from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
+from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig, StopOnDivergence
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
@@ -165,7 +165,7 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks.append(DataLine())
+    callbacks += [DataLine(), StopOnDivergence()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

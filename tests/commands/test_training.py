@@ -1,6 +1,7 @@
 """What `deeplab fit` promises of a run: its trainer, its checkpoints, its end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def start(folder: Path, *words: str, **environment: str) -> "subprocess.Popen[st
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
     )
 
 
@@ -180,3 +181,48 @@ def test_an_own_file_name_does_not_rename_best(folder: Path) -> None:
     words = ["--name", "own", "--checkpoint.filename", "e{epoch}", "--trainer.max_epochs", "3"]
     main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
     assert epochs_of(folder / "runs" / "own" / "checkpoints") == {"last.ckpt": 2, "best.ckpt": 1, "e1.ckpt": 1}
+
+
+class Poison(L.Callback):
+    """Spoil a weight in the second epoch."""
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.current_epoch == 1:
+            next(pl_module.parameters()).data[0] = float("nan")
+
+
+def is_whole(path: Path) -> bool:
+    state = torch.load(path, weights_only=True)["state_dict"]
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_training_that_diverges_ends_in_one_line_and_keeps_the_good_weights(folder: Path, devices: int) -> None:
+    name = f"diverged-{devices}"
+    strategy = ["--trainer.strategy", "ddp"] if devices > 1 else []
+    words = ["--name", name, "--trainer.devices", str(devices), *strategy]
+    status, stderr = fit(folder, *words, "--trainer.callbacks+", f"{__name__}.Poison")
+    assert status == 1
+    [line] = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert re.search(
+        r"the loss is not finite since step \d, learning rate 0\.\d+\. Try a lower learning rate, warm", line
+    )
+    assert "Traceback" not in stderr
+    run = RunFolder(folder / "runs" / name)
+    assert not run.result.exists()
+    assert epochs_of(run.checkpoints) == {"best.ckpt": 0, "last.ckpt": 0}
+    assert is_whole(run.last)
+    assert is_whole(run.best)
+
+
+@pytest.mark.slow
+def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
+    rate = ["--model.optimizer", "SGD", "--model.optimizer.lr", "1e30"]
+    words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "cv", "--folds", "0", *rate]
+    command = [sys.executable, "-m", "deeplab_lightning", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert re.search(r"failed: .*fold_0: error: the training diverged: the loss is not finite", done.stdout)
