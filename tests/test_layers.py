@@ -40,6 +40,7 @@ FLOORS = (
             "callbacks.panels",
         ),
         *("callbacks.prediction_writer", "callbacks.progress", "callbacks.run_record", "callbacks.save_config"),
+        "callbacks.sigterm",
         *("callbacks", "tracking.summary"),
         *("export.tracing", "export.formats", "export"),
     ),

@@ -26,7 +26,8 @@ SMALL = (
 def module_of(backbone: str) -> SegmentationModule:
     torch.manual_seed(0)
     net = DeepLabV3(3, backbone=backbone, aspp_channels=8, pretrained=False)
-    return SegmentationModule(randomise(net)).eval()
+    randomise(net)
+    return SegmentationModule(net).eval()
 
 
 def logits_of(module: nn.Module) -> Tensor:

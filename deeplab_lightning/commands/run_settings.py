@@ -13,6 +13,7 @@ from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunChe
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.progress import NetworkLine
+from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
@@ -98,9 +99,8 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
     if command != "fit" or config.trainer.fast_dev_run:
         config.trainer.logger = False
         return
-    if mode == "disabled":
-        others = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
-        config.trainer.logger = others or False
+    if mode == "disabled" and any(is_wandb):
+        config.trainer.logger = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb] or False
         return
     for entry, wandb in zip(loggers, is_wandb, strict=True):
         if wandb:
@@ -165,7 +165,7 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks += [DataLine(), StopOnDivergence()]
+    callbacks += [DataLine(), StopOnDivergence(), StopOnSigterm()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

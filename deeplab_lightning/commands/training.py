@@ -2,19 +2,23 @@
 
 import logging
 import os
+import shlex
+import signal
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.commands.checkpoint import add_checkpoint_config, read_checkpoint
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
@@ -32,6 +36,7 @@ from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command li
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
@@ -55,7 +60,7 @@ def run_training_command(command: str, args: list[str]) -> None:
     Raises:
         FileNotFoundError: If a configuration file or the checkpoint does not exist.
         ValueError: If an option has a value that cannot be used here, such as a GPU on a machine without one.
-        SystemExit: With status 2, if a key or a type is wrong.
+        SystemExit: With status 2, if a key or a type is wrong; with 143, after SIGTERM.
     """
     with _surroundings(args) as scratch:
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
@@ -196,9 +201,27 @@ class DeepLabCLI(LightningCLI):
 
     def run(self) -> None:
         """Train, validate, test or predict with the objects that were built."""
-        if self._command == "fit":
+        if self._command == "fit" and self.trainer.is_global_zero:
             print(f"Run folder: {self.trainer.default_root_dir}", flush=True)
-        super()._run_subcommand(self._command)
+        try:
+            super()._run_subcommand(self._command)
+        except SIGTERMException:  # Lightning would end with status 0
+            self._end_after_sigterm()
+        except Exception:
+            stops = [callback for callback in self.trainer.callbacks if isinstance(callback, StopOnSigterm)]
+            if any(stop.received for stop in stops):  # its reading processes, or other ranks, ended first
+                self._end_after_sigterm()
+            raise
+
+    def _end_after_sigterm(self) -> NoReturn:
+        """End with the status of a process that SIGTERM ended, and say how to go on."""
+        if not self.trainer.is_global_zero:
+            sys.exit(0)  # another status makes Lightning kill the first process
+        last = RunFolder(self.trainer.default_root_dir).last
+        is_resumable = self._command == "fit" and last.is_file()
+        advice = f" To continue: deeplab fit --ckpt_path {shlex.quote(str(last))}" if is_resumable else ""
+        print(f"stopped by SIGTERM.{advice}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 class _Parser(OneLineUsage, LightningArgumentParser):

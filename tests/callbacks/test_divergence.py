@@ -5,7 +5,7 @@ import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from deeplab_lightning.callbacks import StopOnDivergence
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
@@ -20,8 +20,8 @@ class Losses(L.LightningModule):
         super().__init__()
         self.layer, self.bad, self.num_batches = nn.Linear(1, 1), bad, num_batches
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss: Tensor = self.layer(batch[:, None].to(self.dtype)).square().mean()
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch[0][:, None].to(self.dtype)).square().mean()
         return loss * float("inf") if self.global_step in self.bad else loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -32,7 +32,7 @@ class Losses(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.25)
 
     def train_dataloader(self) -> Any:
-        return DataLoader([1] * self.num_batches)
+        return DataLoader(TensorDataset(torch.ones(self.num_batches)))
 
 
 def run(folder: Path, module: Losses, **arguments: Any) -> int:

@@ -1,5 +1,6 @@
 """What `deeplab fit` promises of a run: its trainer, its checkpoints, its end."""
 
+import contextlib
 import os
 import re
 import signal
@@ -226,3 +227,29 @@ def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert re.search(r"failed: .*fold_0: error: the training diverged: the loss is not finite", done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "is_group"), [(1, False), (2, False), (2, True)])
+def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
+    folder: Path, devices: int, is_group: bool
+) -> None:
+    name = f"stopped-{devices}-{is_group}"
+    words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500"]
+    words += ["--data.num_workers", "1" if is_group else "0"]
+    process = start(folder, *words, *(["--trainer.strategy", "ddp"] if devices > 1 else []))
+    last = folder / "runs" / name / "checkpoints" / "last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    (os.killpg if is_group else os.kill)(process.pid, signal.SIGTERM)
+    try:
+        _, stderr = process.communicate(timeout=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert f"stopped by SIGTERM. To continue: deeplab fit --ckpt_path {last}" in stderr
+    assert "Traceback" not in stderr
+    assert is_whole(last)
+    assert not RunFolder(last.parents[1]).result.exists()
