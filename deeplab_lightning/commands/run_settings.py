@@ -99,8 +99,9 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
     if command != "fit" or config.trainer.fast_dev_run:
         config.trainer.logger = False
         return
-    if mode == "disabled" and any(is_wandb):
-        config.trainer.logger = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb] or False
+    if mode == "disabled":
+        others = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
+        config.trainer.logger = logger is True or others or False  # true is Lightning's default logger
         return
     for entry, wandb in zip(loggers, is_wandb, strict=True):
         if wandb:

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
-from deeplab_lightning.commands.checkpoint import add_checkpoint_config, read_checkpoint
+from deeplab_lightning.commands.checkpoint import (
+    START_FROM_WEIGHTS,
+    add_checkpoint_config,
+    read_checkpoint,
+    refuse_other_classes,
+)
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
@@ -193,8 +199,10 @@ class DeepLabCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Let checkpoints carry the configuration."""
+        """Let checkpoints carry the configuration, and refuse a checkpoint of other classes."""
         self.model.config = yaml.safe_load(self._config_text)
+        if (path := self.config[self._command].ckpt_path) is not None:
+            refuse_other_classes(path, self.model.classes)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Skip: `run` does it, so that building and running are two steps."""
@@ -208,7 +216,8 @@ class DeepLabCLI(LightningCLI):
         except SIGTERMException:  # Lightning would end with status 0
             self._end_after_sigterm()
         except Exception:
-            stops = [callback for callback in self.trainer.callbacks if isinstance(callback, StopOnSigterm)]
+            callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            stops = [callback for callback in callbacks if isinstance(callback, StopOnSigterm)]
             if any(stop.received for stop in stops):  # its reading processes, or other ranks, ended first
                 self._end_after_sigterm()
             raise
@@ -266,7 +275,8 @@ def _surroundings(args: list[str]) -> Iterator[Path]:
 def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
     """Report what Lightning refuses as mistakes of the user, in one line.
 
-    Lightning refuses a setting with a MisconfigurationException, or with a ValueError of its own.
+    Lightning refuses a setting with a MisconfigurationException, or with a ValueError of its own. A checkpoint of
+    another network is a mistake too.
 
     Args:
         kinds: Further classes of errors to report.
@@ -279,6 +289,9 @@ def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
         is_own = isinstance(error, ValueError) and raised_in(error, "lightning")
         if is_own or isinstance(error, (MisconfigurationException, *kinds)):
             raise UserError(" ".join(str(error).split())) from error
+        if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+            reason = textwrap.shorten(str(error).partition(":")[2], 200, placeholder=" ...")
+            raise UserError(f"the checkpoint is of another network: {reason} {START_FROM_WEIGHTS}") from error
         raise
 
 

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import DeepLabCLI
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.runs import RunFolder
 from tests.conftest import CLASSES, draw_noise_data
 
@@ -253,3 +254,53 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
     assert "Traceback" not in stderr
     assert is_whole(last)
     assert not RunFolder(last.parents[1]).result.exists()
+
+
+@pytest.fixture
+def plain_torch() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("limit_val_batches=0", "overfit_batches=2", "precision=bf16-true", "precision=64-true", "fast_dev_run=true"),
+        *("logger=true", "detect_anomaly=true", "deterministic=true", "max_time=00:00:00:02", "max_steps=3"),
+        *("profiler=simple", "profiler=advanced", "max_epochs=0"),
+    ],
+)
+def test_settings_of_the_trainer_work(folder: Path, plain_torch: None, setting: str) -> None:
+    name = setting.replace("=", "-").replace(":", "-")
+    main(["fit", "-c", str(folder / "config.yaml"), "--name", name, "--trainer.max_epochs=2", f"--trainer.{setting}"])
+    run = RunFolder(folder / "runs" / name)
+    assert run.result.is_file() != setting.startswith("fast_dev_run")
+    assert (run.path / "lightning_logs").is_dir() == (setting == "logger=true")
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_network_is_refused_with_what_to_use(folder: Path) -> None:
+    config = ["-c", str(folder / "config.yaml"), "--trainer.max_epochs", "1"]
+    main(["fit", *config, "--name", "three"])
+    checkpoint = str(folder / "runs" / "three" / "checkpoints" / "last.ckpt")
+    classes = ["--data.dataset.classes", '{"names": ["ground", "car"], "ignore_ids": [2, 11]}']
+    for command in ("fit", "validate"):
+        with pytest.raises(
+            UserError, match=r"last.ckpt was trained on 3 classes, but the data have 2\. .*net.*weights"
+        ):
+            main([command, *config, *classes, "--ckpt_path", checkpoint])
+    with pytest.raises(UserError, match=r"of another network: .* \.\.\. To train .*net.init_args.weights, without"):
+        main(["fit", *config, "--model.net.backbone", "resnet34", "--ckpt_path", checkpoint])
+    main(["fit", *config, *classes, "--name", "from", "--model.net.init_args.weights", checkpoint])
+    assert RunFolder(folder / "runs" / "from").result.is_file()
+
+
+@pytest.mark.slow
+def test_fewer_images_than_processes_are_refused_in_one_line(folder: Path) -> None:
+    words = ["--name", "few", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.n_folds", "10"]
+    status, stderr = fit(folder, *words)
+    assert status == 1
+    assert "error: 2 processes share 1 images, one at least each: set trainer.devices." in stderr
+    assert "Traceback" not in stderr
