@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deeplab_lightning.models.deeplab import DeepLabV3Plus as DeepLabV3Plus
     from deeplab_lightning.models.weights import load_weights as load_weights
     from deeplab_lightning.module import SegmentationModule as SegmentationModule
+    from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm as TimmSyncBatchNorm
 
 __version__ = "0.1.0"
 limit_spinning()  # at import, since it has to come before torch
@@ -38,6 +39,7 @@ _HOMES = {
     "DenseCRF": "crf",
     "SegmentationDataModule": "data.datamodule",
     "SegmentationModule": "module",
+    "TimmSyncBatchNorm": "sync_batchnorm",
     "colorize": "drawing",
     "compare_experiments": "experiments.comparison",
     "load_weights": "models.weights",

@@ -38,14 +38,38 @@ def names_class(entry: Any, class_name: str) -> bool:
         entry: Mapping or jsonargparse Namespace; anything else names no class.
         class_name: Such as `WandbLogger`.
     """
-    class_path = entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
-    return str(class_path).rpartition(".")[2] == class_name
+    return str(_class_path(entry)).rpartition(".")[2] == class_name
+
+
+def is_subclass(entry: Any, base: type) -> bool:
+    """Check whether an entry's `class_path` names a subclass of a class, or the class itself.
+
+    Args:
+        entry: Mapping or jsonargparse Namespace; anything else names no class.
+        base: The class.
+    """
+    found = _named(_class_path(entry))
+    return isinstance(found, type) and issubclass(found, base)
+
+
+def class_path_of(kind: type) -> str:
+    """Return module and name where a class is defined."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _class_path(entry: Any) -> Any:
+    return entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
+
+
+def _named(class_path: Any) -> Any:
+    """Import what a class path names; None if it cannot be imported."""
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        return None
 
 
 def _defined_at(class_path: Any) -> Any:
-    module, _, name = str(class_path).rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return class_path
-    return f"{found.__module__}.{found.__qualname__}"
+    found = _named(class_path)
+    return class_path if found is None else class_path_of(found)

@@ -9,9 +9,14 @@ from typing import IO
 
 from deeplab_lightning.errors import UserError
 
+_TEMPORARY = ".tmp"  # suffix of files that are not complete
+
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write a temporary file next to `path` and rename it: a reader sees the old file or the new one, never a part.
+
+    This holds when the process is killed at any moment. File and folder are flushed to the disk, so that it also holds
+    when the machine stops. A killed process may leave its temporary file, see `remove_leftovers`.
 
     Args:
         path: File to write; its folder is created if needed.
@@ -19,15 +24,38 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
+                file.flush()
+                os.fsync(handle)
             Path(temporary).chmod(0o644)
             Path(temporary).replace(path)
+            _flush_folder(path.parent)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes left in a folder; no process may be writing there.
+
+    Args:
+        folder: The folder, which need not exist.
+    """
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, where the system can do it."""
+    if hasattr(os, "O_DIRECTORY"):  # not on Windows
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager

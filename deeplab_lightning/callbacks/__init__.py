@@ -1,9 +1,10 @@
-"""Record a run, draw panels, write predictions and print progress."""
+"""Record a run, draw panels, write predictions, print progress and stop a training that diverges."""
 
+from deeplab_lightning.callbacks.divergence import StopOnDivergence
 from deeplab_lightning.callbacks.panels import PredictionPanels
 from deeplab_lightning.callbacks.prediction_writer import PredictionWriter
 from deeplab_lightning.callbacks.progress import EpochLines
 from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.callbacks.save_config import SaveConfig
 
-__all__ = ["EpochLines", "PredictionPanels", "PredictionWriter", "RunRecord", "SaveConfig"]
+__all__ = ["EpochLines", "PredictionPanels", "PredictionWriter", "RunRecord", "SaveConfig", "StopOnDivergence"]

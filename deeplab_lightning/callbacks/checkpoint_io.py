@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
 
-from deeplab_lightning.files import write_atomically
+from deeplab_lightning.callbacks.divergence import is_finite
+from deeplab_lightning.files import remove_leftovers, write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,11 +25,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Keep the best epoch known after the run's folder was moved.
+    """Keep the best epoch known after the run's folder was moved, and never save weights that are not finite.
 
     Lightning's ModelCheckpoint drops the best score if the folder has another path. The next epoch, however bad,
     would then replace `best.ckpt`.
     """
+
+    def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
+        if trainer.strategy.reduce_boolean_decision(is_finite(trainer.lightning_module)):
+            super()._save_checkpoint(trainer, filepath)
+        else:
+            rank_zero_warn(f"The weights are not finite: {filepath} is not written.")
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Remove what a killed training left unfinished in the folder."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and self.dirpath and "://" not in str(self.dirpath):
+            remove_leftovers(Path(self.dirpath))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with paths changed to the current folder if it holds the files."""
@@ -41,3 +56,17 @@ class RunCheckpoint(ModelCheckpoint):
             state_dict["best_k_models"] = {str(here / Path(path).name): score for path, score in best_k.items()}
             state_dict["dirpath"] = self.dirpath
         super().load_state_dict(state_dict)
+
+
+class TopCheckpoint(RunCheckpoint):
+    """Keep several of the best epochs beside `best.ckpt`, each in a file of its own name."""
+
+
+def name_with_score(monitor: str | None) -> str:
+    """Return the template of a file name with epoch (from 0), optimiser step and score.
+
+    Args:
+        monitor: Key of the score, such as `val/miou`; None for a name without score.
+    """
+    score = f"-{monitor.replace('/', '_')}={{{monitor}:.4f}}" if monitor else ""
+    return f"epoch={{epoch:03d}}-step={{step}}{score}"

@@ -53,7 +53,7 @@ class PredictionPanels(L.Callback):
     ) -> None:
         """Predict the images after the last batch, where Lightning's weight averaging has its weights in place."""
         datamodule = getattr(trainer, "datamodule", None)
-        if batch_idx + 1 < trainer.num_val_batches[dataloader_idx] or not self._is_due(trainer):  # type: ignore[index]
+        if batch_idx + 1 < trainer.num_val_batches[dataloader_idx] or not self._is_due(trainer):
             return
         if isinstance(datamodule, SegmentationDataModule) and isinstance(pl_module, SegmentationModule):
             self._drawn = [(sample, predict_one(pl_module, sample)) for sample in self._samples(datamodule)]

@@ -8,10 +8,16 @@ import torch
 import yaml
 
 from deeplab_lightning.commands.options import option, options
+from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.experiments.experiment import MACHINE_KEYS
 from deeplab_lightning.module import CLASSES_KEY
 from deeplab_lightning.usage import usage_error
+
+START_FROM_WEIGHTS = (
+    "To train from the weights that fit, give the file as --model.net.init_args.weights, without --ckpt_path."
+)
+"""What to do with a checkpoint of another network."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -67,6 +73,22 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         overlay = {"data": {**no_data, "classes": checkpoint[CLASSES_KEY]}}
         args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
     return args
+
+
+def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
+    """Refuse a checkpoint whose network has another number of classes than the data.
+
+    Args:
+        path: The checkpoint.
+        classes: Class table of the data.
+
+    Raises:
+        ValueError: If the numbers differ, or it is no checkpoint.
+    """
+    names = read_checkpoint(path).get(CLASSES_KEY, {}).get("names", classes.names)
+    if len(names) != classes.num_classes:
+        found = f"{path} was trained on {len(names)} classes, but the data have {classes.num_classes}."
+        raise UserError(f"{found} {START_FROM_WEIGHTS}")
 
 
 def _own_config(checkpoint: dict[str, Any], path: str, command: str) -> dict[str, Any]:

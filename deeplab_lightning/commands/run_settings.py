@@ -6,16 +6,19 @@ import lightning as L
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
-from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig
-from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig, StopOnDivergence
+from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
-from deeplab_lightning.class_paths import canonical, names_class
+from deeplab_lightning.callbacks.sigterm import StopOnSigterm
+from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
+from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
 from deeplab_lightning.usage import usage_error
@@ -98,7 +101,7 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
         return
     if mode == "disabled":
         others = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
-        config.trainer.logger = others or False
+        config.trainer.logger = logger is True or others or False  # true is Lightning's default logger
         return
     for entry, wandb in zip(loggers, is_wandb, strict=True):
         if wandb:
@@ -125,6 +128,24 @@ def set_command_options(command: str, config: Namespace) -> None:
         config.data.predict_images = config.images or config.data.predict_images
 
 
+def set_plugins(config: Namespace) -> None:
+    """Add the plugins that write checkpoints atomically and synchronise BatchNorm; those of the user replace them."""
+    trainer = config.trainer
+    given = trainer.plugins or []
+    plugins = list(given) if isinstance(given, list) else [given]
+    in_strategy = getattr(trainer.strategy, "init_args", Namespace()).get("checkpoint_io")
+    if in_strategy is None and not any(is_subclass(plugin, CheckpointIO) for plugin in plugins):
+        plugins.append(_entry(AtomicCheckpointIO))
+    if trainer.sync_batchnorm and not any(is_subclass(plugin, LayerSync) for plugin in plugins):
+        trainer.sync_batchnorm = False  # Lightning's own
+        plugins.append(_entry(TimmSyncBatchNorm))
+    trainer.plugins = plugins
+
+
+def _entry(kind: type) -> Namespace:
+    return Namespace(class_path=class_path_of(kind), init_args=Namespace())
+
+
 def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callback]:
     """Build the callbacks that every run of a command has, besides those of the configuration.
 
@@ -148,15 +169,31 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks.append(DataLine())
+    callbacks += [DataLine(), StopOnDivergence(), StopOnSigterm()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False
     callbacks.append(ExactResume(config.seed_everything if isinstance(config.seed_everything, int) else None))
+    return [*callbacks, *_checkpoints(config.checkpoint)]
+
+
+def _checkpoints(best: Namespace) -> list[L.Callback]:
+    """Build the callbacks of `last.ckpt` and of further files, and leave only `best.ckpt` to the configuration's own.
+
+    Args:
+        best: Arguments of the configuration's callback, which are changed.
+    """
+    given = best.as_dict()
+    best.filename, best.save_top_k, best.save_on_exception = "best", min(abs(best.save_top_k), 1), False
+    callbacks: list[L.Callback] = []
+    if given["save_top_k"] != 0 and (given["save_top_k"] != 1 or given["filename"] != "best"):
+        name = name_with_score(best.monitor) if given["filename"] == "best" else given["filename"]
+        callbacks.append(TopCheckpoint(**{**given, "filename": name, "save_last": None, "save_on_exception": False}))
     # Not by save_last, which writes only when the best is written, and loses the epochs since.
     last = RunCheckpoint(
-        dirpath=config.checkpoint.dirpath,
+        dirpath=best.dirpath,
         filename="last",
+        save_on_exception=given["save_on_exception"],
         enable_version_counter=False,
         save_on_train_epoch_end=True,
     )

@@ -2,20 +2,30 @@
 
 import logging
 import os
+import shlex
+import signal
+import sys
 import tempfile
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
-from deeplab_lightning.commands.checkpoint import add_checkpoint_config, read_checkpoint
+from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks.sigterm import StopOnSigterm
+from deeplab_lightning.commands.checkpoint import (
+    START_FROM_WEIGHTS,
+    add_checkpoint_config,
+    read_checkpoint,
+    refuse_other_classes,
+)
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
@@ -25,12 +35,14 @@ from deeplab_lightning.commands.run_settings import (
     set_command_options,
     set_folder,
     set_logger,
+    set_plugins,
     skip_pretrained_weights,
 )
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
@@ -54,7 +66,7 @@ def run_training_command(command: str, args: list[str]) -> None:
     Raises:
         FileNotFoundError: If a configuration file or the checkpoint does not exist.
         ValueError: If an option has a value that cannot be used here, such as a GPU on a machine without one.
-        SystemExit: With status 2, if a key or a type is wrong.
+        SystemExit: With status 2, if a key or a type is wrong; with 143, after SIGTERM.
     """
     with _surroundings(args) as scratch:
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
@@ -171,8 +183,9 @@ class DeepLabCLI(LightningCLI):
         set_logger(self._command, config, folder)
         skip_pretrained_weights(config)
         set_command_options(self._command, config)
-        callbacks = build_callbacks(self._command, config, self._config_text)
-        self.trainer_defaults = {"callbacks": callbacks, "plugins": [AtomicCheckpointIO()]}
+        set_plugins(config)
+        # LightningCLI reads only the callbacks from here.
+        self.trainer_defaults = {"callbacks": build_callbacks(self._command, config, self._config_text)}
 
     def _dump(self) -> str:
         """Return the configuration as YAML."""
@@ -186,17 +199,38 @@ class DeepLabCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Let checkpoints carry the configuration."""
+        """Let checkpoints carry the configuration, and refuse a checkpoint of other classes."""
         self.model.config = yaml.safe_load(self._config_text)
+        if (path := self.config[self._command].ckpt_path) is not None:
+            refuse_other_classes(path, self.model.classes)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Skip: `run` does it, so that building and running are two steps."""
 
     def run(self) -> None:
         """Train, validate, test or predict with the objects that were built."""
-        if self._command == "fit":
+        if self._command == "fit" and self.trainer.is_global_zero:
             print(f"Run folder: {self.trainer.default_root_dir}", flush=True)
-        super()._run_subcommand(self._command)
+        try:
+            super()._run_subcommand(self._command)
+        except SIGTERMException:  # Lightning would end with status 0
+            self._end_after_sigterm()
+        except Exception:
+            callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+            stops = [callback for callback in callbacks if isinstance(callback, StopOnSigterm)]
+            if any(stop.received for stop in stops):  # its reading processes, or other ranks, ended first
+                self._end_after_sigterm()
+            raise
+
+    def _end_after_sigterm(self) -> NoReturn:
+        """End with the status of a process that SIGTERM ended, and say how to go on."""
+        if not self.trainer.is_global_zero:
+            sys.exit(0)  # another status makes Lightning kill the first process
+        last = RunFolder(self.trainer.default_root_dir).last
+        is_resumable = self._command == "fit" and last.is_file()
+        advice = f" To continue: deeplab fit --ckpt_path {shlex.quote(str(last))}" if is_resumable else ""
+        print(f"stopped by SIGTERM.{advice}", file=sys.stderr)
+        sys.exit(128 + signal.SIGTERM)
 
 
 class _Parser(OneLineUsage, LightningArgumentParser):
@@ -241,7 +275,8 @@ def _surroundings(args: list[str]) -> Iterator[Path]:
 def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
     """Report what Lightning refuses as mistakes of the user, in one line.
 
-    Lightning refuses a setting with a MisconfigurationException, or with a ValueError of its own.
+    Lightning refuses a setting with a MisconfigurationException, or with a ValueError of its own. A checkpoint of
+    another network is a mistake too.
 
     Args:
         kinds: Further classes of errors to report.
@@ -254,6 +289,9 @@ def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
         is_own = isinstance(error, ValueError) and raised_in(error, "lightning")
         if is_own or isinstance(error, (MisconfigurationException, *kinds)):
             raise UserError(" ".join(str(error).split())) from error
+        if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+            reason = textwrap.shorten(str(error).partition(":")[2], 200, placeholder=" ...")
+            raise UserError(f"the checkpoint is of another network: {reason} {START_FROM_WEIGHTS}") from error
         raise
 
 

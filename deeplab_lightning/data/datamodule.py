@@ -388,6 +388,8 @@ class SegmentationDataModule(L.LightningDataModule):
         view = _EvalView(dataset, list(indices), self.eval_transforms)
         # DistributedSampler would repeat images to give all processes the same number, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if is_distributed and len(view) < (world_size := torch.distributed.get_world_size()):
+            raise DataError(f"{world_size} processes share {len(view)} images, one at least each: set trainer.devices.")
         sampler = UnrepeatedDistributedSampler(view, shuffle=False) if is_distributed else None
         return self._loader(view, sampler, collate_by_size, self.eval_batch_size, drop_last=False)
 
@@ -475,8 +477,10 @@ class _TrainView(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, position = key
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        epoch, position = (
+            key if isinstance(key, tuple) else (0, key)
+        )  # Lightning's overfit_batches: the same each epoch
         index = self.indices[position]
         name, source, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
         # Our transforms decode only the pixels they need; those of other libraries take decoded images.

@@ -34,8 +34,8 @@ class Job:
         commands: Arguments of each command.
         folder: Folder that the commands write to. Its `log.txt` holds their output, and a lock keeps other processes
             out.
-        is_finished: Function that checks whether the result exists. An exit status of 0 is not enough, since a
-            training that was asked to stop ends with 0 as well.
+        is_finished: Function that checks whether the result exists. An exit status of 0 is not enough,
+            since a process may end before its result is written.
     """
 
     name: str

@@ -15,7 +15,7 @@ def network_cost(net: nn.Module) -> dict[str, float]:
     Returns:
         `mega_parameters` in millions and `giga_macs` in 10^9.
     """
-    shadow = copy.deepcopy(net).to("meta").eval()  # computes shapes only
+    shadow = copy.deepcopy(net).to("meta", torch.float32).eval()  # computes shapes only
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
         shadow(torch.empty(1, 3, COST_SIZE, COST_SIZE, device="meta"))
