@@ -1,19 +1,16 @@
-"""Build parameter groups and the poly schedule."""
+"""Group the parameters of a network for the optimiser."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.schedules import PolyLR as PolyLR  # its place in configurations of earlier versions
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 """Function of the parameter groups that returns an optimiser."""
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-"""Function of an optimiser and the optimiser steps of the whole training that returns a schedule."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -66,31 +63,3 @@ def parameter_groups(
         if parameters:
             groups.append(group)
     return groups
-
-
-class PolyLR(LambdaLR):
-    """Multiply the learning rate by (1 - step / total_steps) ** power, after an optional linear warm-up.
-
-    DeepLab v2 (section 4.1) found it better than a rate that falls in steps. Stepped once per optimiser step.
-
-    Args:
-        optimizer: Optimiser, whose groups keep the ratios of their learning rates.
-        total_steps: Optimiser steps of the whole training; set by the trainer.
-        power: Exponent of the decay.
-        warmup_steps: Optimiser steps over which the rate grows linearly from 1 / warmup_steps of the schedule's.
-
-    Raises:
-        ValueError: If warmup_steps is negative, or not less than total_steps.
-    """
-
-    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
-        if not 0 <= warmup_steps < total_steps:
-            raise UserError(
-                f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."
-            )
-
-        def multiplier(step: int) -> float:
-            warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-            return float(warmup * max(0.0, 1 - step / total_steps) ** power)
-
-        super().__init__(optimizer, multiplier)

@@ -23,6 +23,8 @@ FLOORS = (
         "data.config",
         "labels",
         "losses",
+        "timm_schedule",
+        "schedules",
         "optimizers",
         "drawing",
         "runs",
