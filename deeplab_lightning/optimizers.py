@@ -25,16 +25,19 @@ def parameter_groups(
 
     The backbone has the base learning rate, and the head's weights and biases have multiples of it: DeepLab v2 (section
     4.1) trains the new layers with 10 times the rate and their biases with 20 times. Biases and normalisation layers
-    have no weight decay.
+    have no weight decay. Frozen parameters are in their groups too: they get no gradient and do not change, until a
+    callback such as one of Lightning's `BaseFinetuning` makes them trainable.
 
     Args:
-        net: Network of a backbone and a head.
+        net: Network of a backbone and a head; also compiled, or in a wrapper such as `DataParallel`.
         head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
     """
+    # By identity: torch.compile and wrappers of several devices put a prefix before the names.
+    in_backbone = {id(parameter) for parameter in getattr(net, "module", net).backbone.parameters()}
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     in_norms = {id(p) for m in net.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
     multipliers = {
@@ -46,10 +49,8 @@ def parameter_groups(
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in multipliers}
     for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
         is_norm, is_bias = id(parameter) in in_norms, name.endswith("bias")
-        if name.startswith("backbone."):
+        if id(parameter) in in_backbone:
             members["backbone_no_decay" if is_norm or is_bias else "backbone"].append(parameter)
         elif is_norm:
             members["head_norm"].append(parameter)

@@ -204,6 +204,13 @@ def test_a_schedule_of_timm_trains_resumes_and_is_rebuilt_with_its_checkpoint(fo
     assert rebuilt.__self__.lr_interval == "step"  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
+def test_a_callback_that_needs_other_groups_is_refused(folder: Path) -> None:
+    words = ["--name", "frozen", "--trainer.callbacks+=BackboneFinetuning"]
+    with pytest.raises(UserError, match="Derive a callback from BaseFinetuning that freezes pl_module.net.backbone"):
+        main(["fit", "-c", str(folder / "config.yaml"), *words])
+
+
 def test_arguments_of_schedules_are_options() -> None:
     words = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "3"]
     config = resolve_fit_config(["-c", str(CONFIGS / "base.yaml"), *words])

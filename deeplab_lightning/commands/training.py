@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -186,7 +187,12 @@ class DeepLabCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Let checkpoints carry the configuration."""
+        """Let checkpoints carry the configuration, and refuse a callback that would change another group's rate."""
+        if any(isinstance(callback, BackboneFinetuning) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "BackboneFinetuning adds a parameter group for the backbone, which has its own here. Derive a callback "
+                "from BaseFinetuning that freezes pl_module.net.backbone and makes it trainable later."
+            )
         self.model.config = yaml.safe_load(self._config_text)
 
     def _run_subcommand(self, subcommand: str) -> None:
