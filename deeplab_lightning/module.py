@@ -19,7 +19,8 @@ from deeplab_lightning.metrics.iou import class_iou, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.saving import NO_PRETRAINED
-from deeplab_lightning.optimizers import OptimizerFactory, PolyLR, SchedulerFactory, default_optimizer, parameter_groups
+from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
+from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
 
 CLASSES_KEY = "classes"
 """Key of the class table in a checkpoint, as plain lists."""
@@ -36,11 +37,16 @@ class SegmentationModule(L.LightningModule):
         loss: Module of (logits (B, K, H, W), mask (B, H, W) int64) -> scalar that ignores 255; cross-entropy if null.
         optimizer: Function of the parameter groups; its learning rate is the backbone's. SGD with rate 0.01, momentum
             0.9 and weight decay 1e-4 if null.
-        lr_scheduler: Function of the optimiser and the number of optimiser steps of the whole training; stepped once
-            per step. Constant rate if null.
+        lr_scheduler: Schedule of the learning rates: a class of torch.optim.lr_scheduler or timm.scheduler, PolyLR,
+            SequentialSchedule or ChainedSchedule. A length that it takes and that is not given is that of the training
+            (total_steps, T_max, t_initial, total_iters of PolynomialLR). ReduceLROnPlateau waits for val/miou;
+            Lightning's class of this name takes another `monitor`. Constant rates if null.
         classes: Class table of the data; numbered names if null.
         head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
+        lr_interval: When the schedule is stepped: `step` or `epoch`. If null, per epoch as its documentation says; per
+            step, if its length is that of the training or it is a PolyLR, OneCycleLR or CyclicLR. Schedules of timm
+            follow their `t_in_epochs`, which the interval sets.
         postprocess: Function of images (B, 3, H, W) uint8 and logits (B, K, H, W) that returns labels (B, H, W) or
             probabilities (B, K, H, W), such as `DenseCRF`. Test and prediction use it, but not validation, which
             chooses the checkpoint. The class of the highest logit if null.
@@ -65,6 +71,7 @@ class SegmentationModule(L.LightningModule):
         classes: ClassTable | None = None,
         head_lr_multiplier: float = 10.0,
         head_bias_lr_multiplier: float = 20.0,
+        lr_interval: Interval | None = None,
         postprocess: Postprocess | None = None,
         channels_last: bool = True,
         cpu_kernels: bool = True,
@@ -79,6 +86,7 @@ class SegmentationModule(L.LightningModule):
         if ignored != self.classes.ignore_index:
             raise UserError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
+        self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.postprocess = postprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -204,7 +212,7 @@ class SegmentationModule(L.LightningModule):
         self.last_matrix: Tensor = matrix
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over groups with their multipliers, and the schedule over the trainer's steps."""
+        """Build the optimiser over groups with their multipliers, and the schedule."""
         groups = parameter_groups(
             self.net,
             head_lr_multiplier=self.head_lr_multiplier,
@@ -215,11 +223,8 @@ class SegmentationModule(L.LightningModule):
             group["lr"] *= group["lr_multiplier"]
         if self.scheduler_factory is None:
             return optimizer
-        total_steps = self.trainer.estimated_stepping_batches
-        if total_steps == float("inf"):
-            raise UserError("a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null.")
-        scheduler = self.scheduler_factory(optimizer, int(total_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = schedule_config(self.scheduler_factory, optimizer, self.trainer, interval=self.lr_interval)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store class table and configuration as plain values, from which `load_from_checkpoint` rebuilds the module.

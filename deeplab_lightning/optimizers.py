@@ -1,19 +1,16 @@
-"""Build parameter groups and the poly schedule."""
+"""Group the parameters of a network for the optimiser."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import nn
 from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.schedules import PolyLR as PolyLR  # its place in configurations of earlier versions
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 """Function of the parameter groups that returns an optimiser."""
-SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-"""Function of an optimiser and the optimiser steps of the whole training that returns a schedule."""
 
 
 def default_optimizer(params: Iterable[Any]) -> Optimizer:
@@ -28,16 +25,19 @@ def parameter_groups(
 
     The backbone has the base learning rate, and the head's weights and biases have multiples of it: DeepLab v2 (section
     4.1) trains the new layers with 10 times the rate and their biases with 20 times. Biases and normalisation layers
-    have no weight decay.
+    have no weight decay. Frozen parameters are in their groups too: they get no gradient and do not change, until a
+    callback such as one of Lightning's `BaseFinetuning` makes them trainable.
 
     Args:
-        net: Network of a backbone and a head.
+        net: Network of a backbone and a head; also compiled, or in a wrapper such as `DataParallel`.
         head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
     """
+    # By identity: torch.compile and wrappers of several devices put a prefix before the names.
+    in_backbone = {id(parameter) for parameter in getattr(net, "module", net).backbone.parameters()}
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     in_norms = {id(p) for m in net.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
     multipliers = {
@@ -49,10 +49,8 @@ def parameter_groups(
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in multipliers}
     for name, parameter in net.named_parameters():
-        if not parameter.requires_grad:
-            continue
         is_norm, is_bias = id(parameter) in in_norms, name.endswith("bias")
-        if name.startswith("backbone."):
+        if id(parameter) in in_backbone:
             members["backbone_no_decay" if is_norm or is_bias else "backbone"].append(parameter)
         elif is_norm:
             members["head_norm"].append(parameter)
@@ -66,31 +64,3 @@ def parameter_groups(
         if parameters:
             groups.append(group)
     return groups
-
-
-class PolyLR(LambdaLR):
-    """Multiply the learning rate by (1 - step / total_steps) ** power, after an optional linear warm-up.
-
-    DeepLab v2 (section 4.1) found it better than a rate that falls in steps. Stepped once per optimiser step.
-
-    Args:
-        optimizer: Optimiser, whose groups keep the ratios of their learning rates.
-        total_steps: Optimiser steps of the whole training; set by the trainer.
-        power: Exponent of the decay.
-        warmup_steps: Optimiser steps over which the rate grows linearly from 1 / warmup_steps of the schedule's.
-
-    Raises:
-        ValueError: If warmup_steps is negative, or not less than total_steps.
-    """
-
-    def __init__(self, optimizer: Optimizer, total_steps: int, power: float = 0.9, warmup_steps: int = 0) -> None:
-        if not 0 <= warmup_steps < total_steps:
-            raise UserError(
-                f"warmup_steps must be less than the {total_steps} steps of the training, got {warmup_steps}."
-            )
-
-        def multiplier(step: int) -> float:
-            warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-            return float(warmup * max(0.0, 1 - step / total_steps) ** power)
-
-        super().__init__(optimizer, multiplier)

@@ -13,16 +13,22 @@ _NOISE = (
     "Given value type: ",
     "Expected a path but ",
     "Expected a <class 'NoneType'>",
+    "Problem with given class_path ",
 )
 _NO_CLASS = "no class is called "
+_SCHEDULES = "of several schedules, take SequentialSchedule or ChainedSchedule, which build them with the optimiser"
 _PLAINER = (  # patterns and their replacements
+    (r"^the following arguments are required: optimizer$", _SCHEDULES),
+    (r"^Type [\w.]+\.Callable\[.*\] expects a function or a callable class: ", ""),
     (r"^Parser key \"(.+?)\":$", r"\1:"),
     (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
     (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),
     (r"^Expected a dot import path string: ", _NO_CLASS),
     (r"^Expected an? ", "expected "),
     (r"^Given value: ", "got "),
+    (r"^got (NestedArg|Namespace)\(.*$|^got \{'class_path'.*$", ""),  # what is inside was named before
     (r"\. Got value: ", ", got "),
+    (r", got Namespace\(.*$", ""),
 )
 
 
@@ -44,6 +50,8 @@ class OneLineUsage:
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the message in one line and exit with status 2."""
+        if not getattr(self, "exit_on_error", True):  # a class of an argument with several types: the next may fit
+            super().error(message, ex)  # type: ignore[misc]
         usage_error(one_line(message))
 
 
@@ -55,12 +63,13 @@ def one_line(message: str) -> str:
     """
     lines = [line.strip().removeprefix("- ").rstrip() for line in message.splitlines()]
     parts = [_plain(line) for line in lines if line and not line.startswith(_NOISE)]
+    parts = list(dict.fromkeys(part for part in parts if part))
     if not parts:
         return " ".join(message.split())
     if any(part.startswith(_NO_CLASS) for part in parts):
         parts = [part for part in parts if not part.startswith("got ")]  # the value is the name
-    head = f"{parts.pop(0)} " if parts[0].endswith(":") else ""
-    return head + "; ".join(dict.fromkeys(parts))
+    # A key is followed by what is wrong with its value.
+    return "".join(f"{part} " if part.endswith(":") else f"{part}; " for part in parts).rstrip(" ;")
 
 
 def _plain(line: str) -> str:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.cli import COMMANDS, main
-from deeplab_lightning.errors import DataError
+from deeplab_lightning.commands.training import resolve_fit_config
+from deeplab_lightning.errors import DataError, UserError
 from tests.conftest import CLASSES, write_image, write_mask
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
@@ -192,6 +193,42 @@ def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: 
     main(["validate", "--ckpt_path", str(path)])
 
 
+@pytest.mark.slow
+def test_a_schedule_of_timm_trains_resumes_and_is_rebuilt_with_its_checkpoint(folder: Path) -> None:
+    schedule = {"class_path": "CosineLRScheduler", "init_args": {"warmup_t": 2}}
+    words = ["--model.lr_scheduler", json.dumps(schedule), "--model.lr_interval", "step"]
+    main(["fit", "-c", str(folder / "config.yaml"), "--name", "timm", "--trainer.max_epochs", "1", *words])
+    last = folder / "runs" / "timm" / "checkpoints" / "last.ckpt"
+    main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs", "2"])
+    # 6 or 7 pictures in batches of 2: 3 steps an epoch.
+    state = torch.load(last, weights_only=True)["lr_schedulers"][0]
+    assert (state["last_epoch"], state["schedule"]["t_initial"]) == (6, 6)
+    rebuilt = SegmentationModule.load_from_checkpoint(last).configure_optimizers
+    assert rebuilt.__self__.lr_interval == "step"  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_a_callback_that_needs_other_groups_is_refused(folder: Path) -> None:
+    words = ["--name", "frozen", "--trainer.callbacks+=BackboneFinetuning"]
+    with pytest.raises(UserError, match="Derive a callback from BaseFinetuning that freezes pl_module.net.backbone"):
+        main(["fit", "-c", str(folder / "config.yaml"), *words])
+
+
+def test_arguments_of_schedules_are_options() -> None:
+    words = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "3"]
+    config = resolve_fit_config(["-c", str(CONFIGS / "base.yaml"), *words])
+    assert config["model"]["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.StepLR"
+    assert config["model"]["lr_scheduler"]["init_args"] == {"step_size": 3, "gamma": 0.1, "last_epoch": -1}
+
+
+@pytest.mark.slow
+def test_a_schedule_without_a_needed_argument_is_refused_before_training(folder: Path) -> None:
+    words = ["--name", "gamma", "--model.lr_scheduler", "ExponentialLR", "--model.lr_interval", "step"]
+    with pytest.raises(UserError, match="ExponentialLR needs gamma: set model.lr_scheduler.init_args.gamma"):
+        main(["fit", "-c", str(folder / "config.yaml"), *words])
+    assert not (folder / "runs" / "gamma" / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
@@ -199,6 +236,14 @@ def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: 
         (["--data.batch_size", "many"], "batch_size"),
         (["--data.dataset.colour", "x"], "colour"),
         (["--model.net.num_classes", "7"], "num_classes"),
+        (["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.gama", "1"], "lr_scheduler: Option 'gama' is not"),
+        (
+            [
+                "--model.lr_scheduler",
+                '{"class_path": "SequentialLR", "init_args": {"schedulers": ["LinearLR"], "milestones": []}}',
+            ],
+            "take SequentialSchedule or ChainedSchedule",
+        ),
     ],
 )
 def test_wrong_keys_and_types_exit_2(

@@ -26,6 +26,8 @@ FLOORS = (
         "data.config",
         "labels",
         "losses",
+        "timm_schedule",
+        "schedules",
         "optimizers",
         "sync_batchnorm",
         "drawing",

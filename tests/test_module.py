@@ -13,8 +13,8 @@ from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.transforms import TrainTransforms
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.metrics.boundary import boundary_iou
-from deeplab_lightning.optimizers import PolyLR
 from deeplab_lightning.resizing import resize
+from deeplab_lightning.schedules import PolyLR
 from tests.conftest import CLASSES
 
 TABLE = ClassTable(CLASSES, ignore_ids=[11])

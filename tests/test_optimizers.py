@@ -1,9 +1,19 @@
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import lightning as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from deeplab_lightning import DeepLabV2, DeepLabV3
+from deeplab_lightning import DeepLabV2, DeepLabV3, SegmentationModule
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
+from tests.test_module import tiny_data, trainer
+
+MULTIPLIERS = {"head_lr_multiplier": 10.0, "head_bias_lr_multiplier": 20.0}
 
 
 def test_groups_hold_every_parameter_once_with_its_multiplier() -> None:
@@ -23,6 +33,55 @@ def test_biases_and_norms_have_no_decay() -> None:
         DeepLabV2(3, hidden_channels=8, pretrained=False), head_lr_multiplier=10, head_bias_lr_multiplier=20
     )
     assert {g["name"] for g in groups if g.get("weight_decay") == 0} == {"backbone_no_decay", "head_bias"}
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrappers_of_the_network_change_no_group(wrap: Callable[[nn.Module], Any]) -> None:
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)
+    expected, groups = (
+        {g["name"]: ([id(p) for p in g["params"]], g["lr_multiplier"]) for g in parameter_groups(n, **MULTIPLIERS)}
+        for n in (net, wrap(net))
+    )
+    assert groups == expected
+
+
+def test_a_module_of_a_compiled_network_trains_the_backbone_at_its_own_rate() -> None:
+    net: Any = torch.compile(DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False))
+    optimizer: Any = SegmentationModule(net, lr_scheduler=None).configure_optimizers()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {rates[id(p)] for p in net.backbone.parameters()} == {0.01}
+    assert {rates[id(p)] for p in net.head.parameters()} == {0.1, 0.2}
+
+
+class Unfreeze(BaseFinetuning):
+    """Freezes the backbone for one epoch."""
+
+    def freeze_before_training(self, pl_module: Any) -> None:
+        self.freeze(pl_module.net.backbone)
+
+    def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.backbone, optimizer)
+
+
+@pytest.mark.slow
+def test_a_backbone_that_is_unfrozen_later_trains_at_its_own_rate(mask_folder: Path) -> None:
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)
+    module, before = SegmentationModule(net), deepcopy(net.backbone.state_dict())
+    changed, names = [], []
+
+    class Watch(L.Callback):
+        def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            # Without the norms, which BaseFinetuning lets train by default.
+            weights = {name: weight for name, weight in net.backbone.named_parameters() if weight.ndim > 1}
+            changed.append(any(not torch.equal(weight, before[name]) for name, weight in weights.items()))
+            names.append([(group.get("name"), len(group["params"])) for group in trainer.optimizers[0].param_groups])
+
+    callbacks = [Unfreeze(), Watch()]
+    trainer(mask_folder, max_epochs=2, callbacks=callbacks).fit(module, datamodule=tiny_data(mask_folder))
+    assert changed == [False, True]
+    assert names[0] == names[1]
+    assert sum(number for _, number in names[0]) == len(list(net.parameters()))
 
 
 def schedule(steps: int, **arguments: float) -> list[float]:

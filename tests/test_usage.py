@@ -34,7 +34,10 @@ class Shape:
         (["--sise", "1"], "error: unrecognized arguments: --sise 1"),
         (["--size"], "error: argument --size: expected one argument"),
         (["--shape", "Round"], "error: shape: no class is called Round"),
-        (["--shape", '{"class_path": "Shape", "init_args": {"side": 3}}'], "error: Option 'side' is not accepted"),
+        (
+            ["--shape", '{"class_path": "Shape", "init_args": {"side": 3}}'],
+            "error: shape: Option 'side' is not accepted",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_and_exits_2(

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import lightning as L
 import yaml
+from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -199,7 +200,12 @@ class DeepLabCLI(LightningCLI):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
-        """Let checkpoints carry the configuration, and refuse a checkpoint of other classes."""
+        """Let checkpoints carry the configuration, and refuse callbacks and checkpoints that do not fit."""
+        if any(isinstance(callback, BackboneFinetuning) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise UserError(
+                "BackboneFinetuning adds a parameter group for the backbone, which has its own here. Derive a callback "
+                "from BaseFinetuning that freezes pl_module.net.backbone and makes it trainable later."
+            )
         self.model.config = yaml.safe_load(self._config_text)
         if (path := self.config[self._command].ckpt_path) is not None:
             refuse_other_classes(path, self.model.classes)
