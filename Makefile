@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed_dev
+# cpu installs PyTorch without CUDA, a small part of the download: make install TORCH=cpu
+TORCH ?=
 CONFIGS := -c configs/base.yaml
 # Further options of a command: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
 ARGS ?=
@@ -12,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast bench bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo test test-fast bench bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -21,11 +24,19 @@ help:  ## list the targets
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V). Try make PYTHON=python3.12"; exit 1; }
+	@case "$(TORCH)" in ""|cpu) ;; *) echo "TORCH is cpu or empty, got $(TORCH)"; exit 1;; esac
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable ".[lite,export,dev]"
+	$(if $(TORCH),$(BIN)/python -m pip install --quiet torch torchvision --index-url https://download.pytorch.org/whl/cpu)
+	$(BIN)/python -m pip install --quiet --editable ".[lite,export]"
 	touch $(STAMP)
 
-install: $(STAMP)  ## create .venv and install everything
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[lite,export,dev]"
+	touch $(DEV_STAMP)
+
+install: $(STAMP)  ## create .venv and install the package; TORCH=cpu without CUDA
+
+install-dev: $(DEV_STAMP)  ## install also what tests and checks need
 
 demo: install  ## train, validate and predict on built-in data, in minutes on a CPU
 	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/model/deeplabv3_efficientnet.yaml \
@@ -36,33 +47,34 @@ demo: install  ## train, validate and predict on built-in data, in minutes on a 
 	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
 	echo "Results are in $$run: see panels/ and predictions/overlays/."
 
-test: install  ## run all tests, one process per core
+test: install-dev  ## run all tests, one process per core
 	$(TEST) -n auto --dist worksteal
 
-test-fast: install  ## run all tests but the slow ones, in 2 minutes
+test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow"
 
-bench: install  ## measure folds, data loader, memory, parity, backbones and speed, in minutes
-	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py
+bench: install-dev  ## measure folds, data loader, memory, parity, backbones and speed, in minutes
+	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
+		tests/benchmarks/test_kills.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py
 
-bench-kernels: install  ## measure the CPU kernels and the settings of the process, in minutes
+bench-kernels: install-dev  ## measure the CPU kernels and the settings of the process, in minutes
 	$(BENCH) tests/benchmarks/test_kernels.py tests/benchmarks/test_settings.py
 
-check: install  ## check format, lint, types and tests, as before a commit
+check: install-dev  ## check format, lint, types and tests, as before a commit
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
 
-lint: install  ## fix lint errors where possible, and list the others
+lint: install-dev  ## fix lint errors where possible, and list the others
 	$(BIN)/ruff check --fix .
 
-format: install  ## format the code
+format: install-dev  ## format the code
 	$(BIN)/ruff format .
 
-type: install  ## check the types
+type: install-dev  ## check the types
 	$(BIN)/mypy
 
 fit: install  ## train: make fit ARGS="-c configs/data/camvid.yaml"
