@@ -17,6 +17,7 @@ from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
 from deeplab_lightning.metrics.iou import class_iou, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
+from deeplab_lightning.metrics.per_image import ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
@@ -98,8 +99,8 @@ class SegmentationModule(L.LightningModule):
         self.mean_loss = nn.ModuleDict({stage: WeightedMean() for stage in ("val", "test")})
         """Mean over the pixels of the evaluated set."""
         self.boundary = BoundaryCounts(net.num_classes)  # in test only: validation runs after every epoch
-        self.per_image: list[tuple[str, Tensor]] = []
-        """Name and (K, K) counts of each image of this process in the last evaluation."""
+        self.per_image = ImageMatrices(net.num_classes)
+        """Confusion matrices of the images of this process in the last evaluation."""
         self.cpu_kernels, self.door = cpu_kernels, kernels.Door()
         self.config: dict[str, Any] | None = None
         """The resolved configuration, set by the command line and stored in checkpoints."""
@@ -196,7 +197,7 @@ class SegmentationModule(L.LightningModule):
                 self.boundary.update(labels, batch.mask)
             matrices = per_image_confusion(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
-            self.per_image.extend(zip(batch.names, matrices.cpu(), strict=True))
+            self.per_image.add(batch.names, matrices)
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]

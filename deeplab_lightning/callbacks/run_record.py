@@ -183,11 +183,11 @@ class RunRecord(L.Callback):
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
 
     def _write_matrices(self, trainer: L.Trainer, module: SegmentationModule) -> None:
-        images = _gather(list(module.per_image))
+        images = _gather(module.per_image.collect())
         if trainer.is_global_zero and not _is_dry_run(trainer):
             folder = RunFolder(trainer.default_root_dir)
             folder.write_confusion(module.last_matrix, module.classes.names)
-            PerImageConfusion.of(images).write(folder.images)
+            images.write(folder.images)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or _is_dry_run(trainer) or not isinstance(pl_module, SegmentationModule):
@@ -204,13 +204,13 @@ class RunRecord(L.Callback):
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
 
 
-def _gather(images: list[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+def _gather(images: PerImageConfusion) -> PerImageConfusion:
     """Return the images of all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return images
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, images)
-    return [image for part in parts for image in part]
+    return PerImageConfusion.joined(parts)
 
 
 def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:

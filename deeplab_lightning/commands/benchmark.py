@@ -4,7 +4,7 @@ import importlib
 import itertools
 import json
 import logging
-import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -320,7 +320,10 @@ def _peak_megabytes(device: torch.device) -> float:
     if _MEMORY_FILES[1].exists():
         line = next(line for line in _MEMORY_FILES[1].read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationDataModule) -> Table:

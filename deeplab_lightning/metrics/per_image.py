@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.sparse import csr_matrix, vstack
+from torch import Tensor
 
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.files import write_atomically
@@ -30,9 +32,9 @@ class PerImageConfusion:
     @classmethod
     def of(cls, images: Iterable[tuple[str, Any]]) -> "PerImageConfusion":
         """Build the counts from pairs of name and (K, K) matrix, in any order."""
-        ordered = sorted(images, key=lambda image: image[0])
-        rows = [csr_matrix(np.asarray(matrix, dtype=np.int64).reshape(1, -1)) for _, matrix in ordered]
-        return cls([name for name, _ in ordered], vstack(rows, format="csr"))
+        names, matrices = zip(*images, strict=True)
+        rows = [csr_matrix(np.asarray(matrix, dtype=np.int64).reshape(1, -1)) for matrix in matrices]
+        return cls._sorted(list(names), vstack(rows, format="csr"))
 
     @classmethod
     def read(cls, path: Path) -> "PerImageConfusion":
@@ -51,7 +53,10 @@ class PerImageConfusion:
     def joined(cls, parts: Sequence["PerImageConfusion"]) -> "PerImageConfusion":
         """Join the images of several sets, sorted by name."""
         names = [name for part in parts for name in part.names]
-        counts = vstack([part.counts for part in parts], format="csr")
+        return cls._sorted(names, vstack([part.counts for part in parts], format="csr"))
+
+    @classmethod
+    def _sorted(cls, names: list[str], counts: csr_matrix) -> "PerImageConfusion":
         order = sorted(range(len(names)), key=names.__getitem__)
         return cls([names[i] for i in order], counts[order])
 
@@ -80,3 +85,37 @@ class PerImageConfusion:
         """Select images by name, in the order of the names."""
         row_of = {name: row for row, name in enumerate(self.names)}
         return PerImageConfusion(list(names), self.counts[[row_of[name] for name in names]])
+
+
+class ImageMatrices:
+    """Collect the confusion matrices of the images of a set.
+
+    Matrices on a GPU stay there until `collect`, since each copy would wait for the device; others are kept sparse.
+
+    Args:
+        num_classes: Number of classes K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self._num_classes = num_classes
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all images."""
+        self._names: list[str] = []
+        self._sparse: list[csr_matrix] = [csr_matrix((0, self._num_classes**2), dtype=np.int64)]
+        self._on_device: list[Tensor] = []
+
+    def add(self, names: Sequence[str], matrices: Tensor) -> None:
+        """Add B images by name, with counts (B, K, K) int64."""
+        self._names.extend(names)
+        flat = matrices.flatten(1)
+        if flat.device.type == "cpu":
+            self._sparse.append(csr_matrix(flat.numpy()))
+        else:
+            self._on_device.append(flat.to(torch.int32))  # an image has fewer than 2**31 pixels
+
+    def collect(self) -> PerImageConfusion:
+        """Return the counts of all images, which stay."""
+        moved = [csr_matrix(torch.cat(self._on_device).cpu().long().numpy())] if self._on_device else []
+        return PerImageConfusion._sorted(list(self._names), vstack([*self._sparse, *moved], format="csr"))

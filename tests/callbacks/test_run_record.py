@@ -29,7 +29,8 @@ class Scripted(SegmentationModule):
         matrix = torch.tensor([[100 - wrong, wrong, 0], [0, 100, 0], [0, 0, 100]])
         self.confusion["val"].reset()  # type: ignore[operator]
         self.confusion["val"].update(matrix[None])  # type: ignore[operator]
-        self.per_image = [("a.png", matrix)]
+        self.per_image.clear()
+        self.per_image.add(["a.png"], matrix[None])
         super().on_validation_epoch_end()
 
 
