@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities import rank_zero_warn
 
 from deeplab_lightning.callbacks.divergence import is_finite
-from deeplab_lightning.files import remove_leftovers, write_atomically
+from deeplab_lightning.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,12 +36,6 @@ class RunCheckpoint(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
         else:
             rank_zero_warn(f"The weights are not finite: {filepath} is not written.")
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Remove what a killed training left unfinished in the folder."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit" and trainer.is_global_zero and self.dirpath and "://" not in str(self.dirpath):
-            remove_leftovers(Path(self.dirpath))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state, with paths changed to the current folder if it holds the files."""

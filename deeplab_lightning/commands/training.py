@@ -42,6 +42,7 @@ from deeplab_lightning.commands.run_settings import (
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
+from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tracking.mode import WandbMode
@@ -217,6 +218,7 @@ class DeepLabCLI(LightningCLI):
         """Train, validate, test or predict with the objects that were built."""
         if self._command == "fit" and self.trainer.is_global_zero:
             print(f"Run folder: {self.trainer.default_root_dir}", flush=True)
+            remove_leftovers(RunFolder(self.trainer.default_root_dir).checkpoints)
         try:
             super()._run_subcommand(self._command)
         except SIGTERMException:  # Lightning would end with status 0
