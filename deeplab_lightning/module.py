@@ -12,7 +12,7 @@ from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.labels import Postprocess, find_labels
-from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
 from deeplab_lightning.metrics.iou import class_iou, summarize
@@ -81,6 +81,7 @@ class SegmentationModule(L.LightningModule):
             found = f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}"
             raise UserError(f"{found}: build the network with num_classes={self.classes.num_classes}.")
         self.loss = loss or CrossEntropyLoss()
+        check_number_of_weights(self.loss, self.classes.names)
         ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)
         if ignored != self.classes.ignore_index:
             raise UserError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
