@@ -41,8 +41,9 @@ class SegmentationModule(L.LightningModule):
             (total_steps, T_max, t_initial, total_iters of PolynomialLR). ReduceLROnPlateau waits for val/miou;
             Lightning's class of this name takes another `monitor`. Constant rates if null.
         classes: Class table of the data; numbered names if null.
-        head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
-        head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
+        head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's. The default is for
+            SGD; AdamW needs less, such as 2.
+        head_bias_lr_multiplier: Learning rate of the head's biases, likewise.
         lr_interval: When the schedule is stepped: `step` or `epoch`. If null, per epoch as its documentation says; per
             step, if its length is that of the training or it is a PolyLR, OneCycleLR or CyclicLR. Schedules of timm
             follow their `t_in_epochs`, which the interval sets.
