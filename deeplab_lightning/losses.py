@@ -4,6 +4,7 @@ Any module of this form can be used, such as those of segmentation_models_pytorc
 `ignore_index: 255`.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,8 @@ class CrossEntropyLoss(nn.Module):
             on a CPU, null picks a tile that fits the cache.
 
     Raises:
-        ValueError: If a weight is negative, label_smoothing is outside [0, 1) or band_rows is below 1.
+        ValueError: If a weight is negative or not finite, all are 0 or there is none, label_smoothing is outside [0, 1)
+            or band_rows is below 1.
     """
 
     class_weights: Tensor | None
@@ -46,8 +48,8 @@ class CrossEntropyLoss(nn.Module):
             raise UserError(f"band_rows must be null or at least 1, got {band_rows}.")
         if not 0 <= label_smoothing < 1:
             raise UserError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
-        if class_weights is not None and min(class_weights) < 0:
-            raise UserError(f"class_weights must not be negative, got {list(class_weights)}.")
+        if class_weights is not None:
+            _check_class_weights(class_weights)
         self.label_smoothing, self.band_rows = label_smoothing, band_rows
         weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
         self.register_buffer("class_weights", weights, persistent=False)
@@ -88,3 +90,32 @@ class CrossEntropyLoss(nn.Module):
             reduction="sum",
         )
         return total / total_weight(pixel_weights(mask, weights, logits.dtype))
+
+
+def check_number_of_weights(loss: nn.Module, names: Sequence[str]) -> None:
+    """Check that a loss with class weights has one per class.
+
+    Args:
+        loss: Any loss; without `class_weights`, nothing is checked.
+        names: Class names in the order of the class table.
+
+    Raises:
+        ValueError: If the numbers differ. The message names the classes.
+    """
+    weights = getattr(loss, "class_weights", None)
+    if weights is not None and len(weights) != len(names):
+        raise UserError(
+            f"class_weights must hold {len(names)} values, one per class ({', '.join(names)}), got {len(weights)}."
+        )
+
+
+def _check_class_weights(weights: Sequence[float]) -> None:
+    if not weights:
+        raise UserError("class_weights must hold one value per class, got none; set it to null to weigh all alike.")
+    wrong = [f"{weight} for class {i}" for i, weight in enumerate(weights) if not math.isfinite(weight) or weight < 0]
+    if wrong:
+        raise UserError(
+            f"class_weights must be finite and not negative, got {', '.join(wrong)} (the first class is 0)."
+        )
+    if not any(weights):
+        raise UserError("class_weights must not all be 0: no pixel would count.")

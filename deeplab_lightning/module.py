@@ -12,7 +12,7 @@ from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.labels import Postprocess, find_labels
-from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
 from deeplab_lightning.metrics.iou import class_iou, summarize
@@ -43,8 +43,9 @@ class SegmentationModule(L.LightningModule):
             (total_steps, T_max, t_initial, total_iters of PolynomialLR). ReduceLROnPlateau waits for val/miou;
             Lightning's class of this name takes another `monitor`. Constant rates if null.
         classes: Class table of the data; numbered names if null.
-        head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
-        head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
+        head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's. The default is for
+            SGD; AdamW needs less, such as 2.
+        head_bias_lr_multiplier: Learning rate of the head's biases, likewise.
         lr_interval: When the schedule is stepped: `step` or `epoch`. If null, per epoch as its documentation says; per
             step, if its length is that of the training or it is a PolyLR, OneCycleLR or CyclicLR. Schedules of timm
             follow their `t_in_epochs`, which the interval sets.
@@ -83,6 +84,7 @@ class SegmentationModule(L.LightningModule):
             found = f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}"
             raise UserError(f"{found}: build the network with num_classes={self.classes.num_classes}.")
         self.loss = loss or CrossEntropyLoss()
+        check_number_of_weights(self.loss, self.classes.names)
         ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)
         if ignored != self.classes.ignore_index:
             raise UserError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")

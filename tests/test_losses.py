@@ -81,7 +81,8 @@ def test_losses_of_smp_take_the_same_arguments(loss: torch.nn.Module) -> None:
     [
         ({"label_smoothing": 1.0}, r"in \[0, 1\), got 1.0"),
         ({"band_rows": 0}, "null or at least 1, got 0"),
-        ({"class_weights": [1, -1]}, "must not be negative"),
+        ({"class_weights": [1, -1]}, "not negative, got -1 for class 1"),
+        ({"class_weights": [0, 0]}, "must not all be 0"),
     ],
 )
 def test_bad_arguments_say_what_is_wrong(arguments: dict, message: str) -> None:  # type: ignore[type-arg]

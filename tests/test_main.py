@@ -23,7 +23,14 @@ from tests.conftest import CLASSES, draw_noise_data, write_image
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 Show = Callable[..., tuple[Any, str]]
-NOT_ERRORS = ("Seed set", "GPU available", "TPU available", "Restoring states", "Loaded model")  # lines of Lightning
+NOT_ERRORS = (
+    "INFO: ",
+    "Seed set",
+    "GPU available",
+    "TPU available",
+    "Restoring states",
+    "Loaded model",
+)  # lines of Lightning
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +134,27 @@ def test_an_unusable_config_is_named_by_every_command(
     status, line = show(*command.split(), "-c", str(folder / f"{name}.yaml"), *words)
     assert status == 1
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("[1, .nan, 1]", r"finite and not negative, got nan for class 1 \(the first class is 0\)"),
+        ("[.inf, 1, -.inf]", r"got inf for class 0, -inf for class 2"),
+        ("[1, 1, -2]", r"got -2.0 for class 2"),
+        ("[0, 0, 0]", r"must not all be 0: no pixel would count"),
+        ("[]", r"one value per class, got none; set it to null"),
+        ("[1, 2]", r"must hold 3 values, one per class \(sky, road, car\), got 2"),
+    ],
+)
+def test_unusable_class_weights_are_refused_before_training(
+    folder: Path, show: Show, weights: str, message: str
+) -> None:
+    words = ["--model.loss", "deeplab_lightning.losses.CrossEntropyLoss", "--model.loss.class_weights", weights]
+    status, line = show("fit", "-c", str(folder / "config.yaml"), "--name", "weights", *words)
+    assert status == 1
+    assert re.search(message, line)
+    assert not (folder / "runs" / "weights" / "metrics.csv").exists()
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "tune-crf", "export"])

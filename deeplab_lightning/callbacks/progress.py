@@ -5,11 +5,14 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.types import LRSchedulerConfig
+from torch.optim import Optimizer
 
 from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.models.cost import COST_SIZE, network_cost
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.tables import shown
+from deeplab_lightning.timm_schedule import TimmSchedule
 
 
 class EpochLines(ProgressBar):
@@ -60,13 +63,13 @@ class EpochLines(ProgressBar):
 
 
 class NetworkLine(L.Callback):
-    """Print the parameters and multiply-adds of the network.
+    """Print the parameters and multiply-adds of the network, and the learning rates that it is trained with.
 
     It replaces Lightning's summary, which counts no multiply-adds without an example input.
     """
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the line on the first process."""
+        """Print the lines on the first process."""
         if not trainer.is_global_zero or not isinstance(pl_module, SegmentationModule):
             return
         net, cost = pl_module.net, network_cost(pl_module.net)
@@ -77,3 +80,24 @@ class NetworkLine(L.Callback):
             f"multiply-adds for an image of {COST_SIZE}x{COST_SIZE}.",
             flush=True,
         )
+        for optimizer in trainer.optimizers:
+            schedules = [_describe_schedule(config) for config in trainer.lr_scheduler_configs]
+            print(f"{_describe_rates(optimizer)}; {', '.join(schedules) or 'constant'}.", flush=True)
+
+
+def _describe_rates(optimizer: Optimizer) -> str:
+    """Describe the rates of the parameter groups before a schedule changes them; OneCycleLR's are its highest."""
+    rates: dict[str, float] = {}
+    for group in optimizer.param_groups:
+        name = str(group["name"])
+        label = "head biases" if name == "head_bias" else name.partition("_")[0]
+        rates.setdefault(label, group.get("max_lr", group.get("initial_lr", group["lr"])))
+    if rates.get("head") == rates.get("head biases"):
+        rates.pop("head biases", None)
+    listed = ", ".join(f"{label} {rate:.4g}" for label, rate in rates.items())
+    return f"{type(optimizer).__name__} with learning rates {listed}"
+
+
+def _describe_schedule(config: LRSchedulerConfig) -> str:
+    schedule = config.scheduler.schedule if isinstance(config.scheduler, TimmSchedule) else config.scheduler
+    return f"{type(schedule).__name__} per {config.interval}"
