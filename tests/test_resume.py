@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import lightning as L
 import pytest
 import torch
 
@@ -141,3 +143,56 @@ def test_best_ckpt_resumes_to_the_same_weights(folder: Path) -> None:
     finish(folder, "killed", "--ckpt_path", str(best), *LONG)
     first, second = weights(folder, "whole"), weights(folder, "killed")
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+class Terminate(L.Callback):
+    """Send SIGTERM to the first process, in the second epoch."""
+
+    def __init__(self, stage: str, batch: int) -> None:
+        self.stage, self.batch = stage, batch
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._terminate(trainer, "train", batch_idx)
+
+    def on_validation_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._terminate(trainer, "validate", batch_idx)
+
+    def _terminate(self, trainer: L.Trainer, stage: str, batch: int) -> None:
+        if trainer.is_global_zero and (stage, batch, trainer.current_epoch) == (self.stage, self.batch, 1):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "batch", "options"),
+    [
+        ("train", 3, []),
+        ("train", 7, ["--data.num_workers", "2"]),  # the last
+        ("validate", 0, []),
+        ("validate", 1, ["--data.num_workers", "2"]),  # the last
+        ("train", 1, ["--trainer.devices", "2", "--trainer.strategy", "ddp"]),
+    ],
+)
+def test_a_training_that_got_sigterm_goes_on_where_it_was(
+    folder: Path, stage: str, batch: int, options: list[str]
+) -> None:
+    finish(folder, "whole", *LONG, *options)
+    terminate = f"{{class_path: tests.test_resume.Terminate, init_args: {{stage: {stage}, batch: {batch}}}}}"
+    done = subprocess.run(
+        command(folder, "stopped", *LONG, *options, "--trainer.callbacks", f"[{terminate}]"),
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
+    last = folder / "runs" / "stopped" / "checkpoints" / "last.ckpt"
+    steps = torch.load(last, weights_only=True)["global_step"]
+    per_epoch = 4 if "ddp" in options else 8
+    assert steps == per_epoch + (batch + 1 if stage == "train" else per_epoch)  # no step is lost
+    finish(folder, "stopped", *LONG, *options, "--ckpt_path", str(last), "--trainer.callbacks", "[]")
+    assert_same(folder, "whole", "stopped")

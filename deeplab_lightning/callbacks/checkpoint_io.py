@@ -31,6 +31,10 @@ class RunCheckpoint(ModelCheckpoint):
     would then replace `best.ckpt`.
     """
 
+    def save_now(self, trainer: L.Trainer) -> None:
+        """Save a checkpoint under the plain file name; all processes must call it."""
+        self._save_checkpoint(trainer, str(Path(self.dirpath or "") / f"{self.filename}{self.FILE_EXTENSION}"))
+
     def _save_checkpoint(self, trainer: L.Trainer, filepath: str) -> None:
         if trainer.strategy.reduce_boolean_decision(is_finite(trainer.lightning_module)):
             super()._save_checkpoint(trainer, filepath)

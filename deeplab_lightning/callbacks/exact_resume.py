@@ -16,8 +16,8 @@ class ExactResume(L.Callback):
     states, and Lightning calls no hook at the start of an epoch that is resumed within; so a resumed training would
     otherwise draw other numbers than an uninterrupted one. Order and crops of the images are the datamodule's part.
 
-    A checkpoint that was written after the last step of an epoch resumes with the epoch's validation, which Lightning
-    would leave out.
+    A checkpoint that was written after the last step of an epoch, or within its validation, resumes with that
+    validation, which Lightning would leave out.
 
     Args:
         seed: Seed of the training; nothing is seeded if None.
@@ -48,10 +48,12 @@ class ExactResume(L.Callback):
         if not loops or not _validates_at_the_end(trainer, loops["epoch_progress"]["current"]["processed"]):
             return
         training, validation = loops["epoch_loop.batch_progress"], loops["epoch_loop.val_loop.batch_progress"]
-        total = training["total"]
-        if training["is_last_batch"] and total["ready"] == total["processed"] == total["completed"] + 1:
+        total, current = training["total"], validation["current"]
+        is_after_last_step = total["ready"] == total["processed"] == total["completed"] + 1
+        is_in_validation = total["ready"] == total["completed"] and current["ready"] > current["completed"]
+        if training["is_last_batch"] and (is_after_last_step or is_in_validation):
             for counts in (total, training["current"]):
-                counts["completed"] += 1
+                counts["completed"] = counts["processed"]
             for key in ("total", "current"):  # Lightning's mark of an interrupted validation: a batch was begun
                 validation[key] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 

@@ -2,17 +2,25 @@
 
 import contextlib
 import signal
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 
 
 class StopOnSigterm(L.Callback):
     """End all processes of a training together after one of them got SIGTERM, at the end of a batch.
 
+    `last.ckpt` is written first, so that nothing is lost: a resumed training begins with the next batch, or with the
+    validation that was interrupted. With several processes, a validation is not interrupted.
+
     Lightning's own handler communicates while other communication may be under way, so that processes which all get
-    the signal wait for each other forever. With several processes, a validation is not interrupted.
+    the signal wait for each other forever.
+
+    It must come after callbacks that have something to do at the end of a training step, such as weight averaging.
 
     Raises:
         SIGTERMException: On all processes.
@@ -30,24 +38,32 @@ class StopOnSigterm(L.Callback):
     on_train_start = on_sanity_check_start
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop if the signal came during the last validation."""
-        self._stop_together(trainer)
+        """Stop if the signal came during the last validation, after which `last.ckpt` was written."""
+        self._stop_together(trainer, is_saving=False)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop if the signal came."""
-        self._stop_together(trainer)
+        self._stop_together(trainer, is_saving=True)
 
     def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         """Stop a single process; several have different numbers of batches here."""
-        if self.received and trainer.world_size == 1:
-            raise SIGTERMException
+        if self.received and trainer.world_size == 1 and not trainer.sanity_checking:
+            # The averaged weights are in place of the others now.
+            averages = any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+            self._stop(trainer, is_saving=not averages)
 
-    def _stop_together(self, trainer: L.Trainer) -> None:
+    def _stop_together(self, trainer: L.Trainer, *, is_saving: bool) -> None:
         if trainer.strategy.reduce_boolean_decision(self.received, all=False):
-            self.received = True
-            raise SIGTERMException
+            self._stop(trainer, is_saving=is_saving)
+
+    def _stop(self, trainer: L.Trainer, *, is_saving: bool) -> NoReturn:
+        self.received = True
+        for callback in trainer.checkpoint_callbacks if is_saving else ():
+            if isinstance(callback, RunCheckpoint) and callback.filename == "last":
+                callback.save_now(trainer)
+        raise SIGTERMException
 
     def _note(self, *_: Any) -> None:
         self.received = True
