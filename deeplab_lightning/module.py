@@ -20,6 +20,7 @@ from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.metrics.per_image import ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.saving import NO_PRETRAINED
+from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
 
@@ -83,6 +84,8 @@ class SegmentationModule(L.LightningModule):
         if self.classes.num_classes != net.num_classes:
             found = f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}"
             raise UserError(f"{found}: build the network with num_classes={self.classes.num_classes}.")
+        if classes is not None:
+            compare_classes(net, classes.names)
         self.loss = loss or CrossEntropyLoss()
         check_number_of_weights(self.loss, self.classes.names)
         ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)

@@ -194,6 +194,49 @@ def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("has_folder", [False, True])
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (list(CLASSES), "The weights have the classes of the data: the score layer keeps them."),
+        (
+            ["tree", "road", "car"],
+            "The weights have other classes (sky, road, car) than the data (tree, road, car): the score layer starts "
+            "anew.",
+        ),
+    ],
+)
+def test_a_run_takes_the_score_layer_of_weights_only_for_the_same_classes(
+    run: Path,
+    folder: Path,
+    tmp_path: Path,
+    names: list[str],
+    line: str,
+    has_folder: bool,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    weights = run / "checkpoints" / "best.ckpt"
+    source = SegmentationModule.load_from_checkpoint(weights).net
+    if has_folder:
+        weights = tmp_path / "net"
+        source.save_pretrained(weights, classes=list(CLASSES))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["data"]["dataset"]["init_args"]["classes"]["names"] = names
+    config["model"]["net"]["init_args"]["weights"] = str(weights)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    short = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1", "--model.optimizer.lr", "0"]
+    capsys.readouterr()
+    main(["fit", "-c", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path), "--name", "tuned", *short])
+    assert line in capsys.readouterr().out.splitlines()
+    trained = SegmentationModule.load_from_checkpoint(tmp_path / "tuned" / "checkpoints" / "last.ckpt").net.state_dict()
+    for name, weight in source.state_dict().items():
+        if name.startswith("head.2."):
+            assert torch.equal(trained[name], weight) == (names == list(CLASSES))
+        elif name.endswith("weight"):
+            assert torch.equal(trained[name], weight)
+
+
+@pytest.mark.slow
 def test_a_schedule_of_timm_trains_resumes_and_is_rebuilt_with_its_checkpoint(folder: Path) -> None:
     schedule = {"class_path": "CosineLRScheduler", "init_args": {"warmup_t": 2}}
     words = ["--model.lr_scheduler", json.dumps(schedule), "--model.lr_interval", "step"]

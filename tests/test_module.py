@@ -239,3 +239,15 @@ def test_wrong_outputs_of_postprocess_are_refused() -> None:
     batch = Batch(torch.zeros(1, 3, 32, 48, dtype=torch.uint8), None, ["a.jpg"], [(32, 48)])
     with pytest.raises(ValueError, match="postprocess must return integer labels"):
         module.predict_step([batch], 0)
+
+
+def test_weights_without_names_keep_the_score_layer_and_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_net()
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    torch.manual_seed(1)
+    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, weights=str(tmp_path / "w.pth"))
+    SegmentationModule(net, classes=TABLE)
+    assert "The weights do not name their classes: the score layer keeps them" in capsys.readouterr().out
+    assert torch.equal(net.head.state_dict()["2.weight"], source.head.state_dict()["2.weight"])

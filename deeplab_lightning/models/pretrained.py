@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,3 +142,26 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} must hold tensors by name, as `torch.save(net.state_dict(), path)` writes them.")
     return dict(content)
+
+
+def read_class_names(path: Path) -> list[str] | None:
+    """Read the names of the classes that stand beside weights: in a checkpoint, or in a folder of `save_pretrained`.
+
+    Args:
+        path: File of weights.
+
+    Returns:
+        The names in the order of the scores; None if there are none.
+    """
+    if path.suffix == ".safetensors":
+        config = path.with_name("config.json")
+        content = json.loads(config.read_text()) if config.is_file() else {}
+        names = content.get("classes") if isinstance(content, dict) else None
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # torch's format before 1.6, which has no names either
+            return None
+        table = content.get("classes") if isinstance(content, Mapping) else None
+        names = table.get("names") if isinstance(table, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, list) else None

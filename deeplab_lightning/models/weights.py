@@ -1,6 +1,6 @@
 """Load weights of this and other projects into networks."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -8,7 +8,7 @@ from typing import get_args
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.models.pretrained import load_state_dict_file, torch_hub_file
+from deeplab_lightning.models.pretrained import load_state_dict_file, read_class_names, torch_hub_file
 from deeplab_lightning.models.weight_layouts import LAYOUTS, Layout, State, Translation, recognise_layout
 
 
@@ -83,20 +83,35 @@ def load_weights(
     return report
 
 
+@dataclass(frozen=True)
+class StartingPoint:
+    """Hold what a network starts from, until its classes can be compared with those of the data.
+
+    Attributes:
+        names: Names of the source's classes; None if it has none.
+        score_layer: Loaded parameters of the layers that compute the scores, and their values before.
+    """
+
+    names: list[str] | None
+    score_layer: list[tuple[nn.Parameter, Tensor]]
+
+
 def start_from(net: nn.Module, source: str | None) -> None:
     """Load the weights that a training starts from, and print which tensors were loaded.
 
-    Layers of another shape, such as the classifier for another number of classes, keep their values.
+    Layers of another shape, such as the classifier for another number of classes, keep their values. A classifier for
+    as many classes is compared by `compare_classes`, once the classes of the data are known.
 
     Args:
         net: Network to train.
-        source: Path or URL; None does nothing.
+        source: Path or URL of a file, or folder that `save_pretrained` wrote; None does nothing.
 
     Raises:
         ValueError: If the weights do not fill the whole backbone.
     """
     if source is None:
         return
+    scores = {name: (parameter, parameter.detach().clone()) for name, parameter in _score_layer(net).items()}
     report = load_weights(net, source, strict=False)
     if missing := [name for name in report.missing if name.startswith("backbone.")]:
         raise UserError(
@@ -104,6 +119,48 @@ def start_from(net: nn.Module, source: str | None) -> None:
             "backbone that it was trained with."
         )
     print(f"Weights from {source}: {report}", flush=True)
+    loaded = [scores[name] for name in report.loaded if name in scores]
+    if loaded:
+        net.starting_point = StartingPoint(read_class_names(_file(source)), loaded)  # type: ignore[assignment]
+
+
+def compare_classes(net: nn.Module, names: Sequence[str]) -> None:
+    """Let the score layer start anew if the weights that a network starts from have other classes than the data.
+
+    What was done is printed. Nothing is done if the network did not start from weights, or its score layer did not.
+
+    Args:
+        net: Network that is going to be trained.
+        names: Names of the data's classes.
+    """
+    start: StartingPoint | None = getattr(net, "starting_point", None)
+    if start is None:
+        return
+    if start.names is None:
+        print("The weights do not name their classes: the score layer keeps them, in their order.", flush=True)
+    elif start.names == list(names):
+        print("The weights have the classes of the data: the score layer keeps them.", flush=True)
+    else:
+        for parameter, values in start.score_layer:
+            parameter.data.copy_(values)
+        print(
+            f"The weights have other classes ({_some(start.names)}) than the data ({_some(list(names))}): the score "
+            "layer starts anew.",
+            flush=True,
+        )
+    net.starting_point = None  # type: ignore[assignment]
+
+
+def _score_layer(net: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the layers behind the backbone that have one output per class, by name."""
+    layers = {
+        name: layer
+        for name, layer in net.named_modules()
+        # Only the layers that compute scores have a bias, and those of the VGGs' heads, which are wider.
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None and layer.out_channels == net.num_classes
+        if not name.startswith("backbone.")
+    }
+    return {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.named_parameters()}
 
 
 def _check(report: LoadReport, translation: Translation, own: State, misshapen: list[str]) -> None:
@@ -133,7 +190,8 @@ def _check(report: LoadReport, translation: Translation, own: State, misshapen: 
 
 def _file(source: str | Path) -> Path:
     is_url = str(source).startswith(("http://", "https://"))
-    return torch_hub_file(str(source)) if is_url else Path(source)
+    path = torch_hub_file(str(source)) if is_url else Path(source)
+    return path / "model.safetensors" if path.is_dir() else path
 
 
 def _without_prefixes(state: State) -> dict[str, Tensor]:
