@@ -20,6 +20,26 @@ def canonical(config: Any) -> Any:
     return config
 
 
+def class_path_of(thing: object) -> str:
+    """Return module and name of a function or a class, or of an object's class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def import_error(config: Any) -> str | None:
+    """Return which class of a configuration cannot be imported, and why, as a clause; None if all can.
+
+    Args:
+        config: Mappings and lists, of which every `class_path` is imported, and plain values.
+    """
+    if isinstance(config, dict):
+        own = _import_error(config["class_path"]) if "class_path" in config else None
+        return own or import_error(list(config.values()))
+    if isinstance(config, list):
+        return next(filter(None, map(import_error, config)), None)
+    return None
+
+
 def init_args_of(class_name: str, entries: Any) -> list[dict[str, Any]]:
     """Return the `init_args` of each entry that names a class, which the caller may change in place.
 
@@ -40,6 +60,15 @@ def names_class(entry: Any, class_name: str) -> bool:
     """
     class_path = entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
     return str(class_path).rpartition(".")[2] == class_name
+
+
+def _import_error(class_path: str) -> str | None:
+    module, _, name = class_path.rpartition(".")
+    try:
+        getattr(import_module(module), name)
+    except Exception as error:  # whatever the module's own code raises
+        return f"{class_path} cannot be imported ({error})"
+    return None
 
 
 def _defined_at(class_path: Any) -> Any:

@@ -4,7 +4,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from deeplab_lightning.commands.checkpoint import read_checkpoint
+from deeplab_lightning.checkpoints import gaps, network_problem, read_checkpoint
 from deeplab_lightning.commands.options import OptionParser, description
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
@@ -61,10 +61,13 @@ def export(args: list[str]) -> None:
 
 def _load(path: Path) -> SegmentationModule:
     """Build the module of a checkpoint on the CPU."""
-    if "hyper_parameters" not in read_checkpoint(path):
-        raise UserError(f"{path} does not describe its network; use a checkpoint that `deeplab fit` wrote.")
+    checkpoint = read_checkpoint(path)
+    if problem := network_problem(checkpoint):
+        raise UserError(f"{path} {problem}; use a checkpoint that describes it.")
+    for text in gaps(checkpoint).values():
+        print(f"Note: {path} {text}.", flush=True)
     with quietly():
-        return SegmentationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True)
+        return SegmentationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, postprocess=None)
 
 
 def _require_onnx() -> None:

@@ -12,8 +12,8 @@ from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.epoch_seed import EpochSeed
 from deeplab_lightning.callbacks.progress import NetworkLine
+from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, names_class
-from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.tracking.mode import choose_mode

@@ -15,7 +15,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint
-from deeplab_lightning.commands.checkpoint import add_checkpoint_config, read_checkpoint
+from deeplab_lightning.checkpoints import read_checkpoint
+from deeplab_lightning.commands.checkpoint import add_checkpoint_config
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
@@ -31,6 +32,7 @@ from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command li
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.saved_module import follow
 from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
@@ -86,7 +88,10 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
     """
     with _surroundings(args) as scratch:
         cli = DeepLabCLI("validate", add_checkpoint_config("validate", args, scratch))
-    cli.model.load_state_dict(read_checkpoint(cli.config["validate"].ckpt_path)["state_dict"])
+    checkpoint = read_checkpoint(cli.config["validate"].ckpt_path)
+    cli.model.on_load_checkpoint(checkpoint)
+    cli.model.load_state_dict(checkpoint["state_dict"])
+    follow(cli.model.net, cli.datamodule.eval_transforms)
     return cli.model, cli.datamodule, cli.trainer
 
 

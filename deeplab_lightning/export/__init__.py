@@ -33,8 +33,8 @@ class InferenceModel(nn.Module):
         self.has_preprocessing, self.has_argmax = has_preprocessing, has_argmax
         self.mean: Tensor
         self.std: Tensor
-        self.register_buffer("mean", module.pixel_mean.clone())
-        self.register_buffer("std", module.pixel_std.clone())
+        self.register_buffer("mean", module.net.preprocess.mean.clone())
+        self.register_buffer("std", module.net.preprocess.std.clone())
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
