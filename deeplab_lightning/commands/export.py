@@ -1,5 +1,6 @@
 """Run `deeplab export`: write a checkpoint as one file that runs without this package."""
 
+import argparse
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +14,15 @@ from deeplab_lightning.files import naming_errors
 from deeplab_lightning.module import SegmentationModule
 
 FORMATS = ("onnx", "torch_export")
+PLACES = ("graph", "metadata")
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(args: list[str]) -> None:
-    """Write the network of a checkpoint, including the normalisation of its images, as one file.
+    """Write the network of a checkpoint, including what its images go through before, as one file.
 
-    The file takes any batch size, height and width, and holds classes, colours, mean and standard deviation in its
-    metadata. It is loaded again and compared with the network before it replaces an older file.
+    The file takes any batch size, height and width, and holds classes, colours, mean, standard deviation and evaluation
+    size in its metadata. It is loaded again and compared with the network before it replaces an older file.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
@@ -37,13 +39,20 @@ def export(args: list[str]) -> None:
     options.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
     options.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     options.add_argument(
-        "--no_preprocessing", action="store_true", help="take normalised floats instead of uint8 RGB in 0-255"
+        "--preprocess",
+        choices=PLACES,
+        default="graph",
+        help="place of the preprocessing: graph takes uint8 RGB in 0-255 of any size and shrinks it to the evaluation "
+        "size; metadata takes normalised floats of that size, and describes both (graph)",
+    )
+    options.add_argument(  # the option of version 0.1.0
+        "--no_preprocessing", action="store_const", dest="preprocess", const="metadata", help=argparse.SUPPRESS
     )
     given = options.parse_args(args)
     if given.format == "onnx":
         _require_onnx()
     model = InferenceModel(
-        _load(Path(given.ckpt_path)), has_preprocessing=not given.no_preprocessing, has_argmax=given.argmax
+        _load(Path(given.ckpt_path)), has_preprocessing=given.preprocess == "graph", has_argmax=given.argmax
     )
     output = Path(given.output)
     output.parent.mkdir(parents=True, exist_ok=True)
