@@ -248,6 +248,23 @@ def test_a_checkpoint_needs_nothing_of_its_training(
 
 
 @pytest.mark.slow
+def test_options_replace_a_data_set_that_cannot_be_imported(
+    foreign: Path, noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = torch.load(foreign, weights_only=True)
+    checkpoint["config"]["data"]["dataset"]["class_path"] = "my_data.Pictures"
+    torch.save(checkpoint, tmp_path / "a.ckpt")
+    main(["predict", "--ckpt_path", str(tmp_path / "a.ckpt"), "--images", str(noise), "--output", str(tmp_path / "o")])
+    words = ["validate", "--ckpt_path", str(tmp_path / "a.ckpt"), "--output_dir", str(tmp_path)]
+    main([*words, *options(noise)])
+    assert [path.name for path in tmp_path.glob("*/result_*.json")] == ["result_validate.json"]
+    capsys.readouterr()
+    with pytest.raises(ValueError, match="data.dataset is required"):
+        main(words)
+    assert "Left out: my_data.Pictures cannot be imported" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_modules_of_the_working_folder_are_found_in_evaluation(foreign: Path) -> None:
     folder = foreign.parents[3]
     done = program("validate", "--ckpt_path", str(foreign), folder=folder)

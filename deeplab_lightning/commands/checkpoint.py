@@ -71,12 +71,13 @@ def _without_training(config: dict[str, Any], path: str, command: str) -> dict[s
         model["loss"] = {"class_path": f"{MissingLoss.__module__}.MissingLoss", "init_args": {"reason": reason}}
     left_out = {"train_transforms", *(_DATA_SETS if command == "predict" else ())}
     data = {key: value for key, value in config["data"].items() if key not in left_out}
+    data |= {key: _usable(data[key]) for key in _DATA_SETS if key in data}  # options may name others
     trainer = {key: _usable(value) for key, value in config["trainer"].items() if key not in MACHINE_KEYS}
     return {**config, "model": model, "data": data, "trainer": trainer}
 
 
 def _usable(setting: Any) -> Any:
-    """Return a setting of the trainer without classes that cannot be imported, and name these."""
+    """Return a setting without classes that cannot be imported, and name these."""
     if isinstance(setting, list):
         return [value for value in setting if _usable(value) is not None]
     failure = import_error(setting) if isinstance(setting, dict) else None

@@ -30,9 +30,7 @@ def export(args: list[str]) -> None:
         RuntimeError: If a package is missing, the network cannot be traced, or the file gives other results.
     """
     options = OptionParser(prog="deeplab export", description=description(export))
-    options.add_argument(
-        "--ckpt_path", required=True, help="checkpoint that `deeplab fit` wrote; its data are not needed"
-    )
+    options.add_argument("--ckpt_path", required=True, help="checkpoint of a training; its data are not needed")
     options.add_argument(
         "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
     )

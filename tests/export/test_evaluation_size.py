@@ -196,6 +196,16 @@ def test_sizes_are_rounded_as_python_rounds() -> None:
         )
 
 
+def test_a_checkpoint_of_version_0_1_0_has_the_evaluation_size_of_its_configuration(
+    folder: Path, photo: Tensor, expected: "np.ndarray[Any, Any]", tmp_path: Path
+) -> None:
+    checkpoint = torch.load(folder / "a.ckpt", weights_only=True)
+    del checkpoint["network"]  # which is new since then
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    module = SegmentationModule.load_from_checkpoint(tmp_path / "old.ckpt")
+    assert np.mean(module.predict(photo)[0].numpy() == expected) > 0.999
+
+
 def test_an_evaluation_size_below_the_least_of_the_graph_is_refused(folder: Path, tmp_path: Path) -> None:
     checkpoint = torch.load(folder / "a.ckpt", weights_only=True)
     checkpoint["network"]["max_size"] = 12
