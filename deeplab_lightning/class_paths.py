@@ -20,6 +20,26 @@ def canonical(config: Any) -> Any:
     return config
 
 
+def class_path_of(thing: object) -> str:
+    """Return module and name of a function or a class, or of an object's class."""
+    named = thing if hasattr(thing, "__qualname__") else type(thing)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def import_error(config: Any) -> str | None:
+    """Return which class of a configuration cannot be imported, and why, as a clause; None if all can.
+
+    Args:
+        config: Mappings and lists, of which every `class_path` is imported, and plain values.
+    """
+    if isinstance(config, dict):
+        own = _import_error(config["class_path"]) if "class_path" in config else None
+        return own or import_error(list(config.values()))
+    if isinstance(config, list):
+        return next(filter(None, map(import_error, config)), None)
+    return None
+
+
 def init_args_of(class_name: str, entries: Any) -> list[dict[str, Any]]:
     """Return the `init_args` of each entry that names a class, which the caller may change in place.
 
@@ -52,11 +72,6 @@ def is_subclass(entry: Any, base: type) -> bool:
     return isinstance(found, type) and issubclass(found, base)
 
 
-def class_path_of(kind: type) -> str:
-    """Return module and name where a class is defined."""
-    return f"{kind.__module__}.{kind.__qualname__}"
-
-
 def _class_path(entry: Any) -> Any:
     return entry.get("class_path") if isinstance(entry, dict) else getattr(entry, "class_path", None)
 
@@ -68,6 +83,15 @@ def _named(class_path: Any) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return None
+
+
+def _import_error(class_path: str) -> str | None:
+    module, _, name = class_path.rpartition(".")
+    try:
+        getattr(import_module(module), name)
+    except Exception as error:  # whatever the module's own code raises
+        return f"{class_path} cannot be imported ({error})"
+    return None
 
 
 def _defined_at(class_path: Any) -> Any:

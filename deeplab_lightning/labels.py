@@ -9,10 +9,32 @@ from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.kernels import Door
+from deeplab_lightning.models.preprocessing import image_batch
 from deeplab_lightning.resizing import resize
 
 Postprocess = nn.Module | Callable[..., Any]
 """(images (B, 3, H, W) uint8, logits (B, K, H, W)) -> labels (B, H, W) or probabilities (B, K, H, W)."""
+
+
+def label_images(module: Any, images: Tensor, *, door: Door, postprocess: Postprocess | None = None) -> Tensor:
+    """Find the class of each pixel of images: shrink, network, resize and postprocess.
+
+    Args:
+        module: A `SegmentationModule` in evaluation mode.
+        images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+        door: See `find_labels`.
+        postprocess: See `find_labels`.
+
+    Returns:
+        (B, H, W) or (H, W) uint8.
+
+    Raises:
+        ValueError: If the images have another shape or dtype.
+    """
+    size, preprocess = (images.shape[-2], images.shape[-1]), module.net.preprocess
+    shrunk = preprocess.shrink(image_batch(images).to(preprocess.mean.device))
+    labels = find_labels(door.logits(module, shrunk), shrunk, size, door=door, postprocess=postprocess)
+    return labels.reshape(*images.shape[:-3], *size)
 
 
 def find_labels(

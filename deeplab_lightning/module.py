@@ -1,8 +1,5 @@
 """Train and evaluate a network in a LightningModule."""
 
-from typing import Any
-
-import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -11,7 +8,7 @@ from deeplab_lightning import kernels
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.labels import Postprocess, find_labels
+from deeplab_lightning.labels import Postprocess, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
@@ -19,23 +16,20 @@ from deeplab_lightning.metrics.iou import class_iou, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.metrics.per_image import ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
-from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
+from deeplab_lightning.saved_module import SavedModule
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
 
-CLASSES_KEY = "classes"
-"""Key of the class table in a checkpoint, as plain lists."""
 
-
-class SegmentationModule(L.LightningModule):
+class SegmentationModule(SavedModule):
     """Train and evaluate a DeepLab.
 
     Images arrive as uint8 and are normalised on the device. Metrics are computed from one confusion matrix over the
-    whole set, see `deeplab_lightning.metrics`.
+    whole set, see `deeplab_lightning.metrics`. `predict` finds the labels of images, as `deeplab predict` does.
 
     Args:
-        net: Network; images are normalised with its backbone's mean and std.
+        net: Network; its `preprocess` normalises the images.
         loss: Module of (logits (B, K, H, W), mask (B, H, W) int64) -> scalar that ignores 255; cross-entropy if null.
         optimizer: Function of the parameter groups; its learning rate is the backbone's. SGD with rate 0.01, momentum
             0.9 and weight decay 1e-4 if null.
@@ -60,9 +54,6 @@ class SegmentationModule(L.LightningModule):
     Raises:
         ValueError: If net and classes differ in the number of classes, or the loss ignores another value than 255.
     """
-
-    pixel_mean: Tensor  # (3, 1, 1), on the scale of 0-255
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -97,9 +88,9 @@ class SegmentationModule(L.LightningModule):
         self.postprocess = postprocess
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
-        mean, std = (torch.tensor(v, dtype=torch.float32) * 255 for v in (net.backbone.mean, net.backbone.std))
-        self.register_buffer("pixel_mean", mean[:, None, None], persistent=False)
-        self.register_buffer("pixel_std", std[:, None, None], persistent=False)
+        self.net.preprocess.memory_format = self.memory_format
+        self.net.class_names = list(self.classes.names)
+        self.net.palette = [list(color) for color in self.classes.colors or ()]
         self.confusion = nn.ModuleDict({stage: ConfusionMatrix(net.num_classes) for stage in ("val", "test")})
         self.mean_loss = nn.ModuleDict({stage: WeightedMean() for stage in ("val", "test")})
         """Mean over the pixels of the evaluated set."""
@@ -107,28 +98,38 @@ class SegmentationModule(L.LightningModule):
         self.per_image = ImageMatrices(net.num_classes)
         """Confusion matrices of the images of this process in the last evaluation."""
         self.cpu_kernels, self.door = cpu_kernels, kernels.Door()
-        self.config: dict[str, Any] | None = None
-        """The resolved configuration, set by the command line and stored in checkpoints."""
 
     def setup(self, stage: str) -> None:
-        """Open the door to the CPU kernels, if the trainer computes on a CPU."""
+        """Adopt the evaluation size of the data, and open the door to the CPU kernels if the trainer uses a CPU."""
+        super().setup(stage)
         self.door = kernels.open_door(self.net, self.trainer.strategy.root_device, is_wanted=self.cpu_kernels)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the network's output for images (B, 3, H, W) uint8 or normalised float: logits (B, K, H, W)."""
-        return self.net(self.normalize(images))
+        return self.net(images)
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the network's output before the resize to the images' size: logits (B, K, h, w)."""
-        return self.net.coarse_logits(self.normalize(images))
+        return self.net.coarse_logits(self.net.preprocess(images))
 
     def normalize(self, images: Tensor) -> Tensor:
         """Convert (B, 3, H, W) uint8 RGB to float of zero mean and unit deviation; return float images unchanged."""
-        if images.dtype != torch.uint8:
-            return images
-        scaled = (images.float() - self.pixel_mean) / self.pixel_std
-        dtype = next(self.net.parameters()).dtype  # not float32 with precision bf16-true
-        return scaled.to(dtype).contiguous(memory_format=self.memory_format)
+        return self.net.preprocess.normalize(images) if images.dtype == torch.uint8 else images
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Find the class of each pixel, as `deeplab predict` does for image files.
+
+        Args:
+            images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+
+        Returns:
+            (B, H, W) or (H, W) uint8 train ids.
+        """
+        was_training = self.training
+        labels = label_images(self.eval(), images, door=self.door, postprocess=self.postprocess)
+        self.train(was_training)
+        return labels
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute and log the loss of one batch."""
@@ -231,18 +232,3 @@ class SegmentationModule(L.LightningModule):
             return optimizer
         schedule = schedule_config(self.scheduler_factory, optimizer, self.trainer, interval=self.lr_interval)
         return {"optimizer": optimizer, "lr_scheduler": schedule}  # type: ignore[return-value]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store class table and configuration as plain values, from which `load_from_checkpoint` rebuilds the module.
-
-        The stored configuration has `pretrained: false` and `weights: null`: the checkpoint holds all weights.
-        """
-        checkpoint[CLASSES_KEY] = self.classes.to_dict()
-        if self.config is None:
-            return
-        model = self.config["model"]
-        net_arguments = {**model["net"].get("init_args", {}), "num_classes": self.net.num_classes}
-        net_arguments |= {key: value for key, value in NO_PRETRAINED.items() if key in net_arguments}
-        arguments = {**model, "net": {**model["net"], "init_args": net_arguments}, "classes": self.classes.to_dict()}
-        arguments["_instantiator"] = "lightning.pytorch.cli.instantiate_module"
-        checkpoint |= {"config": self.config, "hparams_name": "kwargs", "hyper_parameters": arguments}

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
 
 _MAX_BYTES = 1 << 28  # 256 MiB of resized logits; more are resized some classes at a time
 
@@ -47,3 +48,41 @@ def resized_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         labels = torch.where(is_higher, (place + first).to(torch.uint8), labels)
         highest = torch.where(is_higher, value, highest)
     return labels
+
+
+def shrink(images: Tensor, max_size: int | None) -> Tensor:
+    """Shrink images until the longer side is at most `max_size` pixels, bilinearly and antialiased.
+
+    Args:
+        images: (..., 3, H, W) uint8.
+        max_size: Pixels; None changes nothing.
+
+    Returns:
+        (..., 3, h, w) uint8; the images themselves if they are small enough.
+    """
+    size = (images.shape[-2], images.shape[-1])
+    if max_size is None or max(size) <= max_size:
+        return images
+    return transforms.resize(images, list(shrunk_size(size, max_size)), antialias=True)
+
+
+def shrunk_size(size: tuple[int, int], max_size: int) -> tuple[int, int]:
+    """Compute the size of an image whose longer side is shrunk to at most `max_size` pixels.
+
+    Args:
+        size: (H, W) in pixels; also symbols of a traced graph.
+        max_size: Pixels.
+
+    Returns:
+        (h, w), each rounded to the nearest integer (halves to the even one) and at least 1.
+    """
+    longest = torch.sym_max(*size)
+    limit = torch.sym_min(longest, max_size)
+    height, width = (torch.sym_max(1, _rounded_ratio(side * limit, longest)) for side in size)
+    return height, width  # type: ignore[return-value]
+
+
+def _rounded_ratio(dividend: int | torch.SymInt, divisor: int | torch.SymInt) -> int | torch.SymInt:
+    """Compute `round(dividend / divisor)` of positive integers without a condition, for traced graphs."""
+    whole, rest = dividend // divisor, dividend % divisor
+    return whole + (2 * rest + whole % 2) // (divisor + 1)

@@ -15,7 +15,7 @@ FLOORS = (
         *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
         *("data.groups", "data.image_cache", "data.scan", "data.transforms"),
         *("models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
-        *("models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
+        *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
         *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.mean"),
         "metrics.per_image",
@@ -35,7 +35,7 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("module",),
+    ("checkpoints", "saved_module", "module"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress"),

@@ -63,7 +63,9 @@ class EpochLines(ProgressBar):
 
 
 class NetworkLine(L.Callback):
-    """Print the parameters and multiply-adds of the network, and the learning rates that it is trained with.
+    """Print the size of the network, the ImageNet weights that it starts from, and the learning rates.
+
+    The size is its parameters and multiply-adds.
 
     It replaces Lightning's summary, which counts no multiply-adds without an example input.
     """
@@ -75,9 +77,10 @@ class NetworkLine(L.Callback):
         net, cost = pl_module.net, network_cost(pl_module.net)
         frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad) / 1e6
         note = f", {frozen:.1f} M of them frozen" if frozen else ""
+        start = f" ImageNet weights: {net.backbone.imagenet_weights}." if net.backbone.imagenet_weights else ""
         print(
             f"{type(net).__name__}: {cost['mega_parameters']:.1f} M parameters{note}; {cost['giga_macs']:.1f} G "
-            f"multiply-adds for an image of {COST_SIZE}x{COST_SIZE}.",
+            f"multiply-adds for an image of {COST_SIZE}x{COST_SIZE}.{start}",
             flush=True,
         )
         for optimizer in trainer.optimizers:

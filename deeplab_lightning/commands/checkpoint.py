@@ -1,45 +1,27 @@
-"""Read checkpoints that a command line names, and the configurations inside them."""
+"""Use the configuration of the checkpoint that a command line names."""
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 import yaml
 
+from deeplab_lightning.checkpoints import CLASSES_KEY, MissingLoss, gaps, network_problem, read_checkpoint, saved_use
+from deeplab_lightning.class_paths import import_error
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
-from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.data.transforms import EvalTransforms
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.experiment import MACHINE_KEYS
-from deeplab_lightning.module import CLASSES_KEY
+from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.usage import usage_error
 
 START_FROM_WEIGHTS = (
     "To train from the weights that fit, give the file as --model.net.init_args.weights, without --ckpt_path."
 )
 """What to do with a checkpoint of another network."""
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU; its tensors stay in the file until they are used.
-
-    Args:
-        path: File that `deeplab fit` wrote.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not a checkpoint of a training, or damaged.
-    """
-    if not Path(path).is_file():
-        raise MissingFileError(f"no such checkpoint: {Path(path).absolute()}")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (RuntimeError, ValueError, UnpicklingError, EOFError) as error:
-        # Their texts speak of archives and internal errors.
-        raise UserError(f"{path} is no checkpoint of `deeplab fit`, or it was damaged or cut off.") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path} is no checkpoint of `deeplab fit`: it has no state_dict.")
-    return checkpoint
+_DATA_SETS = ("dataset", "val_dataset", "test_dataset", "groups")
 
 
 def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[str]:
@@ -65,7 +47,7 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         return args
     checkpoint = read_checkpoint(path)
     if not any(_names_network(config) for config in options(args, "-c", "--config")):
-        config = _own_config(checkpoint, path, command)
+        config = _own_config(checkpoint, path, command, args)
         args = ["-c", _yaml_file(scratch / "checkpoint.yaml", config), *args]
     if command == "predict" and CLASSES_KEY in checkpoint:
         # The images are predicted without the data that the checkpoint was trained on, which may not exist here.
@@ -91,15 +73,56 @@ def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
         raise UserError(f"{found} {START_FROM_WEIGHTS}")
 
 
-def _own_config(checkpoint: dict[str, Any], path: str, command: str) -> dict[str, Any]:
+def _own_config(checkpoint: dict[str, Any], path: str, command: str, args: Sequence[str]) -> dict[str, Any]:
     """Return the configuration that a checkpoint was trained with, as far as it applies to a command."""
+    if "config" not in checkpoint and command != "fit":
+        return _config_from_python(checkpoint, path, command, args)
     if "config" not in checkpoint:
         raise UserError(f"{path} holds no configuration; give the one that it was trained with by -c.")
     # Without its name: the run's folder may have been renamed since.
     config = {key: value for key, value in checkpoint["config"].items() if key not in {"ckpt_path", "name"}}
-    if command != "fit":
-        config["trainer"] = {key: value for key, value in config["trainer"].items() if key not in MACHINE_KEYS}
-    return config
+    return config if command == "fit" else _without_training(config, path, command)
+
+
+def _without_training(config: dict[str, Any], path: str, command: str) -> dict[str, Any]:
+    """Remove what only a training needs, and what cannot be imported here and a command can do without."""
+    model = {key: value for key, value in config["model"].items() if key not in {"optimizer", "lr_scheduler"}}
+    if failure := import_error(model.get("loss")):
+        reason = f"the loss of {path} is not available, since {failure}"
+        model["loss"] = {"class_path": f"{MissingLoss.__module__}.MissingLoss", "init_args": {"reason": reason}}
+    left_out = {"train_transforms", *(_DATA_SETS if command == "predict" else ())}
+    data = {key: value for key, value in config["data"].items() if key not in left_out}
+    data |= {key: _usable(data[key]) for key in _DATA_SETS if key in data}  # options may name others
+    trainer = {key: _usable(value) for key, value in config["trainer"].items() if key not in MACHINE_KEYS}
+    return {**config, "model": model, "data": data, "trainer": trainer}
+
+
+def _usable(setting: Any) -> Any:
+    """Return a setting without classes that cannot be imported, and name these."""
+    if isinstance(setting, list):
+        return [value for value in setting if _usable(value) is not None]
+    failure = import_error(setting) if isinstance(setting, dict) else None
+    if failure:
+        print(f"Left out: {failure}.", flush=True)
+    return None if failure else setting
+
+
+def _config_from_python(checkpoint: dict[str, Any], path: str, command: str, args: Sequence[str]) -> dict[str, Any]:
+    """Return a configuration for a checkpoint that a `Trainer` wrote without the command line."""
+    if problem := network_problem(checkpoint):
+        raise UserError(f"{path} {problem}. Give its configuration by -c.")
+    saved, names = checkpoint["hyper_parameters"], inspect.signature(SegmentationModule).parameters
+    model = {key: value for key, value in saved.items() if key in names and key != "classes"}
+    of_net = {key: value for key, value in model["net"]["init_args"].items() if key != "num_classes"}
+    for text in gaps(checkpoint).values():
+        print(f"Note: {path} {text}.", flush=True)
+    use = {"max_size": saved_use(checkpoint).get("max_size")}
+    data: dict[str, Any] = {
+        "eval_transforms": {"class_path": f"{EvalTransforms.__module__}.EvalTransforms", "init_args": use}
+    }
+    if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
+        data["classes"] = checkpoint[CLASSES_KEY]  # the test data alone are enough
+    return {"model": {**model, "net": {**model["net"], "init_args": of_net}}, "data": data}
 
 
 def _names_network(config: str) -> bool:

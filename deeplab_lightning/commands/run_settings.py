@@ -14,8 +14,8 @@ from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
+from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
-from deeplab_lightning.commands.checkpoint import read_checkpoint
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm

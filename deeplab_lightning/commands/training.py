@@ -21,12 +21,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
-from deeplab_lightning.commands.checkpoint import (
-    START_FROM_WEIGHTS,
-    add_checkpoint_config,
-    read_checkpoint,
-    refuse_other_classes,
-)
+from deeplab_lightning.checkpoints import read_checkpoint
+from deeplab_lightning.commands.checkpoint import START_FROM_WEIGHTS, add_checkpoint_config, refuse_other_classes
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
@@ -45,6 +41,7 @@ from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.saved_module import follow
 from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
@@ -100,7 +97,10 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
     """
     with _surroundings(args) as scratch:
         cli = DeepLabCLI("validate", add_checkpoint_config("validate", args, scratch))
-    cli.model.load_state_dict(read_checkpoint(cli.config["validate"].ckpt_path)["state_dict"])
+    checkpoint = read_checkpoint(cli.config["validate"].ckpt_path)
+    cli.model.on_load_checkpoint(checkpoint)
+    cli.model.load_state_dict(checkpoint["state_dict"])
+    follow(cli.model.net, cli.datamodule.eval_transforms)
     return cli.model, cli.datamodule, cli.trainer
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import functional as F
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.images import DecodedImage, ImageSource, planar
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.resizing import shrink
 
 IMAGENET_MEAN_COLOR = (124, 116, 104)
 _GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue in the luminance (ITU-R BT.601)
@@ -120,11 +121,10 @@ class EvalTransforms:
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Shrink an image (3, h, w) and its mask (h, w) until the longer side is at most `max_size` pixels."""
-        longest = max(image.shape[-2:])
-        if self.max_size is None or longest <= self.max_size:
-            return image, mask
-        size = [max(1, round(side * self.max_size / longest)) for side in image.shape[-2:]]
-        return F.resize(image, size, antialias=True), None if mask is None else resize_mask(mask, size)
+        small = shrink(image, self.max_size)
+        if small is image or mask is None:
+            return small, mask
+        return small, resize_mask(mask, small.shape[-2:])
 
 
 def resize_mask(mask: Tensor, size: Sequence[int]) -> tv_tensors.Mask:

@@ -28,6 +28,14 @@ def traceable(net: nn.Module) -> nn.Module:
     return net
 
 
+def needs_formulas(net: nn.Module) -> bool:
+    """Check whether a network can be traced only if the size of its input is a formula of the graph's input.
+
+    A size that is known when the graph runs is enough for all layers but average pools that round up.
+    """
+    return any(isinstance(layer, nn.AvgPool2d) and layer.ceil_mode for layer in net.modules())
+
+
 def _replacement(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, Conv2dSame | MaxPool2dSame):
         return _SamePadded(cast("_Window", layer))

@@ -34,6 +34,16 @@ VGG_STAGES = {  # number of 3x3 convolutions before each of the five pools (Simo
 }
 CAFFE_RESNETS = ("caffe_resnet50", "caffe_resnet101", "caffe_resnet152")
 _VGG_CHANNELS = (64, 128, 256, 512, 512)
+_VGG_TAG = "tv_in1k"
+TAGS = {  # timm model -> its weights; timm's own default may change with its version
+    **{f"tf_efficientnet_b{i}": "ns_jft_in1k" for i in range(8)},
+    **{f"tf_efficientnet_lite{i}": "in1k" for i in range(5)},
+    **{"resnet18": "a1_in1k", "resnet34": "a1_in1k", "resnet50": "a1_in1k"},
+    **{"resnet101": "a1h_in1k", "resnet152": "a1h_in1k"},
+    **{"mobilenetv3_large_100": "ra_in1k", "mobilenetv3_small_100": "lamb_in1k", "mobilenetv2_100": "ra_in1k"},
+    **{"convnext_tiny": "in12k_ft_in1k", "regnety_032": "ra_in1k", "densenet121": "ra_in1k", "xception65": "ra3_in1k"},
+}
+"""Weights of the backbones that the documentation names, as timm tags them."""
 
 
 class Backbone(nn.Module):
@@ -44,10 +54,12 @@ class Backbone(nn.Module):
         strides: Stride of each stage's map in pixels; the last is the output stride.
         mean: Mean of the pixels (RGB, 0-1) that the pretrained weights were trained with.
         std: Standard deviation of these pixels.
+        imagenet_weights: Name of the ImageNet weights that were loaded, such as `resnet50.a1_in1k`; None if none were.
     """
 
     channels: list[int]
     strides: list[int]
+    imagenet_weights: str | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
@@ -135,7 +147,8 @@ class VGGBackbone(Backbone):
 
     def _load_imagenet(self, name: str) -> None:
         """Load torchvision's weights, whose convolutions and norms have the same order."""
-        source = load_state_dict_file(hub_weights_file(name))
+        self.imagenet_weights = f"{name}.{_VGG_TAG}"
+        source = load_state_dict_file(hub_weights_file(self.imagenet_weights))
         order = {"weight": 0, "bias": 1, "running_mean": 2, "running_var": 3}  # of a layer's tensors in PyTorch
         keys = [key for key in source if key.startswith("features.") and key.split(".")[2] in order]
         keys.sort(key=lambda key: (int(key.split(".")[1]), order[key.split(".")[2]]))
@@ -149,7 +162,7 @@ class TimmBackbone(Backbone):
     """Extract features with any timm model that reduces its maps by strided convolutions and pools.
 
     Args:
-        name: Name of a timm model.
+        name: Name of a timm model, with or without the tag of its weights, such as `resnet50.tv_in1k`.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights: from an installed weight package, timm's local cache or
             the hub, in this order.
@@ -160,18 +173,20 @@ class TimmBackbone(Backbone):
         self, name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
     ) -> None:
         super().__init__()
+        full_name = _with_tag(name)
         options: dict[str, Any] = {"features_only": True, "pretrained": False}
         try:
-            self.net = timm.create_model(name, **options)
+            self.net = timm.create_model(full_name, **options)
         except (TypeError, AssertionError, RuntimeError, ValueError) as error:
             raise _not_dilatable(name, output_stride, "timm gives no feature maps for it") from error
         self.channels = list(self.net.feature_info.channels())
-        config = timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(full_name)
         if config is not None:
             self.mean, self.std = config.mean, config.std
-        if pretrained and not load_package_weights(name, self.net):
-            overlay = {"file": str(hub_weights_file(name))}
-            self.net = timm.create_model(name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
+        if pretrained and not load_package_weights(full_name, self.net):
+            overlay = {"file": str(hub_weights_file(full_name))}
+            self.net = timm.create_model(full_name, **options | {"pretrained": True, "pretrained_cfg_overlay": overlay})
+        self.imagenet_weights = full_name if pretrained else None
         reductions = self.net.feature_info.reduction()
         if any(stride & (stride - 1) for stride in reductions):
             raise _not_dilatable(name, output_stride, f"its strides {reductions} are no powers of two")
@@ -231,6 +246,7 @@ class SmpBackbone(Backbone):
             settings = smp.encoders.encoders[name]["pretrained_settings"].get("imagenet")
             if settings is None:
                 raise UnavailableError(f"there are no ImageNet weights for {name}. Set pretrained: false.")
+            self.imagenet_weights = settings["repo_id"]
             file = hub_file(settings["repo_id"], name=name, revision=settings["revision"])
             self.net.load_state_dict(load_state_dict_file(file))
         self.channels = [channels for channels in self.net.out_channels[1:] if channels > 0]
@@ -262,8 +278,9 @@ class TorchvisionBackbone(Backbone):
         if not isinstance(getattr(model, "features", None), nn.Sequential):
             raise _not_dilatable(f"tv-{name}", output_stride, "it has no sequence of features; timm may have it")
         if pretrained:
-            url = torchvision.models.get_model_weights(name).DEFAULT.url
-            model.load_state_dict(load_state_dict_file(torch_hub_file(url)))
+            weights = torchvision.models.get_model_weights(name).DEFAULT
+            self.imagenet_weights = f"torchvision {weights}"
+            model.load_state_dict(load_state_dict_file(torch_hub_file(weights.url)))
         self.net = model.features
         self._feature_indices = list(range(len(self.net)))
         strides = map_strides(self)  # of all layers; the last layer of each stride gives a feature map
@@ -289,9 +306,11 @@ def build_backbone(
     """Build a feature extractor by name.
 
     Args:
-        name: `vgg11/13/16/19` with or without `_bn`; `efficientnet-b0` to `b7` (timm's `tf_efficientnet_b*`, the
-            original weights); any timm name, also with smp's prefix `tu-`; another encoder of
-            segmentation_models_pytorch; `tv-` and a torchvision name; or `caffe_resnet50/101/152`.
+        name: `vgg11/13/16/19` with or without `_bn`; `efficientnet-b0` to `b7` (timm's
+            `tf_efficientnet_b*.ns_jft_in1k`, noisy students that also saw the unlabelled images of JFT-300M); any timm
+            name, with or without the tag of its weights, also with smp's prefix `tu-`; another encoder of
+            segmentation_models_pytorch; `tv-` and a torchvision name; or `caffe_resnet50/101/152`. A timm name without
+            a tag has the weights of `TAGS`, or timm's default.
         output_stride: 8, 16 or 32.
         pretrained: Load the ImageNet weights.
         dilation: `torchvision` keeps the pretrained receptive field; `smp` is for weights of
@@ -304,6 +323,7 @@ def build_backbone(
     """
     if output_stride not in OUTPUT_STRIDES:
         raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
+    name = name.removesuffix(f".{_VGG_TAG}") if name.startswith("vgg") else name
     if name.removesuffix("_bn") in VGG_STAGES:
         if dilation != "torchvision":
             raise UserError(f"dilation must be torchvision for {name}, got {dilation}: VGG is dilated in one way only.")
@@ -311,6 +331,7 @@ def build_backbone(
     timm_name = re.sub(r"^efficientnet-(b[0-7])$", r"tf_efficientnet_\1", name.removeprefix("tu-"))
     kind: type[Any]
     if timm.is_model(timm_name):
+        _check_tag(timm_name)
         name, kind = timm_name, TimmBackbone
     elif name in CAFFE_RESNETS:
         kind = CaffeResNetBackbone
@@ -324,6 +345,22 @@ def build_backbone(
         raise UserError(f"no backbone is called {name!r}. Similar: {', '.join(similar) or 'none'}.")
     backbone: Backbone = kind(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
     return backbone
+
+
+def _with_tag(name: str) -> str:
+    """Return a timm name with the tag of its weights, if there is one."""
+    if "." in name:
+        return name
+    tag = TAGS.get(name) or getattr(timm.get_pretrained_cfg(name), "tag", "")
+    return f"{name}.{tag}" if tag else name
+
+
+def _check_tag(name: str) -> None:
+    """Raise an error if timm has no weights of the tag in a name."""
+    model, _, tag = name.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")] if tag else []
+    if tag and tag not in known:
+        raise UserError(f"{model} has no weights {tag!r}: take one of {', '.join(known) or 'none'}.")
 
 
 def _not_dilatable(name: str, output_stride: int, reason: str) -> UserError:

@@ -10,6 +10,7 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.dilation import DilationRule
+from deeplab_lightning.models.preprocessing import Preprocessing, image_batch
 from deeplab_lightning.models.saving import HubFolder
 from deeplab_lightning.models.weights import start_from
 from deeplab_lightning.resizing import resize
@@ -37,7 +38,8 @@ class TrainingLogits(NamedTuple):
 class DeepLab(nn.Module, HubFolder):
     """Segment images with a backbone, a head on its deepest map and one bilinear resize.
 
-    A new member of the family is a subclass.
+    A new member of the family is a subclass. A network that was trained, or loaded by `from_pretrained`, knows what its
+    images go through and what its outputs mean: `preprocess`, `class_names` and `palette`.
 
     Args:
         backbone: Feature extractor.
@@ -48,9 +50,17 @@ class DeepLab(nn.Module, HubFolder):
         scales: Factors of the input's size at which the image is processed. Their logits are fused by the maximum, and
             in training each has a loss (DeepLab v2, section 4.3, with 0.5, 0.75 and 1).
 
+    Attributes:
+        preprocess: Module that prepares uint8 images: it shrinks them to the evaluation size and normalises them.
+        class_names: K names; None if unknown.
+        palette: K colours (R, G, B) in 0-255; None if unknown.
+
     Raises:
         ValueError: If num_classes is below 1, auxiliary_weight is negative, or a scale is not positive.
     """
+
+    class_names: list[str] | None = None
+    palette: list[list[int]] | None = None
 
     def __init__(
         self,
@@ -70,26 +80,47 @@ class DeepLab(nn.Module, HubFolder):
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
         self.auxiliary_weight, self.scales = auxiliary_weight, tuple(scales)
         self.auxiliary = _fcn_head(backbone.channels[-2], num_classes) if auxiliary_weight else None
+        self.preprocess = Preprocessing(backbone.mean, backbone.std)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the logits of images at their size.
 
         Args:
-            images: (B, 3, H, W) float, normalised by the backbone's mean and std, with any H and W.
+            images: (B, 3, H, W) with any H and W: uint8 RGB, which `preprocess` prepares, or float, normalised by the
+                backbone's mean and std.
 
         Returns:
             Logits (B, K, H, W) float, unnormalised; in training, `TrainingLogits` if the network has an auxiliary head
             or more than one scale.
         """
-        size = (images.shape[-2], images.shape[-1])
-        output = self.coarse_logits(images)
+        prepared = self.preprocess(images)
+        sizes = [(x.shape[-2], x.shape[-1]) for x in ((images,) if prepared is images else (prepared, images))]
+        output = self.coarse_logits(prepared)
         if isinstance(output, Tensor):
-            return resize(output, size)
-        auxiliary = [(weight, resize(logits, size)) for weight, logits in output.auxiliary]
-        return TrainingLogits(resize(output.logits, size), auxiliary)
+            return _resize_in_turn(output, sizes)
+        auxiliary = [(weight, _resize_in_turn(logits, sizes)) for weight, logits in output.auxiliary]
+        return TrainingLogits(_resize_in_turn(output.logits, sizes), auxiliary)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Find the class of each pixel, in evaluation mode and without gradients.
+
+        Args:
+            images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+
+        Returns:
+            (B, H, W) or (H, W) uint8 indices into `class_names`.
+
+        Raises:
+            ValueError: If the images have another shape or dtype.
+        """
+        batch, was_training = image_batch(images).to(self.preprocess.mean.device), self.training
+        logits = self.eval()(batch)
+        self.train(was_training)
+        return logits.argmax(dim=1).to(torch.uint8).reshape(*images.shape[:-3], *images.shape[-2:])
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Compute the logits (B, K, H/s, W/s) that `forward` resizes.
+        """Compute the logits (B, K, H/s, W/s) that `forward` resizes, for normalised images.
 
         Subclasses that compute logits in another way override this method, not `forward`.
         """
@@ -373,6 +404,14 @@ def _apply_multi_grid(backbone: Backbone, multi_grid: Sequence[int]) -> None:
         for layer in block.modules():
             if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
                 layer.dilation = layer.padding = (rate * factor,) * 2
+
+
+def _resize_in_turn(logits: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Resize logits to each size, one after the other."""
+    resized = resize(logits, sizes[0])
+    for size in sizes[1:]:
+        resized = resized if resized.shape[-2:] == size else resize(resized, size)
+    return resized
 
 
 def _fuse(per_scale: list[Tensor], scales: Sequence[float]) -> Tensor:

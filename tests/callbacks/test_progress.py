@@ -33,10 +33,14 @@ def test_the_line_counts_what_the_network_multiplies(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == ""
     NetworkLine().on_fit_start(cast(Any, SimpleNamespace(is_global_zero=True, optimizers=[])), module)
     total, frozen = (sum(p.numel() for p in part.parameters()) / 1e6 for part in (net, net.backbone))
-    assert capsys.readouterr().out == (
+    line = (
         f"DeepLabV3: {total:.1f} M parameters, {frozen:.1f} M of them frozen; {macs / 1e9:.1f} G multiply-adds for an "
-        "image of 512x512.\n"
+        "image of 512x512."
     )
+    assert capsys.readouterr().out == f"{line}\n"
+    net.backbone.imagenet_weights = "resnet18.a1_in1k"
+    NetworkLine().on_fit_start(cast(Any, SimpleNamespace(is_global_zero=True, optimizers=[])), module)
+    assert capsys.readouterr().out == f"{line} ImageNet weights: resnet18.a1_in1k.\n"
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
+import re
 from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -95,8 +97,44 @@ def test_lite_weights_come_from_the_package(number: int, num_norms: int) -> None
         ("hrnet_w18_small", 16, "hrnet_w18_small cannot be dilated to output stride 16"),
         ("dla34", 16, "dla34 cannot be dilated to output stride 16: "),
         ("vgg16", 12, "output_stride must be 8, 16 or 32, got 12"),
+        ("resnet101.best", 16, "resnet101 has no weights 'best': take one of a1_in1k, a1h_in1k, .*tv_in1k"),
     ],
 )
 def test_bad_backbones_say_what_to_do(name: str, output_stride: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_backbone(name, output_stride=output_stride, pretrained=False)
+
+
+README = Path(backbone_module.__file__).with_name("README.md")
+ROWS = [[cell.strip() for cell in row.split("|")[1:-1]] for row in README.read_text().splitlines() if "_in1k` |" in row]
+PINNED = [(name, row[1].strip("`")) for row in ROWS for name in re.findall(r"`([^`]+)`", row[0]) if name != "_bn"]
+
+
+@pytest.mark.parametrize(("name", "tag"), [*PINNED, ("tf_efficientnet_b0", "ns_jft_in1k"), ("vgg16_bn", "tv_in1k")])
+def test_a_name_means_the_weights_that_the_documentation_names(
+    name: str, tag: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(full_name: str) -> Path:
+        raise RuntimeError(full_name)
+
+    monkeypatch.setattr(backbone_module, "hub_weights_file", refuse)
+    monkeypatch.setattr(backbone_module, "load_package_weights", lambda *_: False)
+    model = name.replace("efficientnet-b", "tf_efficientnet_b")
+    with pytest.raises(RuntimeError) as found:
+        build_backbone(name, output_stride=32, pretrained=True)
+    assert str(found.value) == f"{model}.{tag}"
+    assert f"{model}.{tag}" in timm.list_pretrained()
+
+
+def test_the_table_of_weights_is_read() -> None:
+    assert {("efficientnet-b0", "ns_jft_in1k"), ("resnet101", "a1h_in1k"), ("vgg19", "tv_in1k")} <= set(PINNED)
+
+
+def test_a_network_knows_the_weights_that_it_started_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "model.safetensors")
+    monkeypatch.setattr(backbone_module, "hub_weights_file", lambda _: tmp_path / "model.safetensors")
+    weights = [
+        build_backbone(name, output_stride=32, pretrained=pretrained).imagenet_weights
+        for name, pretrained in (("resnet18", True), ("resnet18.tv_in1k", True), ("resnet18", False))
+    ]
+    assert weights == ["resnet18.a1_in1k", "resnet18.tv_in1k", None]

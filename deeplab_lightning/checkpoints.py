@@ -1,0 +1,240 @@
+"""Describe a module in its checkpoints, and rebuild its arguments from them."""
+
+import inspect
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+
+from deeplab_lightning.class_paths import class_path_of, import_error, init_args_of
+from deeplab_lightning.data.transforms import EvalTransforms
+from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.models.saving import (
+    NO_PRETRAINED,
+    describe_use,
+    network_arguments,
+    unknown_arguments,
+)
+
+CLASSES_KEY = "classes"
+"""Key of the class table in a checkpoint, as plain lists."""
+NETWORK_KEY = "network"
+"""Key of the network's class, of the preprocessing of its images and of what a checkpoint names but does not hold."""
+_ARGUMENTS_KEY = "hyper_parameters"  # Lightning's
+_PARTS = ("loss", "optimizer", "lr_scheduler", "postprocess")
+
+
+class MissingLoss(nn.Module):
+    """Replace a loss that a checkpoint cannot restore: nan in evaluation, an error in training.
+
+    Args:
+        reason: Why it cannot be restored, as a clause.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
+        self._is_told = False
+
+    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return nan, and say so once.
+
+        Raises:
+            ValueError: In training.
+        """
+        if self.training:
+            raise UserError(f"{self.reason}: give the loss to train with.")
+        if not self._is_told:
+            warnings.warn(f"{self.reason}: no loss is computed.", stacklevel=2)
+            self._is_told = True
+        return logits.new_full((), torch.nan)
+
+
+def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
+    """Read a checkpoint to the CPU; its tensors stay in the file until they are used.
+
+    Args:
+        path: File that a training wrote.
+        weights_only: Unpickle nothing but tensors and plain values.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a checkpoint of a training, or damaged.
+    """
+    if not Path(path).is_file():
+        raise MissingFileError(f"no such checkpoint: {Path(path).absolute()}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
+    except (RuntimeError, ValueError, UnpicklingError, EOFError) as error:
+        # Their texts speak of archives and internal errors.
+        raise UserError(f"{path} is no checkpoint of `deeplab fit`, or it was damaged or cut off.") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path} is no checkpoint of `deeplab fit`: it has no state_dict.")
+    return checkpoint
+
+
+def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Describe a module as plain values, from which `saved_arguments` rebuilds its arguments.
+
+    Args:
+        module: A `SegmentationModule`.
+        config: Its configuration if the command line built it. Without it, the objects themselves are described.
+    """
+    net, classes = uncompiled(module.net), module.classes.to_dict()
+    network = {"class_path": class_path_of(net), "unknown_arguments": unknown_arguments(net), **describe_use(net)}
+    content: dict[str, Any] = {CLASSES_KEY: classes, NETWORK_KEY: network}
+    if config is None:
+        arguments = _arguments_of(module)
+        if module.postprocess is not None and "postprocess" not in arguments:
+            network["postprocess"] = class_path_of(module.postprocess)
+    else:
+        content["config"] = config
+        arguments = {**config["model"], "net": _with_all_arguments(config["model"]["net"], net.num_classes)}
+    arguments |= {"classes": classes, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+    return {**content, "hparams_name": "kwargs", _ARGUMENTS_KEY: arguments}
+
+
+def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only: bool | None) -> dict[str, Any]:
+    """Rebuild the arguments of a module from its checkpoint.
+
+    A loss, an optimiser or a schedule that cannot be imported is replaced by one that refuses to train.
+
+    Args:
+        kind: `SegmentationModule` or a subclass.
+        path: Path of the checkpoint.
+        given: Names of the arguments that the caller gives, which are not rebuilt.
+        weights_only: Unpickle nothing but tensors and plain values; true if None.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist.
+        ValueError: If the network or the postprocess is not given and cannot be rebuilt.
+    """
+    checkpoint = read_checkpoint(path, weights_only=weights_only is not False)
+    saved = checkpoint.get(_ARGUMENTS_KEY, {})
+    if "net" not in given and (problem := network_problem(checkpoint)):
+        raise UserError(f"{path} {problem}. Give it by load_from_checkpoint(path, net=...).")
+    if "_instantiator" not in saved:
+        return {}  # without it, the values are the arguments themselves
+    arguments: dict[str, Any] = {"_instantiator": None}
+    buildable = {}
+    for name in inspect.signature(kind).parameters:
+        if name not in saved or name in given:
+            continue
+        value = saved[name]
+        is_path = isinstance(value, str) and name in _PARTS  # of a function
+        failure = None if name == "net" else import_error({"class_path": value} if is_path else value)
+        text = f"{name} of {path} is not available, since {failure}"
+        if not failure:
+            buildable[name] = value
+        elif name == "loss":
+            arguments[name] = MissingLoss(text)
+        elif name in {"optimizer", "lr_scheduler"}:
+            arguments[name] = _refuse_to_train(text)
+        else:
+            raise UserError(f"{text}. Give it by load_from_checkpoint(path, {name}=...).")
+    for name, text in gaps(checkpoint).items():
+        if name not in given:
+            warnings.warn(f"{path} {text}.", stacklevel=3)
+    return arguments | _build(kind, buildable)
+
+
+def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what images went through before the network of a checkpoint, see `describe_use`.
+
+    Checkpoints of version 0.1.0 have the evaluation size in their configuration.
+    """
+    if NETWORK_KEY in checkpoint:
+        return dict(checkpoint[NETWORK_KEY])
+    transforms = checkpoint.get("config", {}).get("data", {}).get("eval_transforms")
+    for init_args in init_args_of(EvalTransforms.__name__, transforms):
+        return {"max_size": init_args.get("max_size")}
+    return {}
+
+
+def network_problem(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return why the network of a checkpoint cannot be rebuilt, as the end of a sentence; None if it can.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+    """
+    saved, network = checkpoint.get(_ARGUMENTS_KEY, {}), checkpoint.get(NETWORK_KEY)
+    if "net" in saved:
+        failure = import_error(saved["net"])
+        return failure and f"has a network that cannot be built, since {failure}"
+    if network is None:
+        return "does not describe its network"
+    unknown = ", ".join(network["unknown_arguments"])
+    return f"does not hold the arguments {unknown} of its network {network['class_path']}, which are no plain values"
+
+
+def gaps(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a checkpoint from Python names but does not hold, as the end of a sentence for each argument.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+    """
+    network = checkpoint.get(NETWORK_KEY, {})
+    texts = {
+        "eval_transforms": "was evaluated with {}, which images have to go through first",
+        "postprocess": "does not hold its postprocess {}: labels are the network's",
+    }
+    return {key: text.format(network[key]) for key, text in texts.items() if network.get(key)}
+
+
+def uncompiled(net: Any) -> Any:
+    """Return the network inside a compiled one, or the network itself."""
+    return getattr(net, "_orig_mod", net)
+
+
+def _with_all_arguments(net: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Complete the entry of a network in a configuration, without pretrained weights."""
+    arguments = {**net.get("init_args", {}), "num_classes": num_classes}
+    arguments |= {key: value for key, value in NO_PRETRAINED.items() if key in arguments}
+    return {**net, "init_args": arguments}
+
+
+def _arguments_of(module: Any) -> dict[str, Any]:
+    """Return the arguments of a module that was built in Python, as far as its objects tell them."""
+    net = uncompiled(module.net)
+    values = {name: getattr(module, name, None) for name in inspect.signature(type(module)).parameters}
+    arguments: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
+    if not unknown_arguments(net):
+        arguments["net"] = {"class_path": class_path_of(net), "init_args": network_arguments(net)}
+    lost = MissingLoss(f"the checkpoint does not hold the arguments of its loss {class_path_of(module.loss)}")
+    arguments["loss"] = _description(module.loss) or _description(lost)
+    if postprocess := _description(module.postprocess):
+        arguments["postprocess"] = postprocess
+    return arguments
+
+
+def _description(part: object) -> dict[str, Any] | None:
+    """Describe a loss or postprocess of this package, whose attributes have its arguments' names; None for others."""
+    if not type(part).__module__.startswith("deeplab_lightning."):
+        return None
+    values = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
+    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {"class_path": class_path_of(part), "init_args": json.loads(json.dumps(plain))}
+
+
+def _build(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the objects that some arguments of a class describe."""
+    others = {name for name in inspect.signature(kind).parameters if name not in values}
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "module", skip=others, instantiate=False, fail_untyped=False)
+    built = parser.instantiate_classes(parser.parse_object({"module": dict(values)}))
+    return {name: built["module"][name] for name in values}
+
+
+def _refuse_to_train(reason: str) -> Any:
+    """Return a factory that raises an error."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise UserError(f"{reason}: give it to train.")
+
+    return refuse

@@ -1,0 +1,112 @@
+"""Save a LightningModule so that its checkpoints can be used alone."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import lightning as L
+from torch import nn
+
+from deeplab_lightning.checkpoints import MissingLoss, describe, saved_arguments, saved_use, uncompiled
+from deeplab_lightning.class_paths import class_path_of
+from deeplab_lightning.data.transforms import EvalTransforms
+from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.saving import restore_use
+
+_COMPILED = "_orig_mod."  # what `torch.compile` adds to the names of weights
+
+
+class SavedModule(L.LightningModule):
+    """Store in each checkpoint what the module is rebuilt from: network, classes and preprocessing.
+
+    It is the base of `SegmentationModule`, which defines the network and the other parts.
+    """
+
+    net: DeepLab
+    config: dict[str, Any] | None = None
+    """The resolved configuration, set by the command line and stored in checkpoints."""
+
+    def setup(self, stage: str) -> None:
+        """Adopt the evaluation size of the data."""
+        if self._eval_transforms is not None:
+            follow(self.net, self._eval_transforms)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store the module's arguments as plain values, without weights to start from."""
+        content = describe(self, self.config)
+        content["hyper_parameters"] = {**checkpoint.get("hyper_parameters", {}), **content["hyper_parameters"]}
+        checkpoint |= content
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Prepare images as in the training of the checkpoint, except for what the trainer's data say."""
+        restore(self, checkpoint, has_transforms=self._eval_transforms is not None)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        hparams_file: str | Path | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **arguments: Any,
+    ) -> Self:
+        """Load a module from a checkpoint that `deeplab fit` or a `Trainer` wrote.
+
+        What only a training needs, the loss and the optimiser, may be missing on this machine.
+
+        Args:
+            checkpoint_path: The checkpoint.
+            map_location: Device of the weights; that of the training if None.
+            hparams_file: See Lightning.
+            strict: See Lightning.
+            weights_only: See Lightning.
+            arguments: Arguments of the class that replace those of the checkpoint, such as `loss`.
+
+        Raises:
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If it is damaged, or an argument that is not given cannot be rebuilt from it.
+        """
+        is_local = isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path)
+        if is_local and hparams_file is None:
+            saved = saved_arguments(cls, checkpoint_path, arguments, weights_only=weights_only is not False)
+            arguments = {**saved, **arguments}
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **arguments
+        )
+
+    @property
+    def _eval_transforms(self) -> object | None:
+        """Return the evaluation transforms of the trainer's datamodule, if there are any."""
+        return getattr(getattr(self._trainer, "datamodule", None), "eval_transforms", None)
+
+
+def follow(net: nn.Module, eval_transforms: object) -> None:
+    """Let a network prepare images as the evaluation transforms of a datamodule do.
+
+    Args:
+        net: Network that is changed.
+        eval_transforms: The transforms. Of others than `EvalTransforms` only the class path is kept, for a warning.
+    """
+    preprocess = uncompiled(net).preprocess
+    is_own = type(eval_transforms) is EvalTransforms
+    preprocess.max_size = eval_transforms.max_size if is_own else None  # type: ignore[attr-defined]
+    preprocess.transforms = None if is_own else class_path_of(eval_transforms)
+
+
+def restore(module: SavedModule, checkpoint: dict[str, Any], *, has_transforms: bool) -> None:
+    """Prepare a module for the weights of a checkpoint, and these for the module.
+
+    Args:
+        module: A `SegmentationModule`, which is changed.
+        checkpoint: Content of the checkpoint, whose `state_dict` is changed.
+        has_transforms: Whether a datamodule has evaluation transforms, which are used instead of the checkpoint's.
+    """
+    net, saved = uncompiled(module.net), saved_use(checkpoint)
+    if has_transforms:
+        saved |= {"max_size": net.preprocess.max_size, "eval_transforms": net.preprocess.transforms}
+    restore_use(net, saved)
+    own = {key.replace(_COMPILED, ""): key for key in module.state_dict()}
+    state = {own.get(key.replace(_COMPILED, ""), key): value for key, value in checkpoint["state_dict"].items()}
+    if isinstance(module.loss, MissingLoss):
+        state = {key: value for key, value in state.items() if not key.startswith("loss.")}
+    checkpoint["state_dict"] = state
