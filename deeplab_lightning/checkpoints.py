@@ -227,7 +227,7 @@ def _build(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     others = {name for name in inspect.signature(kind).parameters if name not in values}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "module", skip=others, instantiate=False, fail_untyped=False)
-    built = parser.instantiate_classes(parser.parse_object({"module": dict(values)}))
+    built = parser.instantiate(parser.parse_object({"module": dict(values)}))
     return {name: built["module"][name] for name in values}
 
 
