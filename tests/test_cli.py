@@ -403,7 +403,8 @@ def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> Non
     main(["validate", "--ckpt_path", checkpoint])
     validated = yaml.safe_load((own / "config_validate.yaml").read_text())
     assert validated["data"]["fold_file"] == str(own / "folds.csv")
-    main(["validate", "--ckpt_path", checkpoint, "--data.split_seed", "7"])  # another split, asked for
+    with pytest.warns(UserWarning, match="another split than the checkpoint's"):
+        main(["validate", "--ckpt_path", checkpoint, "--data.split_seed", "7"])
     assert yaml.safe_load((own / "config_validate-2.yaml").read_text())["data"]["fold_file"] is None
     # A file that the folds came from may change; the run's own does not.
     checkpoint_file = torch.load(checkpoint, weights_only=True)

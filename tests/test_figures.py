@@ -1,6 +1,5 @@
 """The figures of a training: one loss for the whole set, of all processes, of the epoch that they are printed for."""
 
-import csv
 import json
 import re
 import subprocess
@@ -19,6 +18,7 @@ from deeplab_lightning import DeepLabV3, SegmentationModule
 from deeplab_lightning.callbacks import PredictionPanels, panels
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.losses import CrossEntropyLoss
+from deeplab_lightning.tables import read_csv
 from tests.conftest import write_mask
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
@@ -111,7 +111,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps_and_processes(mask_fold
     losses = torch.tensor([json.loads((mask_folder / f"losses_{rank}.json").read_text()) for rank in (0, 1)])
     assert losses.shape == (2, 2, 4)  # processes, epochs, steps
     expected = losses.mean(dim=(0, 2)).tolist()
-    rows = list(csv.DictReader((mask_folder / "runs" / "run" / "metrics.csv").open()))
+    rows = read_csv(mask_folder / "runs" / "run" / "metrics.csv")
     assert [float(row["train/loss"]) for row in rows] == pytest.approx(expected, rel=1e-5)
     assert [float(value) for value in re.findall(r"train/loss ([\d.]+)", printed)] == pytest.approx(expected, abs=1e-3)
 

@@ -88,7 +88,9 @@ def test_revert_keeps_what_was_trained() -> None:
             norm.weight.data.fill_(2)
     norms = [m for m in plugin.revert(synced).modules() if isinstance(m, BatchNormAct2d)]
     assert norms
-    assert {(float(m.running_mean[0]), float(m.weight[0].detach()), m.weight.dtype) for m in norms} == {(3, 2, torch.float64)}
+    assert {(float(m.running_mean[0]), float(m.weight[0].detach()), m.weight.dtype) for m in norms} == {
+        (3, 2, torch.float64)
+    }
 
 
 def test_synchronised_norms_are_norms_for_the_optimiser_and_the_kernels() -> None:

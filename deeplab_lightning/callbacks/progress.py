@@ -50,7 +50,7 @@ class EpochLines(ProgressBar):
         ]
         self._print(
             f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {'  '.join(parts)}  "
-            f"{time.monotonic() - self._start:.1f} s"
+            f"{figures.get('seconds', time.monotonic() - self._start):.1f} s"
         )
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
