@@ -256,7 +256,8 @@ def test_options_replace_a_data_set_that_cannot_be_imported(
     torch.save(checkpoint, tmp_path / "a.ckpt")
     main(["predict", "--ckpt_path", str(tmp_path / "a.ckpt"), "--images", str(noise), "--output", str(tmp_path / "o")])
     words = ["validate", "--ckpt_path", str(tmp_path / "a.ckpt"), "--output_dir", str(tmp_path)]
-    main([*words, *options(noise)])
+    with pytest.warns(UserWarning, match="no loss is computed"):
+        main([*words, *options(noise)])
     assert [path.name for path in tmp_path.glob("*/result_*.json")] == ["result_validate.json"]
     capsys.readouterr()
     with pytest.raises(ValueError, match="data.dataset is required"):

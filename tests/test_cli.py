@@ -493,3 +493,15 @@ def test_a_checkpoint_without_its_folder_stops_where_images_were_added(run: Path
         shutil.copy(first, first.with_stem("added"))
     with pytest.raises(DataError, match=r"the checkpoint's fold table: .* missing \(added.png\)"):
         main([*options, "--output_dir", str(tmp_path / "runs")])
+
+
+def test_other_data_are_tested_without_the_data_of_the_training(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    dataset = content["config"]["data"]["dataset"]
+    other = {**dataset, "init_args": {**dataset["init_args"]}}
+    dataset["init_args"]["root"] = str(tmp_path / "gone")
+    torch.save(content, tmp_path / "best.ckpt")
+    options = ["--ckpt_path", str(tmp_path / "best.ckpt"), "--output_dir", str(tmp_path), "--name", "other"]
+    main(["test", *options, "--data.test_dataset", yaml.safe_dump(other, default_flow_style=True)])
+    result = json.loads((tmp_path / "other" / "result_test.json").read_text())
+    assert (result["dataset"], result["num_images"]) == (f"{other['init_args']['root']}/images", 10)

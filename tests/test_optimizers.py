@@ -65,6 +65,9 @@ class Unfreeze(BaseFinetuning):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore:The provided params to be frozen already exist"
+)  # Lightning's: they are wanted there
 def test_a_backbone_that_is_unfrozen_later_trains_at_its_own_rate(mask_folder: Path) -> None:
     net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)
     module, before = SegmentationModule(net), deepcopy(net.backbone.state_dict())

@@ -238,8 +238,13 @@ def _is_dry_run(trainer: L.Trainer) -> bool:
 
 def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
     datamodule = getattr(trainer, "datamodule", None)
-    if not isinstance(datamodule, SegmentationDataModule) or datamodule.dataset is None:
-        return {"dataset": None, "num_images": None, "fold": None, "n_folds": None}
+    unknown = {"dataset": None, "num_images": None, "fold": None, "n_folds": None}
+    if not isinstance(datamodule, SegmentationDataModule):
+        return unknown
+    if trainer.state.fn == TrainerFn.TESTING and (tested := datamodule.test_dataset) is not None:
+        return {**unknown, "dataset": tested.source, "num_images": len(tested)}
+    if datamodule.dataset is None:
+        return unknown
     is_folded = datamodule.split == "folds"
     return {
         "dataset": datamodule.dataset.source,

@@ -1,7 +1,6 @@
 """Use the configuration of the checkpoint that a command line names."""
 
 import inspect
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from deeplab_lightning.checkpoints import CLASSES_KEY, MissingLoss, gaps, networ
 from deeplab_lightning.class_paths import import_error
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.experiment import MACHINE_KEYS
@@ -27,7 +27,8 @@ _DATA_SETS = ("dataset", "val_dataset", "test_dataset", "groups")
 def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[str]:
     """Put the configuration of a checkpoint before the options, and for `predict` its class table after them.
 
-    The configuration of a checkpoint is used unless a `-c` names a network.
+    The configuration of a checkpoint is used unless a `-c` names a network. `test` of a `data.test_dataset` that the
+    options name uses the class table instead of the data of the training, which may not exist here.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
@@ -47,14 +48,20 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         return args
     checkpoint = read_checkpoint(path)
     if not any(_names_network(config) for config in options(args, "-c", "--config")):
-        config = _own_config(checkpoint, path, command, args)
+        config = _own_config(checkpoint, path, command)
+        if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
+            config["data"] = {**config.get("data", {}), **_without_data(checkpoint)}
         args = ["-c", _yaml_file(scratch / "checkpoint.yaml", config), *args]
     if command == "predict" and CLASSES_KEY in checkpoint:
-        # The images are predicted without the data that the checkpoint was trained on, which may not exist here.
-        no_data = {"dataset": None, "val_dataset": None, "test_dataset": None, "split": "folds", "fold": None}
-        overlay = {"data": {**no_data, "classes": checkpoint[CLASSES_KEY]}}
+        overlay = {"data": {**_without_data(checkpoint), "test_dataset": None}}
         args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
     return args
+
+
+def _without_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of `data` that replace the data of the training by its class table."""
+    no_data = {"dataset": None, "val_dataset": None, "split": "folds", "fold": None, "fold_file": None, "groups": None}
+    return {**no_data, "classes": checkpoint.get(CLASSES_KEY)}
 
 
 def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
@@ -73,10 +80,10 @@ def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
         raise UserError(f"{found} {START_FROM_WEIGHTS}")
 
 
-def _own_config(checkpoint: dict[str, Any], path: str, command: str, args: Sequence[str]) -> dict[str, Any]:
+def _own_config(checkpoint: dict[str, Any], path: str, command: str) -> dict[str, Any]:
     """Return the configuration that a checkpoint was trained with, as far as it applies to a command."""
     if "config" not in checkpoint and command != "fit":
-        return _config_from_python(checkpoint, path, command, args)
+        return _config_from_python(checkpoint, path)
     if "config" not in checkpoint:
         raise UserError(f"{path} holds no configuration; give the one that it was trained with by -c.")
     # Without its name: the run's folder may have been renamed since.
@@ -107,7 +114,7 @@ def _usable(setting: Any) -> Any:
     return None if failure else setting
 
 
-def _config_from_python(checkpoint: dict[str, Any], path: str, command: str, args: Sequence[str]) -> dict[str, Any]:
+def _config_from_python(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
     """Return a configuration for a checkpoint that a `Trainer` wrote without the command line."""
     if problem := network_problem(checkpoint):
         raise UserError(f"{path} {problem}. Give its configuration by -c.")
@@ -120,8 +127,8 @@ def _config_from_python(checkpoint: dict[str, Any], path: str, command: str, arg
     data: dict[str, Any] = {
         "eval_transforms": {"class_path": f"{EvalTransforms.__module__}.EvalTransforms", "init_args": use}
     }
-    if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
-        data["classes"] = checkpoint[CLASSES_KEY]  # the test data alone are enough
+    split = checkpoint.get(SegmentationDataModule.__qualname__, {})  # where Lightning keeps the datamodule's state
+    data |= {key: split[key] for key in ("n_folds", "split_seed", "fold_method", "fold") if key in split}
     return {"model": {**model, "net": {**model["net"], "init_args": of_net}}, "data": data}
 
 

@@ -86,7 +86,8 @@ def set_folder(config: Namespace, folder: RunFolder) -> None:
     """Let trainer and checkpoints write to the run's folder."""
     config.trainer.default_root_dir = str(folder)
     config.checkpoint.dirpath = str(folder.checkpoints)
-    if config.data.split != "official" and config.data.fold is None:
+    is_without = config.data.split != "official" and config.data.fold is None
+    if is_without or config.trainer.limit_val_batches == 0:
         config.checkpoint.monitor, config.checkpoint.save_top_k = None, 0  # without validation there is no best epoch
 
 

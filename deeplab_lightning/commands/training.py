@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
+from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.checkpoint import START_FROM_WEIGHTS, add_checkpoint_config, refuse_other_classes
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
@@ -42,6 +43,7 @@ from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.saved_module import follow
+from deeplab_lightning.schedules import PolyLR
 from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
@@ -152,6 +154,8 @@ class DeepLabCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT_DEFAULTS.items()})
+        # As it is in a file: a resumed experiment compares its settings with those that it was started with.
+        parser.set_defaults({"model.lr_scheduler": {"class_path": class_path_of(PolyLR)}})
         if self._command == "predict":
             parser.add_argument(
                 "--images",

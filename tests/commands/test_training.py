@@ -272,6 +272,7 @@ def plain_torch() -> Iterator[None]:
         *("profiler=simple", "profiler=advanced", "max_epochs=0"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:You requested to overfit", "ignore:Starting from v1.9.0")  # Lightning's notes
 def test_settings_of_the_trainer_work(folder: Path, plain_torch: None, setting: str) -> None:
     name = setting.replace("=", "-").replace(":", "-")
     main(["fit", "-c", str(folder / "config.yaml"), "--name", name, "--trainer.max_epochs=2", f"--trainer.{setting}"])
