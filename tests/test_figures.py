@@ -201,3 +201,26 @@ def test_waiting_is_seen() -> None:
         assert (torch.ones(2) > 0).any()
         torch.ones(2)[torch.ones(2) > 0]
     assert len(waits.names) >= 2
+
+
+class BenchmarkFlags(L.Callback):
+    """Write whether cuDNN searches for kernels, in training and in validation."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.flags = Path(folder), {"train": set[bool](), "validate": set[bool]()}
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.flags["train"].add(torch.backends.cudnn.benchmark)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.flags["validate"].add(torch.backends.cudnn.benchmark)
+
+    def on_train_end(self, *_: Any) -> None:
+        (self.folder / "flags.json").write_text(json.dumps({key: list(value) for key, value in self.flags.items()}))
+
+
+@pytest.mark.slow
+def test_cudnn_searches_for_kernels_in_training_only(mask_folder: Path) -> None:
+    flags = f"{{class_path: tests.test_figures.BenchmarkFlags, init_args: {{folder: {mask_folder}}}}}"
+    fit(mask_folder, "--trainer.benchmark", "true", "--trainer.callbacks", f"[{flags}]")
+    assert json.loads((mask_folder / "flags.json").read_text()) == {"train": [True], "validate": [False]}

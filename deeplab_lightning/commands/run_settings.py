@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import CheckpointIO, LayerSync
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig, StopOnDivergence
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
+from deeplab_lightning.callbacks.cudnn_benchmark import CudnnBenchmarkInTraining
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
@@ -155,7 +156,7 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
         config: The configuration.
         text: The configuration as YAML, to be saved.
     """
-    callbacks: list[L.Callback] = [SaveConfig(text), RunRecord(config.seed_everything)]
+    callbacks: list[L.Callback] = [SaveConfig(text), RunRecord(config.seed_everything), CudnnBenchmarkInTraining()]
     if command == "fit":
         callbacks += _fit_callbacks(config)
     if command == "predict":
