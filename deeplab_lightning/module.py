@@ -19,7 +19,7 @@ from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
 from deeplab_lightning.saved_module import SavedModule
-from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
+from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config, step_plateaus
 
 
 class SegmentationModule(SavedModule):
@@ -178,8 +178,9 @@ class SegmentationModule(SavedModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_epoch_end(self) -> None:
-        """Log the metrics of the whole validation set."""
+        """Log the metrics of the whole validation set, and step schedules that wait for them."""
         self._log_metrics("val")
+        step_plateaus(self.trainer)
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of the whole test set."""

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -72,8 +73,25 @@ def schedule_config(
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.limit_val_batches == 0 or not getattr(datamodule, "has_validation", True):
             raise UserError(f"the schedule waits for {monitor}, but nothing validates: take another.")
-        config |= {"monitor": monitor, "reduce_on_plateau": True, "frequency": trainer.check_val_every_n_epoch or 1}
+        # Not stepped by Lightning, which does so after the checkpoints of the epoch: see `step_plateaus`.
+        config |= {"monitor": monitor, "reduce_on_plateau": True, "frequency": sys.maxsize}
     return config
+
+
+def step_plateaus(trainer: L.Trainer) -> None:
+    """Step the schedules that wait for a plateau, after the last validation of an epoch.
+
+    Raises:
+        ValueError: If their metric was not logged.
+    """
+    if trainer.sanity_checking or not trainer.lr_scheduler_configs or not trainer.is_last_batch:
+        return
+    for config in trainer.lr_scheduler_configs:
+        if config.reduce_on_plateau:
+            if (value := trainer.callback_metrics.get(str(config.monitor))) is None:
+                known = ", ".join(sorted(trainer.callback_metrics))
+                raise UserError(f"the schedule waits for {config.monitor}, which is not logged; there are {known}.")
+            config.scheduler.step(value)  # type: ignore[arg-type]
 
 
 def build_schedule(
