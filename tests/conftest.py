@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,32 @@ def draw_noise_data(folder: Path) -> None:
             top, left = rng.integers(0, 30), rng.integers(4, 50)
             mask[top : top + 12, left : left + 12] = 2
         write_mask(folder / "masks" / f"{index:02d}.png", mask)
+
+
+def noise_config(
+    folder: Path, *, trainer: Mapping[str, Any], net: Mapping[str, Any] = {}, data: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+    """Return the configuration of a small training on the data of `draw_noise_data`, in seconds on a CPU."""
+    dataset = {"root": str(folder), "images": "images", "masks": "masks"}
+    classes = {"names": list(CLASSES), "ignore_ids": [11]}
+    of_net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False, **net}
+    return {
+        "wandb": "disabled",
+        "output_dir": str(folder / "runs"),
+        "trainer": {"accelerator": "cpu", **trainer},
+        "model": {"net": {"class_path": "DeepLabV3", "init_args": of_net}},
+        "data": {
+            "dataset": {"class_path": "MaskFolderDataset", "init_args": {**dataset, "classes": classes}},
+            "n_folds": 2,
+            "batch_size": 2,
+            "num_workers": 0,
+            "train_transforms": {
+                "class_path": "deeplab_lightning.data.TrainTransforms",
+                "init_args": {"crop_size": 32},
+            },
+            **data,
+        },
+    }
 
 
 @pytest.fixture

@@ -99,6 +99,7 @@ def test_a_checkpoint_from_python_loads_without_arguments(python: tuple[Path, Se
     assert torch.equal(loaded.predict(images), module.predict(images))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_python_is_predicted_tested_and_exported(
     python: tuple[Path, SegmentationModule], noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ class Wide(DeepLabV3):
         super().__init__(num_classes, backbone="test_resnet", aspp_channels=2 * width, pretrained=False)
 
 
+@pytest.mark.slow
 def test_a_network_of_ones_own_is_rebuilt_from_its_arguments(noise: Path, tmp_path: Path) -> None:
     module = fit(SegmentationModule(Wide(3, width=6), classes=TABLE), noise, tmp_path / "a.ckpt")
     loaded = SegmentationModule.load_from_checkpoint(tmp_path / "a.ckpt").eval()

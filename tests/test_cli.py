@@ -66,6 +66,7 @@ def run(folder: Path) -> Path:
     return folder / "runs" / "first"
 
 
+@pytest.mark.slow
 def test_fit_leaves_a_complete_record(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert {key: result[key] for key in ("num_images", "fold", "n_folds", "seed", "epochs")} == {
@@ -86,6 +87,7 @@ def test_fit_leaves_a_complete_record(run: Path) -> None:
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     main(["fit", "-c", str(run / "config.yaml"), "--trainer.max_epochs", "1"])
@@ -93,6 +95,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Pa
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_resume_continues_the_record_of_a_renamed_run(run: Path, folder: Path) -> None:
     own = folder / "runs" / "resumed"
     shutil.copytree(run, own)
@@ -115,6 +118,7 @@ def test_resume_continues_the_record_of_a_renamed_run(run: Path, folder: Path) -
     assert yaml.safe_load((own / "config-2.yaml").read_text())["trainer"]["max_epochs"] == 3
 
 
+@pytest.mark.slow
 def test_resuming_the_last_of_a_fresh_name_starts_anew(folder: Path) -> None:
     main(
         [
@@ -146,6 +150,7 @@ def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: P
     assert (run / "result.json").read_bytes() == record
 
 
+@pytest.mark.slow
 def test_predict_needs_nothing_but_checkpoint_and_images(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone.ckpt"
     shutil.copy(run / "checkpoints" / "best.ckpt", alone)
@@ -161,6 +166,7 @@ def test_predict_needs_nothing_but_checkpoint_and_images(run: Path, tmp_path: Pa
         assert overlay.size == (50, 50)
 
 
+@pytest.mark.slow
 def test_checkpoints_restore_by_path_alone_without_a_hub(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     net = checkpoint["hyper_parameters"]["net"]["init_args"]
@@ -171,6 +177,7 @@ def test_checkpoints_restore_by_path_alone_without_a_hub(run: Path, monkeypatch:
         assert torch.equal(value, checkpoint["state_dict"][f"net.{name}"])
 
 
+@pytest.mark.slow
 def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr("deeplab_lightning.models.backbone.hub_weights_file", lambda name: asked.append(name))
@@ -345,6 +352,7 @@ def test_synthetic_writes_coco(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "s" / "annotations.json").read_text())["images"]) == 2
 
 
+@pytest.mark.slow
 def test_split_writes_the_folds_that_training_uses(
     run: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -478,6 +486,7 @@ def test_the_program_shows_input_errors_without_a_traceback(folder: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_its_folder_stops_where_images_were_added(run: Path, tmp_path: Path) -> None:
     """A new split would validate on images of the training."""
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -495,6 +504,7 @@ def test_a_checkpoint_without_its_folder_stops_where_images_were_added(run: Path
         main([*options, "--output_dir", str(tmp_path / "runs")])
 
 
+@pytest.mark.slow
 def test_other_data_are_tested_without_the_data_of_the_training(run: Path, tmp_path: Path) -> None:
     content = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
     dataset = content["config"]["data"]["dataset"]

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from segmentation_models_pytorch.losses import DiceLoss
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,30 +20,8 @@ from deeplab_lightning.callbacks import PredictionPanels, panels
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.tables import read_csv
-from tests.conftest import write_mask
+from tests.conftest import noise_config, write_mask
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
-
-CONFIG = """
-seed_everything: 3
-wandb: disabled
-trainer: {accelerator: cpu, num_sanity_val_steps: 0, max_epochs: 2, enable_model_summary: false}
-model:
-  net:
-    class_path: DeepLabV3
-    init_args: {backbone: test_efficientnet, pretrained: false, aspp_channels: 8}
-data:
-  dataset:
-    class_path: MaskFolderDataset
-    init_args:
-      root: ROOT
-      images: images
-      masks: masks
-      classes: {names: [sky, road, car], ignore_ids: [11]}
-  n_folds: 5
-  batch_size: 1
-  num_workers: 0
-  train_transforms: {class_path: deeplab_lightning.data.transforms.TrainTransforms, init_args: {crop_size: 48}}
-"""
 
 
 class LossFile(L.Callback):
@@ -62,14 +41,18 @@ class LossFile(L.Callback):
 
 
 def fit(folder: Path, *options: str) -> str:
-    (folder / "config.yaml").write_text(CONFIG.replace("ROOT", str(folder)))
-    words = ["fit", "-c", str(folder / "config.yaml"), "--output_dir", str(folder / "runs"), "--name", "run", *options]
+    trainer = {"num_sanity_val_steps": 0, "max_epochs": 2, "enable_model_summary": False}
+    net = {"backbone": "test_efficientnet"}
+    config = noise_config(folder, trainer=trainer, net=net, data={"n_folds": 5, "batch_size": 1})
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, **config}))
+    words = ["fit", "-c", str(folder / "config.yaml"), "--name", "run", *options]
     command = [sys.executable, "-m", "deeplab_lightning", *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", [CrossEntropyLoss(class_weights=[1.0, 0.5, 9.0]), DiceLoss("multiclass", ignore_index=255)]
 )
@@ -123,6 +106,7 @@ def test_the_line_of_an_epoch_without_validation_has_no_figures_of_an_earlier_on
     assert ["val/miou" in line for line in lines] == [False, True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False])
 def test_panels_show_averaged_weights(mask_folder: Path, monkeypatch: pytest.MonkeyPatch, is_first: bool) -> None:
     """In whatever order the callbacks are given."""

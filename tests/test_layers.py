@@ -22,6 +22,7 @@ FLOORS = (
         *("crf.permutohedral", "crf"),
     ),
     (
+        "data.loaders",
         "data.datamodule",
         "data.config",
         "labels",

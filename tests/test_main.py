@@ -19,7 +19,7 @@ import yaml
 from deeplab_lightning import __main__ as program
 from deeplab_lightning.cli import main
 from deeplab_lightning.errors import DataError, UnavailableError, UserError
-from tests.conftest import CLASSES, draw_noise_data, write_image
+from tests.conftest import draw_noise_data, noise_config, write_image
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 Show = Callable[..., tuple[Any, str]]
@@ -38,23 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, `config.yaml` of a tiny network, and configurations and checkpoints that cannot be used."""
     root = tmp_path_factory.mktemp("main")
     draw_noise_data(root)
-    dataset = {"root": str(root), "images": "images", "masks": "masks"}
-    classes = {"names": list(CLASSES), "ignore_ids": [11]}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
-    config = {
-        "wandb": "disabled",
-        "output_dir": str(root / "runs"),
-        "trainer": {"accelerator": "cpu", "max_epochs": 1},
-        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
-        "data": {
-            "dataset": {"class_path": "MaskFolderDataset", "init_args": {**dataset, "classes": classes}},
-            "n_folds": 2,
-            "batch_size": 2,
-            "num_workers": 0,
-            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
-        },
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    (root / "config.yaml").write_text(yaml.safe_dump(noise_config(root, trainer={"max_epochs": 1})))
     (root / "no_yaml.yaml").write_text("data: {dataset: [1, 2\nmodel: x: y\n")
     (root / "list.yaml").write_text("- a\n- b\n")
     (root / "binary.yaml").write_bytes(bytes(range(256)) * 20)

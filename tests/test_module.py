@@ -68,6 +68,7 @@ def test_one_class_is_evaluated(mask_folder: Path, tmp_path: Path) -> None:
     assert figures["test/miou"] == figures["test/boundary_iou"] == 1
 
 
+@pytest.mark.slow
 def test_rates_are_multiples_and_the_schedule_ends_with_the_training(mask_folder: Path) -> None:
     module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1))
     fit = trainer(mask_folder, max_epochs=2, accumulate_grad_batches=2)
@@ -141,6 +142,7 @@ def test_resume_equals_no_interruption(mask_folder: Path, tmp_path: Path) -> Non
     assert torch.equal(weights(whole[1]), weights(second))
 
 
+@pytest.mark.slow
 def test_checkpoints_load_in_scripts(mask_folder: Path, tmp_path: Path) -> None:
     module = SegmentationModule(tiny_net(), classes=TABLE, lr_scheduler=PolyLR)
     fit = trainer(mask_folder, max_epochs=1)

@@ -50,6 +50,7 @@ def test_the_commands_work_in_their_order(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path for path in expected if not Path(path).is_file()] == []
 
 
+@pytest.mark.slow
 def test_the_scripts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scripts = [block for language, block in BLOCKS if language == "python"]

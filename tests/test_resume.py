@@ -16,42 +16,34 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data
+from tests.conftest import draw_noise_data, noise_config
 
-CONFIG = """
-seed_everything: 3
-wandb: disabled
-trainer: {accelerator: cpu, num_sanity_val_steps: 1, log_every_n_steps: 1, enable_model_summary: false}
-model:
-  net:
-    class_path: DeepLabV3
-    init_args: {backbone: test_efficientnet, pretrained: false, aspp_channels: 8, dropout: 0.5}
-data:
-  dataset:
-    class_path: MaskFolderDataset
-    init_args:
-      root: ROOT
-      images: images
-      masks: masks
-      classes: {names: [sky, road, car], ignore_ids: [11]}
-  n_folds: 5
-  batch_size: 1
-  train_transforms: {class_path: deeplab_lightning.data.transforms.TrainTransforms, init_args: {crop_size: 64}}
-"""
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    draw_noise_data(tmp_path)
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    write_training(tmp_path)
     return tmp_path
 
 
+def write_training(folder: Path) -> None:
+    """Write data and `config.yaml` of a training with dropout."""
+    draw_noise_data(folder)
+    config = noise_config(
+        folder,
+        trainer={"num_sanity_val_steps": 1, "log_every_n_steps": 1, "enable_model_summary": False},
+        net={"backbone": "test_efficientnet", "dropout": 0.5},
+        data={"n_folds": 5, "batch_size": 1},
+    )
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, **config}))
+
+
 def command(folder: Path, name: str, *options: str) -> list[str]:
-    words = ["fit", "-c", str(folder / "config.yaml"), "--output_dir", str(folder / "runs"), "--name", name, *options]
+    words = ["fit", "-c", str(folder / "config.yaml"), "--name", name, *options]
     return [sys.executable, "-m", "deeplab_lightning", *words]
 
 

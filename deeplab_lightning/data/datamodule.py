@@ -1,11 +1,9 @@
 """Build the data loaders of a data set and its folds."""
 
 import os
-import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +14,9 @@ import torch
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from torchvision import tv_tensors
+from torch.utils.data import DataLoader, Dataset
 
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size
-from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
@@ -29,14 +24,13 @@ from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
-from deeplab_lightning.data.images import planar
+from deeplab_lightning.data.loaders import EpochSampler, EvalView, ResumableLoader, TrainView, Transforms
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.tables import csv_text, read_csv_text
 
 _MAYBE_TRAINED = "Images that it was trained on may be evaluated."
-Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 
 
 class SegmentationDataModule(L.LightningDataModule):
@@ -303,7 +297,7 @@ class SegmentationDataModule(L.LightningDataModule):
         indices = range(len(self.dataset))
         if self.split == "folds" and self.fold is not None:
             indices = self._fold_indices(is_validation=False)  # type: ignore[assignment]
-        view = _TrainView(self._decoded(self.dataset), list(indices), self.train_transforms, self.seed)
+        view = TrainView(self._decoded(self.dataset), list(indices), self.train_transforms, self.seed)
         sampler = EpochSampler(view, seed=self.seed, batch_size=self.batch_size, position=self._training_position)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
 
@@ -385,7 +379,7 @@ class SegmentationDataModule(L.LightningDataModule):
     def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
         if isinstance(dataset, SegmentationDataset):
             dataset = self._decoded(dataset)
-        view = _EvalView(dataset, list(indices), self.eval_transforms)
+        view = EvalView(dataset, list(indices), self.eval_transforms)
         # DistributedSampler would repeat images to give all processes the same number, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if is_distributed and len(view) < (world_size := torch.distributed.get_world_size()):
@@ -407,105 +401,3 @@ class SegmentationDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # else each iterator draws from the global one
         )
-
-
-class ResumableLoader(DataLoader[Batch]):
-    """Load batches from where a resumed training stopped.
-
-    The sampler knows the place from the trainer, so there is no state to keep; Lightning warns about loaders without
-    these methods.
-    """
-
-    def __iter__(self) -> Any:
-        """Start reading when the first batch is asked for, not when the iterator is made.
-
-        To count the steps for the schedule, Lightning makes the first iterator before it restores the trainer's
-        state; worker processes would read the first epoch's images by then.
-        """
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing to keep."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Accept the state of any version."""
-
-
-class EpochSampler(DistributedSampler[Sample]):
-    """Shuffle by seed and epoch alone, and go on within an epoch where a resumed training stopped.
-
-    It yields (epoch, position) instead of position: persistent workers learn the epoch from it. Lightning calls
-    `set_epoch`, and does not replace a DistributedSampler.
-
-    Args:
-        dataset: The data set to sample from.
-        seed: Seed of the order.
-        batch_size: Images per batch.
-        position: Called when an iterator is made; returns the epoch and the number of its batches that are done, or
-            None where only `set_epoch` counts.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Sample],
-        *,
-        seed: int,
-        batch_size: int = 1,
-        position: Callable[[], tuple[int, int] | None] = lambda: None,
-    ) -> None:
-        self.batch_size, self.position = batch_size, position
-        is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        num_replicas, rank = (None, None) if is_distributed else (1, 0)
-        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed)
-
-    def __iter__(self) -> Any:
-        start = 0
-        if (found := self.position()) is not None:
-            epoch, start = found
-            self.set_epoch(epoch)
-        epoch = self.epoch
-        return ((epoch, index) for index in islice(super().__iter__(), start * self.batch_size, None))
-
-
-class _TrainView(Dataset[Sample]):
-    """Augment some images of a data set by random numbers that depend on seed, epoch and image only."""
-
-    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int) -> None:
-        self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        epoch, position = (
-            key if isinstance(key, tuple) else (0, key)
-        )  # Lightning's overfit_batches: the same each epoch
-        index = self.indices[position]
-        name, source, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
-        # Our transforms decode only the pixels they need; those of other libraries take decoded images.
-        is_own = isinstance(self.transforms, TrainTransforms)
-        image: Any = source if is_own else tv_tensors.Image(planar(source.pixels()))
-        seed = int(content_key(self.seed, epoch, name)[:15], 16)
-        python_state = random.getstate()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond to seed GPUs as well
-            random.seed(seed)  # for transforms of other libraries
-            crop, labels = self.transforms(image, tv_tensors.Mask(mask))
-        random.setstate(python_state)
-        return Sample(crop, labels, name, source.size)
-
-
-class _EvalView(Dataset[Sample]):
-    """Apply the evaluation transforms to some images of a data set."""
-
-    def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], transforms: Transforms) -> None:
-        self.dataset, self.indices, self.transforms = dataset, indices, transforms
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> Sample:
-        sample = self.dataset[self.indices[position]]
-        image, mask = self.transforms(sample.image, sample.mask)
-        return sample._replace(image=image, mask=mask)

@@ -10,7 +10,7 @@ from torchmetrics import Metric
 class WeightedMean(Metric):
     """Average values with weights over batches and processes; nan without any weight.
 
-    torchmetrics' own mean leaves out nan, or the weights where it is told not to.
+    Not torchmetrics' MeanMetric: it leaves out nan, and with `nan_strategy="disable"` it leaves out the weights.
     """
 
     is_differentiable = False

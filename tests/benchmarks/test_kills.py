@@ -12,16 +12,17 @@ import torch
 
 from deeplab_lightning.runs import RunFolder
 from tests.benchmarks.measure import write
-from tests.conftest import draw_noise_data
-from tests.test_resume import CONFIG, ENVIRONMENT, command, finish, weights
+from tests.test_resume import ENVIRONMENT, command, finish, weights, write_training
 
 KILLS, SEED, MAX_WAIT = 10, 1, 1.0  # seconds, several epochs
-OPTIONS = ("--trainer.max_epochs", "100", "--data.num_workers", "2", "--trainer.enable_progress_bar", "false")
+OPTIONS = (
+    *("--trainer.max_epochs", "100", "--data.num_workers", "2", "--trainer.enable_progress_bar", "false"),
+    *("--model.net.backbone", "tf_efficientnet_lite0"),
+)
 
 
 def test_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    draw_noise_data(tmp_path)
-    (tmp_path / "config.yaml").write_text(CONFIG.replace("ROOT", str(tmp_path)))
+    write_training(tmp_path)
     finish(tmp_path, "whole", *OPTIONS)
     run, moments, epochs = RunFolder(tmp_path / "runs" / "killed"), random.Random(SEED), []
     for _ in range(KILLS):

@@ -204,6 +204,7 @@ def test_wrong_checkpoints_are_named(tmp_path: Path) -> None:
         main(["export", *arguments, str(tmp_path / "bare.ckpt")])
 
 
+@pytest.mark.slow
 def test_a_network_that_looks_at_the_pixels_is_an_error(module: SegmentationModule) -> None:
     model = export.InferenceModel(copy.deepcopy(module), has_preprocessing=True, has_argmax=False)
     model.net.head.register_forward_pre_hook(lambda _, inputs: inputs[0] if inputs[0].mean() > 0 else -inputs[0])

@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.commands.kfold import Experiment
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from tests.conftest import CLASSES, write_image, write_mask
+from tests.conftest import noise_config, write_image, write_mask
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
@@ -30,22 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask = np.zeros((40, 48), dtype=np.uint8)
         mask[20:, : 10 + 3 * index] = 1 + index % 2
         write_mask(root / "masks" / f"{index}.png", mask)
-    dataset = {"root": str(root), "images": "images", "masks": "masks", "classes": {"names": list(CLASSES)}}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
-    content: dict[str, Any] = {
-        "wandb": "disabled",
-        "output_dir": str(root / "runs"),
-        "trainer": {"accelerator": "cpu", "max_epochs": 2, "enable_model_summary": False},
-        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
-        "data": {
-            "dataset": {"class_path": "MaskFolderDataset", "init_args": dataset},
-            "n_folds": 2,
-            "batch_size": 2,
-            "num_workers": 0,
-            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
-        },
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(content))
+    (root / "config.yaml").write_text(
+        yaml.safe_dump(noise_config(root, trainer={"max_epochs": 2, "enable_model_summary": False}))
+    )
     return root
 
 

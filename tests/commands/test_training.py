@@ -23,7 +23,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import DeepLabCLI
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.runs import RunFolder
-from tests.conftest import CLASSES, draw_noise_data
+from tests.conftest import draw_noise_data, noise_config
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
@@ -33,23 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images and `config.yaml` of a tiny network."""
     root = tmp_path_factory.mktemp("training")
     draw_noise_data(root)
-    dataset = {"root": str(root), "images": "images", "masks": "masks"}
-    classes = {"names": list(CLASSES), "ignore_ids": [11]}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
-    config = {
-        "wandb": "disabled",
-        "output_dir": str(root / "runs"),
-        "trainer": {"accelerator": "cpu", "max_epochs": 3, "num_sanity_val_steps": 0},
-        "model": {"net": {"class_path": "DeepLabV3", "init_args": net}},
-        "data": {
-            "dataset": {"class_path": "MaskFolderDataset", "init_args": {**dataset, "classes": classes}},
-            "n_folds": 2,
-            "batch_size": 2,
-            "num_workers": 0,
-            "train_transforms": {"class_path": TRANSFORMS, "init_args": {"crop_size": 32}},
-        },
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    (root / "config.yaml").write_text(
+        yaml.safe_dump(noise_config(root, trainer={"max_epochs": 3, "num_sanity_val_steps": 0}))
+    )
     return root
 
 

@@ -31,6 +31,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("runs") / "old"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_gives_the_same_figures_and_labels(experiment: Path) -> None:
     last = experiment / "fold_0" / "checkpoints" / "last.ckpt"
     main(["validate", "--ckpt_path", str(last)])

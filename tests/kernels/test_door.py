@@ -179,6 +179,7 @@ def test_hooks_on_the_network_are_called_and_change_the_logits() -> None:
     assert torch.allclose(module.compute_loss(batch())[0], before)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_is_the_one_that_runs() -> None:
     module = opened(SegmentationModule(depthwise_net()).eval())
     before, _ = module.compute_loss(batch())

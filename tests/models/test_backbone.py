@@ -44,6 +44,7 @@ def test_vgg_at_stride_8_is_that_of_deeplab_v2() -> None:
     assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vgg16", "vgg11_bn"])
 def test_vgg_loads_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = torchvision.models.get_model(name, weights=None)

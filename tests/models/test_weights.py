@@ -158,6 +158,7 @@ class FirstVersion(nn.Module):
         return F.interpolate(self.coarse(x), scale_factor=8, mode="bilinear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_classifier", [True, False])
 def test_the_first_versions_checkpoints_give_the_same_logits(has_classifier: bool) -> None:
     """With and without the VGG-16 classifier that the layers were taken from, which the file holds too."""

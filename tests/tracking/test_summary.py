@@ -9,10 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from deeplab_lightning.tracking.mode import api_key, choose_mode
 from deeplab_lightning.tracking.runs import offline_runs
-from tests.test_figures import CONFIG as FIGURES_CONFIG
+from tests.conftest import noise_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -80,12 +81,11 @@ def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: 
 @pytest.mark.slow
 def test_a_resumed_training_and_its_evaluations_are_one_run(mask_folder: Path) -> None:
     """They were runs of their own, and evaluations were not logged."""
-    (mask_folder / "config.yaml").write_text(
-        FIGURES_CONFIG.replace("ROOT", str(mask_folder)).replace("wandb: disabled", "wandb: offline")
-    )
+    config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0}, net={"backbone": "test_efficientnet"})
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump({**config, "wandb": "offline"}))
     runs = mask_folder / "runs"
     logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.project", "p"]
-    fit = ["fit", "-c", str(mask_folder / "config.yaml"), "--output_dir", str(runs), "--name", "run", *logger]
+    fit = ["fit", "-c", str(mask_folder / "config.yaml"), "--name", "run", *logger]
     last = str(runs / "run" / "checkpoints" / "last.ckpt")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     for words in (

@@ -102,6 +102,7 @@ def tables(draw: st.DrawFn) -> tuple[Array, Array, int]:
     return objects, pixels, draw(st.integers(2, num_images))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tables(), st.integers(0, 3))
 def test_any_table_is_divided_evenly_with_rare_classes_apart(table: tuple[Array, Array, int], seed: int) -> None:
@@ -116,6 +117,7 @@ def test_any_table_is_divided_evenly_with_rare_classes_apart(table: tuple[Array,
     assert np.array_equal(folds, stratified_folds(csr_matrix(objects), csr_matrix(pixels), n_folds, seed=seed))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(tables(), st.randoms(use_true_random=False))
 def test_any_order_of_images_and_classes_gives_the_same_folds(table: tuple[Array, Array, int], random: Any) -> None:
