@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from deeplab_lightning.cli import main
-from deeplab_lightning.errors import UnavailableError, UserError, raised_in
+from deeplab_lightning.errors import UnavailableError, UserError, exception_chain, unwrapped
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _PATH_IS_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
@@ -35,29 +35,14 @@ def user_error(error: BaseException) -> UserError | None:
     jsonargparse turns what a class raises in its constructor into an error of its own, with the original as its cause
     or context. A full disk and a path that the system refuses are mistakes too.
     """
-    cause = _unwrap(error)
+    cause = unwrapped(error)
     if isinstance(cause, UserError):
         return cause
     if isinstance(cause, OSError) and cause.errno in _PATH_IS_REFUSED and cause.filename is not None:
         return UnavailableError(_describe(cause))
     # Libraries wrap the error of a full disk, as torch does when it writes a checkpoint.
-    full = next((e for e in _chain(error) if isinstance(e, OSError) and e.errno in _DISK_IS_FULL), None)
+    full = next((e for e in exception_chain(error) if isinstance(e, OSError) and e.errno in _DISK_IS_FULL), None)
     return None if full is None else UnavailableError(_describe(full))
-
-
-def _unwrap(error: BaseException) -> BaseException:
-    """Return the first exception of a chain that jsonargparse did not raise itself."""
-    return next((e for e in _chain(error) if not raised_in(e, "jsonargparse")), error)
-
-
-def _chain(error: BaseException) -> list[BaseException]:
-    """Return an exception, its cause or context, the cause of that, and so on."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = current.__cause__ or current.__context__
-    return chain
 
 
 def _message(error: UserError) -> str:

@@ -20,6 +20,24 @@ class UnavailableError(UserError, RuntimeError):
     """Report something that the command needs and cannot get: a package, a server, weights, disk space."""
 
 
+def exception_chain(error: BaseException) -> list[BaseException]:
+    """Return an exception, its cause or context, the cause of that, and so on."""
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        current = current.__cause__ or current.__context__
+    return chain
+
+
+def unwrapped(error: BaseException) -> BaseException:
+    """Return the first exception of a chain that jsonargparse did not raise itself.
+
+    jsonargparse turns what a class raises in its constructor into an error of its own.
+    """
+    return next((e for e in exception_chain(error) if not raised_in(e, "jsonargparse")), error)
+
+
 def raised_in(error: BaseException, package: str) -> bool:
     """Check whether an exception was raised in a file of a package."""
     trace = error.__traceback__

@@ -11,9 +11,10 @@ FLOORS = (
     ("lazy", "openmp", "class_paths", "errors", "usage", "files", "connection", "tables", "resizing", "data.classes"),
     (
         *("data.problems", "data.cache", "data.images", "data.batch", "data.folds", "data.folds.balance"),
-        *("data.folds.table", "data.datasets.base", "data.datasets.coco", "data.datasets.mask_folder"),
+        *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
+        *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
         *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
-        *("data.groups", "data.image_cache", "data.scan", "data.transforms"),
+        *("data.groups", "data.image_cache", "data.scan", "data.check", "data.transforms"),
         *("models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
         *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),

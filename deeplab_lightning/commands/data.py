@@ -1,19 +1,28 @@
 """Run `deeplab data synthetic` and `deeplab data check`."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deeplab_lightning.commands.options import OptionParser, description
-from deeplab_lightning.data.config import DATASETS, datamodule_from_args
+from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
+from deeplab_lightning.data.classes import class_mismatch
+from deeplab_lightning.data.config import DATASETS, datasets_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.data.datasets.base import NoImageLeftError
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
+from deeplab_lightning.data.problems import Problem, problem_lines
 from deeplab_lightning.data.scan import scan_dataset
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.tables import table_console
+
+_MAX_OF_KIND = 100  # lines for problems of one kind
 
 
 def synthetic(args: list[str]) -> None:
@@ -30,44 +39,81 @@ def synthetic(args: list[str]) -> None:
 
 
 def check(args: list[str]) -> None:
-    """Read every image and mask once, and print classes, remarks and all problems.
+    """Read every image and mask once, and print classes, remarks, all problems and warnings.
+
+    Labels are wrong where there is a problem, and may be wrong where there is a warning.
 
     Raises:
-        FileNotFoundError: If a configuration file or the data do not exist.
+        FileNotFoundError: If a configuration file does not exist.
         SystemExit: With status 1, if there is a problem.
     """
     console = table_console()
+    parts: dict[str, Part] = {}
     num_problems = 0
-    datamodule = datamodule_from_args(args, "deeplab data check", on_error="skip")
-    for key in DATASETS:
-        dataset = getattr(datamodule, key)
-        if dataset is not None:
-            num_problems += _report(console, f"data.{key}", dataset)
+    for title, found in datasets_from_args(args, "deeplab data check"):
+        if isinstance(found, SegmentationDataset):
+            parts[title] = Part(found, scan_dataset(found))
+            num_problems += _print_part(console, title, parts[title], is_trained_on=title == f"data.{DATASETS[0]}")
+        else:
+            num_problems += _print_error(console, title, found)
+    if mismatch := class_mismatch({title: part.dataset.classes for title, part in parts.items()}):
+        console.print(f"problem: {mismatch}", markup=False, soft_wrap=True)
+        num_problems += 1
+    warnings = find_warnings(parts)
+    for line in warnings:
+        console.print(f"warning: {line}", markup=False, soft_wrap=True)
+    counts = f"{_counted(num_problems, 'problem')}, {_counted(len(warnings), 'warning')}."
+    console.print(counts if num_problems or warnings else "No problems.")
     sys.exit(1 if num_problems else 0)
 
 
-def _report(console: Console, title: str, dataset: SegmentationDataset) -> int:
-    """Print the findings of one data set, and return the number of problems."""
-    statistics = scan_dataset(dataset)
-    shares = statistics.pixels / max(int(statistics.pixels.sum()), 1)
-    table = Table(title=f"{title}: {len(dataset)} images of {dataset.source}", title_justify="left")
-    for column, justify in (
-        ("id", "right"),
-        ("class", "left"),
-        ("images", "right"),
-        ("objects", "right"),
-        ("pixels", "right"),
-    ):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
-    for index, name in enumerate(dataset.classes.names):
-        images = int(np.count_nonzero(statistics.pixels[:, index]))
-        objects = int(statistics.objects[:, index].sum())
-        table.add_row(str(index), name, str(images), str(objects), f"{shares[:, index].sum():.3%}")
-    console.print(table)
-    for line in dataset.remarks():
+def _print_part(console: Console, title: str, part: Part, *, is_trained_on: bool) -> int:
+    """Print the classes, remarks and problems of one data set, and return the number of problems."""
+    heading = f"{title}: {_counted(len(part.dataset), 'image')} of {part.dataset.source}"
+    console.print(heading, markup=False, soft_wrap=True)
+    console.print(_class_table(part))
+    for line in part.dataset.remarks():
         console.print(f"note: {line}", markup=False, soft_wrap=True)
-    problems = [*dataset.problems, *statistics.problems]
-    for problem in problems:
-        console.print(f"problem: {problem}", markup=False, soft_wrap=True)
-    console.print(f"{len(problems)} problems." if problems else "No problems.")
+    problems = [*part.dataset.problems, *part.statistics.problems]
+    if is_trained_on and not problems and (nothing := single_class_problem(part)):
+        problems.append(nothing)
+    _print_problems(console, problems)
     return len(problems)
+
+
+def _class_table(part: Part) -> Table:
+    """Build the table of images, objects and pixels of each class, and of the ignored pixels."""
+    dataset, statistics = part
+    total = max(int(statistics.image_pixels[statistics.is_valid].sum()), 1)
+    table = Table()
+    for column in ("id", "class", "images", "objects", "pixels"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for index, name in enumerate(dataset.classes.names):
+        pixels = statistics.pixels[:, index]
+        objects = str(int(statistics.objects[:, index].sum()))
+        table.add_row(str(index), Text(name), str(np.count_nonzero(pixels)), objects, f"{pixels.sum() / total:.3%}")
+    if statistics.ignored_share:
+        values = ", ".join(map(str, statistics.ignored))
+        images = np.count_nonzero(statistics.is_valid & (statistics.pixels.sum(axis=1) < statistics.image_pixels))
+        table.add_row("", f"ignored ({values})", str(images), "", f"{statistics.ignored_share:.3%}")
+    return table
+
+
+def _print_error(console: Console, title: str, error: UserError) -> int:
+    """Print why a data set cannot be built, and return the number of problems."""
+    if isinstance(error, NoImageLeftError):
+        _print_problems(console, error.problems)
+        console.print(f"{title}: no usable image is left.", markup=False, soft_wrap=True)
+        return len(error.problems)
+    console.print(f"problem: {title}: {error}", markup=False, soft_wrap=True)
+    return 1
+
+
+def _print_problems(console: Console, problems: Sequence[Problem]) -> None:
+    for line in problem_lines(problems, max_of_kind=_MAX_OF_KIND):
+        console.print(f"problem: {line}", markup=False, soft_wrap=True)
+
+
+def _counted(number: int, noun: str) -> str:
+    """Write a number with its noun: `1 problem`, `2 problems`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

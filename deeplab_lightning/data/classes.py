@@ -102,18 +102,23 @@ class ClassTable:
         """Convert raw ids to train ids.
 
         Args:
-            raw: (H, W) unsigned integers of 8 or 16 bits.
+            raw: (H, W) integers of any type.
 
         Returns:
             The (H, W) uint8 train ids, and the raw values that are not in the table, ascending. Their
             pixels are ignored in the mask.
         """
-        table = np.full(int(np.iinfo(raw.dtype).max) + 1, _UNKNOWN, dtype=np.uint8)
-        for raw_id, train_id in dict(self.raw_ids or {}).items():
-            if 0 <= raw_id < len(table):
-                table[raw_id] = train_id
-        table[[i for i in self.ignore_ids if 0 <= i < len(table)]] = IGNORE_INDEX
-        mask = table[raw]
+        known = dict(self.raw_ids or {}) | dict.fromkeys(self.ignore_ids, IGNORE_INDEX)
+        if raw.dtype == np.uint8 or raw.dtype == np.uint16:
+            table = np.full(int(np.iinfo(raw.dtype).max) + 1, _UNKNOWN, dtype=np.uint8)
+            for raw_id, train_id in known.items():
+                if 0 <= raw_id < len(table):
+                    table[raw_id] = train_id
+            mask = table[raw]
+        else:  # too many possible values for a table
+            values, positions = np.unique(raw, return_inverse=True)
+            ids = np.array([known.get(int(value), _UNKNOWN) for value in values], dtype=np.uint8)
+            mask = ids[positions].reshape(raw.shape)
         outside = mask == _UNKNOWN
         if not outside.any():
             return mask, []
@@ -136,3 +141,26 @@ class ClassTable:
             "raw_ids": dict(self.raw_ids or {}),
             "ignore_ids": list(self.ignore_ids),
         }
+
+
+def class_mismatch(tables: Mapping[str, ClassTable]) -> str | None:
+    """Describe how the class tables of data sets differ; None if all have the same classes in the same order.
+
+    Args:
+        tables: The class tables by the data sets' keys in the configuration, the one to train on first.
+    """
+    if not tables:
+        return None
+    first, *others = tables
+    names = list(tables[first].names)
+    for key in others:
+        own = list(tables[key].names)
+        if own == names:
+            continue
+        differing = ", ".join(sorted(set(own) ^ set(names))) or "their order"
+        listed = ", ".join(dict.fromkeys(name for name in [*names, *own] if name != "background"))
+        return (
+            f"{key} has the classes {own}, but {first} has {names} (different: {differing}). "
+            f"Set the same class table for both; for COCO files, set init_args.classes of both to [{listed}]."
+        )
+    return None

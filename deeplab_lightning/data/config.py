@@ -1,7 +1,7 @@
 """Build a datamodule from the data part of a configuration, without a model."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.problems import OnError
-from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.errors import MissingFileError, UserError, unwrapped
 from deeplab_lightning.usage import OneLineUsage
 
 DATASETS = ("dataset", "val_dataset", "test_dataset")
@@ -50,6 +51,12 @@ def datamodule_from_args(
         FileNotFoundError: If a configuration file does not exist.
         SystemExit: With code 2, if a key or a type is wrong.
     """
+    parser, data = _parsed(args, program)
+    return _build(parser, Namespace(data=data), on_error)
+
+
+def _parsed(args: Sequence[str], program: str) -> tuple[ArgumentParser, Namespace]:
+    """Parse a command line, and return the parser with the data part that it describes."""
     options = _OptionParser(prog=program, allow_abbrev=False)
     options.add_argument(
         "-c", "--config", action="append", default=[], help="a configuration file, of which only the data part is read"
@@ -59,7 +66,33 @@ def datamodule_from_args(
     parsed = parser.get_defaults()
     for config in map(Path, given.config):
         parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, namespace=parsed)
-    return _build(parser, parser.parse_args(overrides, namespace=parsed), on_error)
+    return parser, parser.parse_args(overrides, namespace=parsed).data
+
+
+def datasets_from_args(args: Sequence[str], program: str) -> Iterator[tuple[str, SegmentationDataset | UserError]]:
+    """Build the data sets that a command line describes one by one, each with `on_error: skip`.
+
+    Args:
+        args: Options as for `datamodule_from_args`.
+        program: Name of the command in the help text.
+
+    Yields:
+        The key of each data set, such as `data.dataset`, and the data set, or the error for which there is none.
+    """
+    _, data = _parsed(args, program)
+    parser = _DataParser(prog=program)
+    parser.add_subclass_arguments(SegmentationDataset, "data")
+    for key in DATASETS:
+        if data.get(key) is None:
+            continue
+        data[key].init_args.on_error = "skip"
+        try:
+            yield f"data.{key}", parser.instantiate(Namespace(data=data[key])).data
+        except Exception as error:
+            cause = unwrapped(error)
+            if not isinstance(cause, UserError):
+                raise
+            yield f"data.{key}", cause
 
 
 def read_config(path: Path) -> dict[str, Any]:

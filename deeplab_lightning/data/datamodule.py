@@ -17,7 +17,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size
-from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
+from deeplab_lightning.data.classes import ClassTable, class_mismatch
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, fold_balance
@@ -70,6 +71,8 @@ class SegmentationDataModule(L.LightningDataModule):
             where decoding takes most of the time.
         seed: Seed of the order and the augmentation of training images. They depend on seed, epoch and
             image only, not on the number of workers.
+        allow_single_class: Whether to train where at most one class has pixels, which is nearly always a mistake in the
+            class table.
 
     Raises:
         ValueError: If the fold is outside [0, n_folds), an official split has no `val_dataset`, or there is
@@ -100,6 +103,7 @@ class SegmentationDataModule(L.LightningDataModule):
         eval_transforms: Transforms | None = None,
         cache: CacheMode = "none",
         seed: int = 0,
+        allow_single_class: bool = False,
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
@@ -119,12 +123,10 @@ class SegmentationDataModule(L.LightningDataModule):
         self.eval_transforms = eval_transforms or EvalTransforms()
         self._caches: dict[int, DecodedDataset] = {}
         self._classes = classes if dataset is None else dataset.classes
-        for name, other in (("val_dataset", val_dataset), ("test_dataset", test_dataset)):
-            if other is not None and other.classes.names != self.classes.names:
-                raise DataError(
-                    f"data.{name} has the classes {list(other.classes.names)}, but data.dataset has "
-                    f"{list(self.classes.names)}. Set the same class table or class_map for both."
-                )
+        self.allow_single_class = allow_single_class
+        named = {"data.dataset": dataset, "data.val_dataset": val_dataset, "data.test_dataset": test_dataset}
+        if mismatch := class_mismatch({key: part.classes for key, part in named.items() if part is not None}):
+            raise DataError(mismatch)
 
     @property
     def classes(self) -> ClassTable:
@@ -167,6 +169,30 @@ class SegmentationDataModule(L.LightningDataModule):
             if dataset.problems:
                 lines = "\n  ".join(map(str, dataset.problems))
                 rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
+        if stage == "fit":
+            self._warn()
+
+    def _warn(self) -> None:
+        """Stop where there is nothing to learn, and print the first warning about the data.
+
+        Raises:
+            DataError: If at most one class has pixels, unless `allow_single_class` is set.
+        """
+        parts = {
+            f"data.{key}": Part(dataset, scan_dataset(dataset, is_quiet=True))
+            for key in ("dataset", "val_dataset", "test_dataset")
+            if (dataset := getattr(self, key)) is not None
+        }
+        nothing = single_class_problem(parts["data.dataset"]) if "data.dataset" in parts else None
+        if nothing is not None and not self.allow_single_class:
+            raise DataError(str(nothing))
+        folds = self.folds if self.split == "folds" and self.fold is not None and self.dataset is not None else None
+        if warnings := find_warnings(parts, folds):
+            others = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""
+            rank_zero_info(
+                f"warning about the data{others}: {warnings[0]}\n"
+                "`deeplab data check` with the same -c and --data options lists all of them."
+            )
 
     @property
     def folds(self) -> dict[str, int]:

@@ -1,9 +1,11 @@
 """Read images and masks from files."""
 
 import io
+import re
+import struct
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +17,13 @@ from torch import Tensor
 from deeplab_lightning.errors import MissingFileError, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 178_956_970
+"""Largest number of pixels of an image or mask: Pillow refuses more, since a small file may fill the memory."""
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
+_WEBP_HEAD = 4096  # bytes
+# What Pillow raises for damaged files: struct.error is a format that is cut off within a header.
+_UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageSource(ABC):
@@ -24,9 +31,11 @@ class ImageSource(ABC):
 
     Attributes:
         size: (height, width) in pixels, upright.
+        is_turned: Whether its EXIF tag asks for a rotation or reflection of the stored pixels.
     """
 
     size: tuple[int, int]
+    is_turned: bool = False
 
     @abstractmethod
     def pixels(self, reduction: int = 1) -> Tensor:
@@ -79,8 +88,8 @@ class ImageFile(ImageSource):
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the header is not that of an image, or the image has more than 8 bits per channel;
-            `pixels` raises it if the rest of the file cannot be decoded.
+        ValueError: If the header is not that of an image, or the image has more than 8 bits per channel or
+            more than `MAX_PIXELS` pixels; `pixels` raises it if the rest of the file cannot be decoded.
     """
 
     def __init__(self, path: Path) -> None:
@@ -92,6 +101,8 @@ class ImageFile(ImageSource):
         size = _plain_jpeg_size(self._bytes)
         self._is_plain_jpeg = size is not None
         self.size = self._opened_size() if size is None else size
+        if self.size[0] * self.size[1] > MAX_PIXELS:
+            raise _size_error(path, self.size[0] * self.size[1])
 
     def reduction(self, scale: float) -> int:
         """Return the largest reduction for `scale`: 1 unless the file is a plain JPEG, see `ImageSource`."""
@@ -105,7 +116,7 @@ class ImageFile(ImageSource):
                 array = simplejpeg.decode_jpeg(self._bytes, "RGB", min_factor=reduction, **min_size)  # (H, W, 3)
             else:
                 array = np.array(ImageOps.exif_transpose(self._file).convert("RGB"))  # (H, W, 3)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (*_UNREADABLE, ValueError) as error:
             raise _decoding_error(self._path, error) from error
         return torch.from_numpy(array).permute(2, 0, 1)  # (3, H, W)
 
@@ -113,8 +124,9 @@ class ImageFile(ImageSource):
         """Open the file with Pillow and return its upright (height, width)."""
         try:
             self._file = Image.open(io.BytesIO(self._bytes))
+            self.is_turned = _orientation(self._file) != 1
             size = _upright_size(self._file)
-        except (OSError, SyntaxError) as error:
+        except _UNREADABLE as error:
             raise _decoding_error(self._path, error) from error
         if self._file.mode.startswith("I") or self._file.mode == "F":
             raise UserError(f"{self._path}: has more than 8 bits per channel; convert it to 8 bits")
@@ -151,35 +163,84 @@ def image_size(path: Path) -> tuple[int, int]:
             return _upright_size(file)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such image") from error
-    except (OSError, SyntaxError) as error:
+    except _UNREADABLE as error:
         raise _decoding_error(path, error) from error
 
 
-def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Read an index or palette mask without applying the palette.
+class RawMask(NamedTuple):
+    """Hold the content of a mask file.
 
-    Returns:
-        (H, W) raw ids, uint8 or uint16.
+    Attributes:
+        ids: (H, W) raw ids, of an integer type, upright.
+        palette: The colours R, G, B of the raw ids 0, 1, ... in a palette file, else None.
+        is_turned: Whether its EXIF tag asked for a rotation or reflection.
+    """
+
+    ids: npt.NDArray[Any]
+    palette: bytes | None
+    is_turned: bool
+
+
+def read_mask(path: Path) -> npt.NDArray[Any]:
+    """Read the raw ids of an index or palette mask, (H, W) of an integer type, see `read_raw_mask`."""
+    return read_raw_mask(path).ids
+
+
+def read_raw_mask(path: Path) -> RawMask:
+    """Read an index or palette mask without applying the palette, turned upright by its EXIF tag.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be decoded or is a colour image.
+        ValueError: If it cannot be decoded, is a colour image, was compressed with loss, or holds fractions.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such mask")
     try:
         with Image.open(path) as file:
+            if _is_lossy(path, file):
+                raise UserError(
+                    f"{path}: is a mask in {file.format} with lossy compression, which changes labels at every edge; "
+                    "export the masks again as PNG"
+                )
             file.load()
-            mode, array = file.mode, np.asarray(file)
-    except (OSError, SyntaxError) as error:
+            is_turned = _orientation(file) != 1
+            upright = ImageOps.exif_transpose(file) if is_turned else file
+            mode, array = upright.mode, np.asarray(upright)
+            palette = file.getpalette("RGB") if mode == "P" else None
+    except UserError:
+        raise
+    except _UNREADABLE as error:
         raise _decoding_error(path, error) from error
     if mode == "1":
-        return array.astype(np.uint8)
-    if mode in {"P", "L"}:
-        return array
-    if mode.startswith("I"):
-        return array.astype(np.uint16)
-    raise UserError(f"{path}: is a colour image ({mode}); masks must be index or palette PNG files with one channel")
+        array = array.astype(np.uint8)
+    elif mode == "F":
+        array = _whole_numbers(path, array)
+    elif mode not in {"P", "L"} and not mode.startswith("I"):
+        raise UserError(
+            f"{path}: is a colour image ({mode}); masks must be index or palette PNG files with one channel"
+        )
+    return RawMask(array, None if palette is None else bytes(palette), is_turned)
+
+
+def _whole_numbers(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Convert a float mask to integers.
+
+    Raises:
+        ValueError: If a value is not a whole number.
+    """
+    values = array.astype(np.float64)
+    is_whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
+    if not is_whole.all():
+        raise UserError(f"{path}: holds the value {values[~is_whole][0]:g}, but labels must be whole numbers")
+    return values.astype(np.int64)
+
+
+def _is_lossy(path: Path, file: Image.Image) -> bool:
+    """Check whether the pixels of an opened file were changed by compression."""
+    if file.format == "WEBP":
+        with path.open("rb") as content:
+            return b"VP8 " in content.read(_WEBP_HEAD)  # lossless pixels are in a chunk named VP8L
+    return file.format in {"JPEG", "MPO", "JPEG2000"} or file.info.get("compression") in {"jpeg", "tiff_jpeg"}
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -199,12 +260,29 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 def _upright_size(file: Image.Image) -> tuple[int, int]:
     """Return (height, width) after the rotation that the EXIF tag asks for."""
     width, height = file.size
+    return (width, height) if _orientation(file) in _TRANSPOSED else (height, width)
+
+
+def _orientation(file: Image.Image) -> int:
+    """Return the EXIF orientation: 1 is upright."""
     # Pillow would decode a whole PNG to look for a tag after the pixels.
     has_tags = file.format != "PNG" or "exif" in file.info
-    orientation = file.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
-    return (width, height) if orientation in _TRANSPOSED else (height, width)
+    found = file.getexif().get(_EXIF_ORIENTATION, 1) if has_tags else 1
+    return found if found in range(1, 9) else 1
 
 
 def _decoding_error(path: Path, error: BaseException) -> UserError:
-    """Build the error of a damaged file from the first line of the decoder's message."""
-    return UserError(f"{path}: cannot be decoded ({str(error).splitlines()[0]})")
+    """Build the error of a damaged or too large file from the first line of the decoder's message."""
+    if isinstance(error, Image.DecompressionBombError):
+        pixels = re.search(r"\((\d+) pixels\)", str(error))
+        return _size_error(path, int(pixels[1]) if pixels else None)
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return UserError(f"{path}: cannot be decoded ({reason})")
+
+
+def _size_error(path: Path, num_pixels: int | None) -> UserError:
+    """Build the error of an image with more pixels than can be read."""
+    found = "too many" if num_pixels is None else f"{num_pixels / 1e6:,.0f}"
+    return UserError(
+        f"{path}: has {found} megapixels, and at most {MAX_PIXELS / 1e6:,.0f} are read; cut it into tiles, or resize it"
+    )

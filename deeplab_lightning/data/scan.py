@@ -1,23 +1,32 @@
 """Scan a data set: read every file once, find all problems and count the pixels of each class."""
 
+import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 
 from deeplab_lightning.data.cache import Row, cache_folder, cached_rows, content_key
 from deeplab_lightning.data.classes import IGNORE_INDEX
-from deeplab_lightning.data.datasets.base import SegmentationDataset, UnknownMaskValuesError, size_problem
+from deeplab_lightning.data.datasets.base import MaskFacts, SegmentationDataset, UnknownMaskValuesError, size_problem
+from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.problems import Problem
 
 _MAX_FILES = 3  # in one message
-_VERSION = 3  # part of the cache key: raise it when the same files give other counts
+_VERSION = 4  # part of the cache key: raise it when the same files give other counts
+_NUM_IGNORED = 3  # raw values behind ignored pixels that are remembered for each image, the most frequent ones
+_BYTE_VALUES = 256  # raw values of masks with 8 bits
+_WORD = 64  # bits
+# Columns of a row after objects and pixels: pixels of the image, digest, turned, invisible, palette; raw values and
+# numbers of the ignored pixels; and a bit for each raw value of 8 bits.
+_EXTRA = 5 + 2 * _NUM_IGNORED + _BYTE_VALUES // _WORD
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,13 @@ class Statistics:
         image_pixels: (N,) int64 number of pixels of each image, ignored pixels included; 1 for images with
             a problem.
         problems: All problems in the order of the images. Unknown mask values are one problem for all masks.
+        is_valid: (N,) bool, False for images with a problem.
+        digests: (N,) int64 hash of each image's pixels; equal for identical images, 0 with a problem.
+        is_turned: (N,) bool, whether the EXIF tag of the image or its mask asks for a rotation or reflection.
+        invisible: (N,) int64 number of annotated objects that cover no pixel.
+        palettes: (N,) int64 hash of the mask file's palette; 0 without one.
+        ignored: Number of ignored pixels by raw value, of the most frequent values of each mask.
+        raw_values: The raw values of 8 bits that any mask holds, ascending.
     """
 
     names: list[str]
@@ -39,6 +55,13 @@ class Statistics:
     pixels: npt.NDArray[np.int64]
     image_pixels: npt.NDArray[np.int64]
     problems: list[Problem]
+    is_valid: npt.NDArray[np.bool_]
+    digests: npt.NDArray[np.int64]
+    is_turned: npt.NDArray[np.bool_]
+    invisible: npt.NDArray[np.int64]
+    palettes: npt.NDArray[np.int64]
+    ignored: dict[int, int]
+    raw_values: list[int]
 
     @property
     def areas(self) -> npt.NDArray[np.float64]:
@@ -48,12 +71,18 @@ class Statistics:
         """
         return self.pixels / self.image_pixels[:, None]
 
+    @property
+    def ignored_share(self) -> float:
+        """Return the fraction of all pixels that are ignored."""
+        total = int(self.image_pixels[self.is_valid].sum())
+        return 1 - int(self.pixels.sum()) / total if total else 0.0
+
 
 @dataclass(frozen=True)
 class _Finding:
     """Hold the counts of one image, or its problem."""
 
-    counts: Row | None  # (2 K + 1,): objects, pixels, pixels of the image
+    counts: Row | None  # (2 K + _EXTRA,)
     problem: Problem | None = None
     unknown: UnknownMaskValuesError | None = None
 
@@ -71,7 +100,7 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
     num_classes = dataset.classes.num_classes
     keys = [_key(dataset, index) for index in range(len(dataset))]
     store = cache_folder() / "scans" / f"{content_key(_VERSION, dataset.source, num_classes)}.npz"
-    width = 2 * num_classes + 1
+    width = 2 * num_classes + _EXTRA
     problems: list[Problem] = []
     unknown: list[tuple[str, UnknownMaskValuesError]] = []
 
@@ -86,10 +115,24 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
     known = cached_rows(store, keys, width, count)
     if unknown:
         problems.append(_unknown_values_problem(dataset, unknown))
-    no_counts = np.array([0] * (width - 1) + [1])
+    no_counts = np.zeros(width, dtype=np.int64)
+    no_counts[2 * num_classes] = 1  # pixels of the image
     rows = np.array([known.get(key, no_counts) for key in keys], dtype=np.int64).reshape(-1, width)
-    objects, pixels, image_pixels = np.split(rows, [num_classes, 2 * num_classes], axis=1)
-    return Statistics(list(dataset.names), objects, pixels, image_pixels[:, 0], problems)
+    objects, pixels, extra = np.split(rows, [num_classes, 2 * num_classes], axis=1)
+    return Statistics(
+        names=list(dataset.names),
+        objects=objects,
+        pixels=pixels,
+        image_pixels=extra[:, 0],
+        problems=problems,
+        is_valid=np.array([key in known for key in keys], dtype=bool),
+        digests=extra[:, 1],
+        is_turned=extra[:, 2].astype(bool),
+        invisible=extra[:, 3],
+        palettes=extra[:, 4],
+        ignored=_summed_ignored(extra[:, 5 : 5 + 2 * _NUM_IGNORED]),
+        raw_values=_joined_values(extra[:, 5 + 2 * _NUM_IGNORED :]),
+    )
 
 
 def _key(dataset: SegmentationDataset, index: int) -> str:
@@ -117,27 +160,87 @@ def _inspect_all(dataset: SegmentationDataset, indices: Sequence[int], is_quiet:
 def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
     """Read one image and its mask, compare their sizes and count objects and pixels."""
     name, path = dataset.names[index], dataset.paths[index]
-    image = _attempt(lambda: dataset.read_image(index))
-    if isinstance(image, Exception):
-        return _Finding(None, Problem.from_error(image, "Replace the file.", name))
-    mask = _attempt(lambda: dataset.read_mask(index))
-    if isinstance(mask, UnknownMaskValuesError):
-        return _Finding(None, unknown=mask)
-    if isinstance(mask, Exception):
-        return _Finding(None, Problem(str(path), f"its mask cannot be used: {mask}", "Replace the mask.", (name,)))
-    if image.shape[1:] != mask.shape:
-        return _Finding(None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", tuple(mask.shape)))
-    labels = mask.numpy()
-    pixels = np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)[: dataset.classes.num_classes]
-    return _Finding(np.concatenate([dataset.count_objects(index, labels), pixels, [labels.size]]).astype(np.int64))
-
-
-def _attempt(read: Callable[[], Tensor]) -> Tensor | Exception:
-    """Return the tensor, or the error of a file that cannot be read."""
     try:
-        return read()
+        source = dataset.open_image(index)
+        image = planar(source.pixels())
     except (OSError, ValueError) as error:
-        return error
+        return _Finding(None, Problem.from_error(error, "Replace the file.", name))
+    try:
+        facts = dataset.inspect_mask(index)
+    except UnknownMaskValuesError as error:
+        return _Finding(None, unknown=error)
+    except (OSError, ValueError) as error:
+        return _Finding(None, Problem.from_error(error, "Replace the mask.", name))
+    size = tuple(facts.mask.shape)
+    if image.shape[1:] != size:
+        return _Finding(None, size_problem(name, path, tuple(image.shape[1:]), "its mask is", size))
+    labels, num_classes = facts.mask.numpy(), dataset.classes.num_classes
+    pixels = np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
+    if pixels[num_classes:IGNORE_INDEX].any():
+        return _Finding(None, _train_id_problem(name, path, np.flatnonzero(pixels), num_classes))
+    digest = hashlib.blake2b(image.numpy().data, digest_size=8, key=str(tuple(image.shape)).encode())
+    counts = [
+        *dataset.count_objects(index, labels),
+        *pixels[:num_classes],
+        labels.size,
+        int.from_bytes(digest.digest(), "little", signed=True),
+        source.is_turned or facts.is_turned,
+        facts.num_invisible,
+        _palette_digest(facts.palette),
+        *_most_ignored(dataset, facts),
+        *_value_bits(facts.counts),
+    ]
+    return _Finding(np.array(counts, dtype=np.int64))
+
+
+def _train_id_problem(name: str, path: Any, found: npt.NDArray[np.int64], num_classes: int) -> Problem:
+    """Describe a mask with train ids that are no class, as a data set's own `read_mask` may return."""
+    wrong = [int(value) for value in found if num_classes <= value < IGNORE_INDEX]
+    return Problem(
+        str(path),
+        f"its mask holds the train ids {wrong}, but there are {num_classes} classes (0 to {num_classes - 1})",
+        f"read_mask must return train ids below {num_classes}, or {IGNORE_INDEX} for ignored pixels.",
+        (name,),
+    )
+
+
+def _palette_digest(palette: bytes | None) -> int:
+    """Hash a palette to a number that is not 0; 0 without a palette."""
+    if palette is None:
+        return 0
+    return int.from_bytes(hashlib.blake2b(palette, digest_size=7).digest(), "little") + 1
+
+
+def _most_ignored(dataset: SegmentationDataset, facts: MaskFacts) -> list[int]:
+    """Return the raw values behind most of a mask's ignored pixels, and their numbers of pixels, alternating."""
+    known = set(dataset.classes.raw_ids or {}) if facts.is_raw else set(range(dataset.classes.num_classes))
+    ignored = Counter({value: number for value, number in facts.counts.items() if value not in known})
+    pairs = [number for pair in ignored.most_common(_NUM_IGNORED) for number in pair]
+    return pairs + [0] * (2 * _NUM_IGNORED - len(pairs))
+
+
+def _summed_ignored(pairs: npt.NDArray[np.int64]) -> dict[int, int]:
+    """Add up the ignored pixels of all masks by raw value, the most frequent first."""
+    total: Counter[int] = Counter()
+    for value, number in pairs.reshape(-1, 2).tolist():
+        if number:
+            total[value] += number
+    return dict(total.most_common())
+
+
+def _value_bits(counts: dict[int, int]) -> list[int]:
+    """Mark the raw values of 8 bits that a mask holds: bit v % 64 of the number v // 64."""
+    words = [0] * (_BYTE_VALUES // _WORD)
+    for value in counts:
+        if 0 <= value < _BYTE_VALUES:
+            words[value // _WORD] |= 1 << (value % _WORD)
+    return [word - (1 << _WORD) if word >> (_WORD - 1) else word for word in words]  # signed, as NumPy's int64
+
+
+def _joined_values(words: npt.NDArray[np.int64]) -> list[int]:
+    """List the raw values that any mask holds."""
+    joined = np.bitwise_or.reduce(words, axis=0) if len(words) else np.zeros(words.shape[1], dtype=np.int64)
+    return [v for v in range(_BYTE_VALUES) if int(joined[v // _WORD]) >> (v % _WORD) & 1]
 
 
 def _unknown_values_problem(

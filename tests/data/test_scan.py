@@ -3,10 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
+from deeplab_lightning.data.datasets.base import MaskFacts
 from deeplab_lightning.data.scan import scan_dataset
 from tests.conftest import CLASSES
 
@@ -39,7 +39,7 @@ def test_areas_are_fractions_of_the_image(dataset: MaskFolderDataset) -> None:
 
 def test_a_second_scan_reads_nothing(dataset: MaskFolderDataset, monkeypatch: pytest.MonkeyPatch) -> None:
     first = scan_dataset(dataset)
-    monkeypatch.setattr(dataset, "read_mask", lambda index: pytest.fail("read again"))
+    monkeypatch.setattr(dataset, "inspect_mask", lambda index: pytest.fail("read again"))
     assert np.array_equal(scan_dataset(dataset).pixels, first.pixels)
 
 
@@ -47,13 +47,13 @@ def test_touching_one_file_reads_that_file_only(dataset: MaskFolderDataset, monk
     scan_dataset(dataset)
     os.utime(dataset.mask_paths[4], ns=(1, 1))
     seen: list[int] = []
-    original = dataset.read_mask
+    original = dataset.inspect_mask
 
-    def read_mask(index: int) -> torch.Tensor:
+    def inspect_mask(index: int) -> MaskFacts:
         seen.append(index)
         return original(index)
 
-    monkeypatch.setattr(dataset, "read_mask", read_mask)
+    monkeypatch.setattr(dataset, "inspect_mask", inspect_mask)
     scan_dataset(dataset)
     assert seen == [4]
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,39 @@ class UnknownMaskValuesError(UserError):
         self.values = tuple(values)
 
 
+class NoImageLeftError(DataError):
+    """Report that `on_error: skip` left no image.
+
+    Args:
+        source: Location of the data.
+        problems: The problems of the images, of which the message holds the first.
+    """
+
+    def __init__(self, source: str, problems: Sequence[Problem]) -> None:
+        super().__init__(f"{source}: no usable image is left. {data_error(problems)}")
+        self.problems = list(problems)
+
+
+class MaskFacts(NamedTuple):
+    """Hold what a scan learns from the labels of one image.
+
+    Attributes:
+        mask: (H, W) uint8, the train ids.
+        counts: Number of pixels of each raw value in the mask file, or of each train id where there is no such file.
+        is_raw: Whether `counts` is of raw values.
+        palette: The colours R, G, B of the raw values 0, 1, ... if the file has a palette, else None.
+        is_turned: Whether the mask file's EXIF tag asked for a rotation or reflection.
+        num_invisible: Number of annotated objects that cover no pixel.
+    """
+
+    mask: Tensor
+    counts: dict[int, int]
+    is_raw: bool = False
+    palette: bytes | None = None
+    is_turned: bool = False
+    num_invisible: int = 0
+
+
 class SegmentationDataset(Dataset[Sample], ABC):
     """Provide images and masks of train ids in uint8 without augmentation, sorted by name.
 
@@ -64,6 +97,11 @@ class SegmentationDataset(Dataset[Sample], ABC):
     @abstractmethod
     def read_mask(self, index: int) -> Tensor:
         """Read the train ids of image `index`: (H, W) uint8."""
+
+    def inspect_mask(self, index: int) -> MaskFacts:
+        """Read the mask of image `index` with what a scan wants to know about its file."""
+        mask = self.read_mask(index)
+        return MaskFacts(mask, count_values(mask.numpy()))
 
     @abstractmethod
     def fingerprint(self, index: int) -> str:
@@ -146,7 +184,7 @@ class SegmentationDataset(Dataset[Sample], ABC):
         self.problems.extend(problems)
         self._drop({name for problem in problems for name in problem.images})
         if not self.names:
-            raise DataError(f"{self.source}: no usable image is left. `deeplab data check` lists the reasons.")
+            raise NoImageLeftError(self.source, self.problems)
 
     def _drop(self, names: Collection[str]) -> None:
         kept = [i for i, name in enumerate(self.names) if name not in names]
@@ -177,6 +215,15 @@ def size_problem(
         "Export the labels again for this image, or remove the pair; do not resize either by hand.",
         (name,),
     )
+
+
+def count_values(array: npt.NDArray[Any]) -> dict[int, int]:
+    """Count the pixels of each value in an array of integers."""
+    if array.dtype == np.uint8:
+        counts = np.bincount(array.reshape(-1), minlength=1)
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, numbers = np.unique(array, return_counts=True)
+    return dict(zip(values.tolist(), numbers.tolist(), strict=True))
 
 
 def to_tensor(mask: npt.NDArray[Any]) -> Tensor:

@@ -9,27 +9,38 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pycocotools import mask as rle_tools
 from torch import Tensor
 
 from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable, voc_palette
-from deeplab_lightning.data.datasets.base import SegmentationDataset, size_problem, to_tensor
+from deeplab_lightning.data.datasets.base import MaskFacts, SegmentationDataset, size_problem, to_tensor
+from deeplab_lightning.data.datasets.coco_file import Category, CocoFile, Id, ImageEntry, ObjectEntry
+from deeplab_lightning.data.datasets.segmentations import (
+    Size,
+    area,
+    box_polygons,
+    decode,
+    extent,
+    points,
+    segmentation_fault,
+    to_rle,
+    union_area,
+)
+from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.images import image_size, read_mask
 from deeplab_lightning.data.problems import OnError, Problem
 from deeplab_lightning.errors import DataError, MissingFileError
 
 BACKGROUND = "background"
 _RASTER_VERSION = 1  # part of the cache key: increase it when the same annotations give another mask
-Rle = dict[str, Any]
-Size = tuple[int, int]  # (height, width) in pixels
+_NORMALISED_SHARE = 0.01  # of the objects: fewer with coordinates between 0 and 1 are specks in a corner
 
 
 class Annotation(NamedTuple):
     """Hold one object.
 
     Attributes:
-        train_id: Train id of its class; 255 if its category is ignored.
+        train_id: Train id of its class; 255 if its category is ignored, or the annotation was skipped.
         segmentation: Polygons or RLE as in the JSON file.
         is_crowd: Whether it is a crowd region (`iscrowd: 1`).
     """
@@ -50,6 +61,8 @@ class CocoDataset(SegmentationDataset):
     Args:
         annotations: The JSON file.
         images: Folder that the JSON's `file_name` entries are relative to; the JSON's own folder if null.
+        classes: Class names in the order of their train ids, `background` excepted, for a file that lacks a
+            category of the others, such as a validation part; the classes of the file's categories if null.
         class_map: Mapping from category name or id to class name, to merge and rename categories. Null
             ignores the pixels of the category's objects, `background` makes them background. `"*"` is the
             key for all categories that are not named; without it they keep their own names.
@@ -61,12 +74,15 @@ class CocoDataset(SegmentationDataset):
         crowd: `ignore` ignores regions with `iscrowd: 1`, as COCO's own evaluation does; `class` gives them
             the class of their category.
         on_error: `raise` stops at faulty files and annotations, `skip` leaves them out and lists them once.
+            The box of a skipped annotation is ignored, or its image left out if it has no box, so that no
+            object becomes background.
 
     Raises:
         FileNotFoundError: If the JSON file or the image folder does not exist.
-        DataError: If the JSON is not COCO, holds no image or maps an unknown category. With `on_error: raise`
-            also for annotations of unknown images or categories, invalid polygons, RLE of another size than
-            their image, and images that are missing or have another size.
+        DataError: If the JSON is not COCO, holds no image, maps an unknown category, or two keys of
+            `class_map` mean one category. With `on_error: raise` also for repeated ids, annotations of unknown
+            images or categories, invalid polygons, RLE whose runs do not fill their image, and images that are
+            missing or have another size.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class CocoDataset(SegmentationDataset):
         annotations: str,
         images: str | None = None,
         *,
+        classes: Sequence[str] | None = None,
         class_map: Mapping[str, str | None] | None = None,
         colors: Mapping[str, tuple[int, int, int]] | None = None,
         background: Literal["class", "ignore"] = "class",
@@ -84,23 +101,26 @@ class CocoDataset(SegmentationDataset):
         super().__init__(on_error)
         self.json_path = Path(annotations)
         self.image_folder = Path(images) if images is not None else self.json_path.parent
+        if self.image_folder.exists() and not self.image_folder.is_dir():
+            raise MissingFileError(f"{self.image_folder.absolute()} is a file. Set images to the folder of the images.")
         if not self.image_folder.is_dir():
             raise MissingFileError(f"no such image folder: {self.image_folder.absolute()}")
         self.background, self.overlap, self.crowd = background, overlap, crowd
         self._mask_keys: dict[str, str] = {}
-        content = _read_json(self.json_path)
-        self._categories: list[dict[str, Any]] = content["categories"]
-        self._num_annotations = Counter(entry.get("category_id") for entry in content["annotations"])
-        self.classes, train_ids = _class_table(self._map_categories(class_map), colors or {}, background)
+        file = CocoFile.read(self.json_path)
+        self._categories = sorted(file.categories, key=lambda c: (isinstance(c.id, str), c.id))
+        self._num_annotations = Counter(entry.category_id for entry in file.objects)
+        mapped = self._map_categories(class_map or {}, has_class_list=classes is not None)
+        self.classes, train_ids = _class_table(mapped, classes, colors or {}, background, self.json_path)
 
-        records = sorted(content["images"], key=lambda record: str(record.get("file_name")))
-        if not records:
+        if not file.images and not file.problems:
             raise DataError(f"{self.json_path}: holds no image. Export it again with the images included.")
-        self.names = [str(record.get("file_name")) for record in records]
+        entries, sizes, file_problems = self._open_files(file.images)
+        self.names = [entry.file_name for entry in entries]
         self.paths = [self.image_folder / name for name in self.names]
-        self.sizes = [(int(record.get("height", 0)), int(record.get("width", 0))) for record in records]
-        self.objects, faulty_annotations = self._assign_objects(records, content["annotations"], train_ids)
-        self.report([*self._file_problems(records), *faulty_annotations])
+        self.sizes = sizes
+        self.objects, object_problems = self._assign_objects(entries, file, train_ids)
+        self.report([*file.problems, *file_problems, *object_problems])
 
     @property
     def source(self) -> str:
@@ -122,6 +142,11 @@ class CocoDataset(SegmentationDataset):
         try_cache(path, lambda file: image.save(file, format="PNG", compress_level=1))
         return to_tensor(mask)
 
+    def inspect_mask(self, index: int) -> MaskFacts:
+        """Read the mask of image `index`, and count its objects that cover no pixel."""
+        drawn = (area(to_rle(object_.segmentation, self.sizes[index])) for object_ in self.objects[index])
+        return super().inspect_mask(index)._replace(num_invisible=sum(pixels == 0 for pixels in drawn))
+
     def count_objects(self, index: int, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
         """Count the annotations of each class in image `index` without crowd regions: (K,) int64."""
         return self._count_annotations(index)
@@ -130,11 +155,11 @@ class CocoDataset(SegmentationDataset):
         """Compute object counts and area fractions of image `index` from its annotations."""
         height, width = self.sizes[index]
         areas = np.zeros(IGNORE_INDEX + 1)
-        rles = [_to_rle(object_.segmentation, self.sizes[index]) for object_ in self.objects[index]]
+        rles = [to_rle(object_.segmentation, self.sizes[index]) for object_ in self.objects[index]]
         for object_, rle in zip(self.objects[index], rles, strict=True):
-            areas[_train_id(object_, self.crowd)[0]] += int(rle_tools.area(rle))
+            areas[_train_id(object_, self.crowd)[0]] += area(rle)
         if self.background == "class":
-            areas[0] += height * width - (int(rle_tools.area(rle_tools.merge(rles))) if rles else 0)
+            areas[0] += height * width - union_area(rles)
         return self._count_annotations(index), areas[: self.classes.num_classes] / (height * width)
 
     def fingerprint(self, index: int) -> str:
@@ -170,149 +195,178 @@ class CocoDataset(SegmentationDataset):
         size = self.sizes[index]
         mask = np.full(size, 0 if self.background == "class" else IGNORE_INDEX, dtype=np.uint8)
         layers = [
-            (*_train_id(object_, self.crowd), _to_rle(object_.segmentation, size)) for object_ in self.objects[index]
+            (*_train_id(object_, self.crowd), to_rle(object_.segmentation, size)) for object_ in self.objects[index]
         ]
         if self.overlap == "smaller_on_top":
-            layers.sort(key=lambda layer: -int(rle_tools.area(layer[2])))
+            layers.sort(key=lambda layer: -area(layer[2]))
         layers.sort(key=lambda layer: not layer[1])  # crowd regions first; the sort is stable
         for train_id, _, rle in layers:
-            mask[rle_tools.decode(rle).astype(bool)] = train_id
+            mask[decode(rle)] = train_id
         return mask
 
-    def _map_categories(self, class_map: Mapping[str, str | None] | None) -> dict[Any, str | None]:
+    def _map_categories(self, class_map: Mapping[str, str | None], *, has_class_list: bool) -> dict[Id, str | None]:
         """Map category ids to class names, None for ignored categories; unused parents are left out."""
-        given = {str(key): value for key, value in (class_map or {}).items()}
-        known = {str(c[key]) for c in self._categories for key in ("id", "name")} | {"*"}
-        if unknown := sorted(set(given) - known):
+        given = {str(key): value for key, value in class_map.items()}
+        by_id = {str(category.id): category for category in self._categories}
+        names = {category.name for category in self._categories}
+        # A class list belongs to several files, of which this one may lack categories.
+        if (unknown := sorted(set(given) - set(by_id) - names - {"*"})) and not has_class_list:
             raise DataError(
-                f"{self.json_path}: class_map names categories {unknown}, which are not in the file. "
-                f"Its categories are: {', '.join(sorted({str(c['name']) for c in self._categories}))}."
+                f"{self.json_path}: class_map names categories {unknown}, which are not in the file. Its categories "
+                f"are: {', '.join(sorted(names))}. If this file lacks one that others have, give all of them `classes`."
             )
-        parents = {id_ for id_, _ in self._unused_parents()}
-        mapped: dict[Any, str | None] = {}
-        for category in sorted(self._categories, key=lambda c: c["id"]):
-            id_, name = category["id"], str(category["name"])
-            keys = [key for key in (str(id_), name) if key in given]
+        for key in given:
+            if key in names and ((key in by_id and by_id[key].name != key) or key == "*"):
+                meant = "all categories that are not named" if key == "*" else f"the id of {by_id[key].name}"
+                raise DataError(
+                    f"{self.json_path}: the class_map key {key!r} is {meant} and the name of a category. "
+                    "Rename the category in the file."
+                )
+        parents = {category.id for category in self._unused_parents()}
+        mapped: dict[Id, str | None] = {}
+        for id_, name, _ in self._categories:
+            keys = [key for key in dict.fromkeys((str(id_), name)) if key in given]
+            if len({given[key] for key in keys}) > 1:
+                both = " and ".join(f"{key!r} ({given[key]})" for key in keys)
+                raise DataError(f"{self.json_path}: the class_map keys {both} mean one category. Keep one of them.")
             if keys:
                 mapped[id_] = given[keys[0]]
             elif id_ not in parents:
                 mapped[id_] = given.get("*", name)
         return mapped
 
-    def _unused_parents(self) -> list[tuple[Any, str]]:
-        """List (id, name) of the categories without objects that are the supercategory of others."""
-        parents = {c.get("supercategory") for c in self._categories if c.get("supercategory") != c["name"]}
-        unused = [c for c in self._categories if not self._num_annotations[c["id"]]]
-        return [(c["id"], str(c["name"])) for c in unused if c["name"] in parents]
+    def _unused_parents(self) -> list[Category]:
+        """List the categories without objects that are the supercategory of others."""
+        parents = {c.supercategory for c in self._categories if c.supercategory != c.name}
+        return [c for c in self._categories if not self._num_annotations[c.id] and c.name in parents]
 
-    def _assign_objects(
-        self,
-        records: Sequence[Mapping[str, Any]],
-        annotations: Sequence[Mapping[str, Any]],
-        train_ids: Mapping[Any, int],
-    ) -> tuple[list[list[Annotation]], list[Problem]]:
-        """Assign the annotations to their images.
-
-        Args:
-            records: The images' entries, in the order of `names`.
-            annotations: The annotations' entries.
-            train_ids: Mapping from category id to train id.
+    def _open_files(self, images: Sequence[ImageEntry]) -> tuple[list[ImageEntry], list[Size], list[Problem]]:
+        """Read the headers of the image files.
 
         Returns:
-            The objects of each image, and the problems of the annotations that cannot be used.
+            The entries sorted by name; the size of each, from its file where the entry has none; and a problem for each
+            file that cannot be read or has another size than its entry, with the size (0, 0) if it is unknown.
         """
-        by_image: dict[Any, list[Annotation]] = {record["id"]: [] for record in records}
-        images = {r["id"]: (name, size) for r, name, size in zip(records, self.names, self.sizes, strict=True)}
-        problems = []
-        for entry in annotations:
-            if problem := self._annotation_problem(entry, images, train_ids):
-                problems.append(problem)
-            else:
-                is_crowd = bool(entry.get("iscrowd", 0))
-                by_image[entry["image_id"]].append(
-                    Annotation(train_ids[entry["category_id"]], entry["segmentation"], is_crowd)
-                )
-        return [by_image[record["id"]] for record in records], problems
-
-    def _file_problems(self, records: Sequence[Mapping[str, Any]]) -> Iterator[Problem]:
-        """Find duplicate entries, files that cannot be read, and sizes that differ from the JSON file."""
-        times = Counter(self.names)
-        for name, path, size, record in zip(self.names, self.paths, self.sizes, records, strict=True):
-            if times[name] > 1:
-                yield Problem(
-                    f"{self.json_path}, image {record.get('id')}",
-                    f"file_name {name} is used by {times[name]} entries",
-                    "Keep one entry and move the annotations to it.",
-                    (name,),
-                )
-                continue
+        entries = sorted(images, key=lambda entry: entry.file_name)
+        sizes: list[Size] = []
+        problems: list[Problem] = []
+        index: FolderIndex | None = None
+        for entry in entries:
+            name, path = entry.file_name, self.image_folder / entry.file_name
+            actual = entry.size or (0, 0)
             try:
                 actual = image_size(path)
             except FileNotFoundError:
-                yield Problem(
-                    str(path),
-                    "no such image",
-                    "Add the file, or check data.dataset.init_args.images.",
-                    (name,),
-                )
-            except ValueError as error:
-                yield Problem.from_error(error, "Replace the file.", name)
+                index = index or FolderIndex(self.image_folder)
+                todo = index.hint(name) or "Add the file, or check data.dataset.init_args.images."
+                problems.append(Problem(str(path), "no such image", todo, (name,)))
+            except (OSError, ValueError) as error:
+                problems.append(Problem.from_error(error, "Replace the file.", name))
             else:
-                if actual != size:
-                    yield size_problem(name, path, actual, f"{self.json_path.name} says", size)
+                if entry.size is not None and actual != entry.size:
+                    problems.append(size_problem(name, path, actual, f"{self.json_path.name} says", entry.size))
+            sizes.append(actual if entry.size is None else entry.size)
+        return entries, sizes, problems
 
-    def _annotation_problem(
-        self, entry: Mapping[str, Any], images: Mapping[Any, tuple[str, Size]], categories: Mapping[Any, int]
-    ) -> Problem | None:
-        """Check one annotation.
+    def _assign_objects(
+        self, entries: Sequence[ImageEntry], file: CocoFile, train_ids: Mapping[Id, int]
+    ) -> tuple[list[list[Annotation]], list[Problem]]:
+        """Assign the objects to their images.
 
         Args:
-            entry: The annotation's entry.
-            images: Mapping from image id to name and size.
-            categories: Mapping from category id to train id.
+            entries: The images' entries, in the order of `names`.
+            file: The JSON file.
+            train_ids: Mapping from category id to train id.
 
         Returns:
-            The problem, or None if the annotation can be used.
+            The objects of each image, with the boxes of faulty ones as ignored regions, and the problems of the
+            annotations that cannot be used.
         """
-        where = f"{self.json_path}, annotation {entry.get('id')}"
-        if entry.get("image_id") not in images:
-            return Problem(where, f"unknown image_id {entry.get('image_id')}", "Remove it, or add the image's entry.")
-        if entry.get("category_id") not in categories:
-            return Problem(
-                where,
-                f"unknown category_id {entry.get('category_id')}",
-                f"The file's category ids are {sorted(categories)}. Add the category, or correct the id.",
-            )
-        if found := _segmentation_fault(entry.get("segmentation")):
-            return Problem(where, found, "Draw the object again, or remove the annotation.")
-        name, size = images[entry["image_id"]]
-        if isinstance(rle := entry["segmentation"], Mapping) and rle["size"] != list(size):
-            return Problem(
-                f"{where} of {name}",
-                f"an RLE is for an image of {rle['size']} (height, width), but the image is {list(size)}",
-                "Export the annotations again for the present images, or remove the annotation.",
-                (name,),
-            )
-        return None
+        position_of: dict[Id, int] = {entry.id: position for position, entry in enumerate(entries)}
+        objects: list[list[Annotation]] = [[] for _ in entries]
+        problems: list[Problem] = []
+        num_objects = num_normalised = 0
+        for entry in file.objects:
+            position = position_of.get(entry.image_id)
+            if position is None:
+                if entry.image_id not in file.left_out:
+                    problems.append(self._unknown_image(entry, position_of))
+                continue
+            name, size = self.names[position], self.sizes[position]
+            if size == (0, 0):
+                continue  # its file cannot be read, and its entry says nothing: the image is left out
+            found, todo = self._fault(entry, size, train_ids)
+            if found is None:
+                objects[position].append(Annotation(train_ids[entry.category_id], entry.segmentation, entry.is_crowd))
+                bounds = extent(entry.segmentation)
+                num_objects += 1
+                num_normalised += bounds is not None and bounds.is_normalised
+                continue
+            box = box_polygons(entry.bbox, size)
+            if box is not None:
+                objects[position].append(Annotation(IGNORE_INDEX, box, True))
+            fate = "on_error: skip ignores its box" if box else f"on_error: skip leaves {name} out"
+            where = f"{self.json_path}, {entry.label} of {name}"
+            problems.append(Problem(where, found, f"{todo}; {fate}.", () if box else (name,)))
+        if num_normalised > _NORMALISED_SHARE * num_objects:
+            problems.append(self._normalised_problem(num_normalised, num_objects, objects))
+        return objects, problems
+
+    def _unknown_image(self, entry: ObjectEntry, known: Mapping[Id, int]) -> Problem:
+        """Describe an annotation whose image is not in the file."""
+        if entry.image_id is None:
+            found = entry.fault or "image_id is missing or null"
+        else:
+            found = f"unknown image_id {entry.image_id!r}"
+        example = f" The file's image ids are such as {next(iter(known))!r}." if known else ""
+        where = f"{self.json_path}, {entry.label}"
+        return Problem(where, found, f"Remove it, or add the image's entry.{example}")
+
+    def _fault(self, entry: ObjectEntry, size: Size, categories: Mapping[Id, int]) -> tuple[str | None, str]:
+        """Describe the fault of an annotation, None if it can be used, and what to do, without a full stop."""
+        if entry.fault is not None:
+            return entry.fault, "Correct the entry"
+        if entry.category_id not in categories:
+            found = "category_id is missing or null"
+            if entry.category_id is not None:
+                found = f"unknown category_id {entry.category_id!r}"
+            return found, f"The file's category ids are {list(categories)}. Add the category, or correct the id"
+        found_fault = segmentation_fault(entry.segmentation, size)
+        return found_fault, "Draw the object again, or remove the annotation"
+
+    def _normalised_problem(self, found: int, total: int, objects: Sequence[Sequence[Annotation]]) -> Problem:
+        """Describe objects whose coordinates are fractions of the image's size."""
+        names = tuple(
+            name
+            for name, drawn in zip(self.names, objects, strict=True)
+            if any((bounds := extent(item.segmentation)) is not None and bounds.is_normalised for item in drawn)
+        )
+        return Problem(
+            str(self.json_path),
+            f"{found} of {total} objects cover no pixel; coordinates between 0 and 1 look normalised",
+            "Multiply x by the width and y by the height of the image.",
+            names,
+        )
 
     def _category_remarks(self) -> Iterator[str]:
         """Describe categories without objects, with the same name, or with gaps between their ids."""
-        names = Counter(str(c["name"]) for c in self._categories)
-        for id_, name in self._unused_parents():
-            yield f"category {id_} ({name}) is the parent of others and has no object, so it is left out."
+        names = Counter(c.name for c in self._categories)
+        parents = self._unused_parents()
+        for category in parents:
+            yield f"category {category.id} ({category.name}) is the parent of others and has no object: it is left out."
         for name, times in names.items():
             if times > 1:
-                ids = [c["id"] for c in self._categories if c["name"] == name]
+                ids = [c.id for c in self._categories if c.name == name]
                 yield f"category name {name} is used {times} times (ids {ids}); these are one class."
-        parents = {id_ for id_, _ in self._unused_parents()}
-        unused = [
-            str(c["name"]) for c in self._categories if not self._num_annotations[c["id"]] and c["id"] not in parents
-        ]
+        unused = [c.name for c in self._categories if not self._num_annotations[c.id] and c not in parents]
         if unused:
             yield f"{len(unused)} categories have no object: {', '.join(unused)}."
-        ids = sorted(c["id"] for c in self._categories)
-        if ids and ids != list(range(ids[0], ids[0] + len(ids))):
-            yield f"category ids have gaps: {ids[0]} to {ids[-1]} for {len(ids)} categories; train ids have no gaps."
+        numbers = [c.id for c in self._categories if isinstance(c.id, int)]
+        if numbers and numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+            yield (
+                f"category ids have gaps: {numbers[0]} to {numbers[-1]} for {len(numbers)} categories; "
+                "train ids have no gaps."
+            )
 
     def _object_remarks(self) -> Iterator[str]:
         """Describe overlaps, polygons at the border, images without objects, and crowd regions."""
@@ -320,16 +374,18 @@ class CocoDataset(SegmentationDataset):
         yield from self._border_remarks()
         if empty := sum(not objects for objects in self.objects):
             yield f"{empty} of {len(self)} images have no object: all background."
-        if crowds := sum(object_.is_crowd for objects in self.objects for object_ in objects):
+        is_skipped = [object_.train_id == IGNORE_INDEX for objects in self.objects for object_ in objects]
+        is_crowd = [object_.is_crowd for objects in self.objects for object_ in objects]
+        if crowds := sum(crowd and not skipped for crowd, skipped in zip(is_crowd, is_skipped, strict=True)):
             fate = "ignored" if self.crowd == "ignore" else "labelled as their class"
             yield f"{crowds} crowd regions are {fate}."
 
     def _overlap_remarks(self) -> Iterator[str]:
         overlapping = shared_pixels = total_pixels = 0
         for objects, size in zip(self.objects, self.sizes, strict=True):
-            rles = [_to_rle(object_.segmentation, size) for object_ in objects]
-            union = int(rle_tools.area(rle_tools.merge(rles))) if rles else 0
-            shared = sum(int(rle_tools.area(rle)) for rle in rles) - union
+            rles = [to_rle(object_.segmentation, size) for object_ in objects]
+            union = union_area(rles)
+            shared = sum(map(area, rles)) - union
             total_pixels += union
             shared_pixels += shared
             overlapping += shared > 0
@@ -344,34 +400,30 @@ class CocoDataset(SegmentationDataset):
         border = outside = 0
         for objects, (height, width) in zip(self.objects, self.sizes, strict=True):
             for object_ in objects:
-                points = _points(object_.segmentation)
-                if len(points):
-                    border += bool((points <= 0).any() or (points >= (width, height)).any())
-                    outside += bool((points < 0).any() or (points > (width, height)).any())
+                drawn = points(object_.segmentation)
+                if len(drawn) and not (object_.is_crowd and object_.train_id == IGNORE_INDEX):  # no skipped ones
+                    border += bool((drawn <= 0).any() or (drawn >= (width, height)).any())
+                    outside += bool((drawn < 0).any() or (drawn > (width, height)).any())
         if border:
             yield f"{border} polygons reach the image border ({outside} extend beyond it and are clipped)."
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON file and check that it is COCO."""
-    if not path.is_file():
-        raise MissingFileError(f"no such annotation file: {path.absolute()}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}). Export the annotations again.") from error
-    missing = [key for key in ("images", "annotations", "categories") if key not in content]
-    if missing:
-        raise DataError(f"{path}: is not a COCO file: it lacks {', '.join(missing)}. Export it as COCO segmentation.")
-    return dict(content)
-
-
 def _class_table(
-    category_to_class: Mapping[Any, str | None], colors: Mapping[str, tuple[int, int, int]], background: str
-) -> tuple[ClassTable, dict[Any, int]]:
+    category_to_class: Mapping[Id, str | None],
+    class_list: Sequence[str] | None,
+    colors: Mapping[str, tuple[int, int, int]],
+    background: str,
+    path: Path,
+) -> tuple[ClassTable, dict[Id, int]]:
     """Build the class table, and the mapping from category id to train id (255 for ignored categories)."""
     names = [BACKGROUND] if background == "class" else []
-    names += dict.fromkeys(name for name in category_to_class.values() if name not in (None, BACKGROUND))
+    found = dict.fromkeys(name for name in category_to_class.values() if name not in (None, BACKGROUND))
+    if class_list is not None and (unlisted := sorted(str(name) for name in set(found) - set(class_list))):
+        raise DataError(
+            f"{path}: holds the classes {unlisted}, which are not in `classes` ({', '.join(class_list)}). "
+            "Add them there, or map their categories in class_map."
+        )
+    names += [str(name) for name in (found if class_list is None else class_list) if name != BACKGROUND]
     outside = 0 if background == "class" else IGNORE_INDEX
     train_ids = {
         id_: IGNORE_INDEX if name is None else outside if name == BACKGROUND else names.index(name)
@@ -385,41 +437,7 @@ def _class_table(
     return ClassTable(names, palette, raw_ids, [i for i in (IGNORE_INDEX,) if i not in raw_ids]), train_ids
 
 
-def _segmentation_fault(segmentation: Any) -> str | None:
-    """Describe the fault of a segmentation, or return None if it is valid."""
-    if isinstance(segmentation, Mapping):
-        is_complete = "counts" in segmentation and "size" in segmentation
-        return None if is_complete else f"an RLE without counts or size (it has {sorted(segmentation)})"
-    if not isinstance(segmentation, list) or not segmentation:
-        return "no segmentation (a box alone cannot train segmentation)"
-    for polygon in segmentation:
-        if not isinstance(polygon, list) or not all(isinstance(v, (int, float)) for v in polygon):
-            return "a segmentation that is neither polygons nor RLE"
-        if len(polygon) % 2:
-            return f"a polygon with an odd number of coordinates ({len(polygon)})"
-        if len(polygon) < 6:
-            return f"a polygon with {len(polygon) // 2} points (at least 3 are needed)"
-    return None
-
-
-def _to_rle(segmentation: Any, size: Size) -> Rle:
-    """Convert any COCO segmentation to compressed RLE for an image of (height, width) pixels."""
-    height, width = size
-    if isinstance(segmentation, Mapping):
-        if isinstance(segmentation["counts"], list):
-            return dict(rle_tools.frPyObjects(dict(segmentation), height, width))
-        return {"size": [height, width], "counts": str(segmentation["counts"]).encode()}
-    return dict(rle_tools.merge(rle_tools.frPyObjects(segmentation, height, width)))
-
-
 def _train_id(object_: Annotation, crowd: str) -> tuple[int, bool]:
     """Return the train id to draw an object with, and whether it is a crowd region."""
     is_ignored = object_.is_crowd and crowd == "ignore"
     return (IGNORE_INDEX if is_ignored else object_.train_id), object_.is_crowd
-
-
-def _points(segmentation: Any) -> npt.NDArray[np.float64]:
-    """Return the (P, 2) polygon points x, y in pixels; none for RLE."""
-    if isinstance(segmentation, Mapping):
-        return np.zeros((0, 2))
-    return np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation])

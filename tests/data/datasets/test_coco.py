@@ -130,7 +130,7 @@ def test_images_are_sorted_by_name(coco: Coco) -> None:
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"category_id": 1, "segmentation": [[0, 0, 5, 5]]}, "annotation 1: a polygon with 2 points"),
+        ({"category_id": 1, "segmentation": [[0, 0, 5, 5]]}, "annotation 1 of a.png: a polygon with 2 points"),
         ({"category_id": 1, "segmentation": [[0, 0, 5, 5, 3, 1, 2]]}, r"odd number of coordinates \(7\)"),
         ({"category_id": 1, "segmentation": []}, "a box alone cannot train segmentation"),
         ({"category_id": 1, "segmentation": BIG, "image_id": 77}, "unknown image_id 77"),
@@ -147,10 +147,21 @@ def test_faulty_annotations_are_named(coco: Coco, annotation: dict, message: str
 
 
 def test_skip_leaves_faulty_annotations_out_and_lists_them(coco: Coco) -> None:
-    path = coco([{"category_id": 5, "segmentation": BIG}, {"category_id": 1, "segmentation": SMALL}])
+    """The box of a faulty object is ignored below the others; without a box, its image is left out."""
+    faulty = {"category_id": 5, "segmentation": BIG, "bbox": [0, 0, 6, 6]}
+    images = [{"id": i, "file_name": name, "height": 8, "width": 10} for i, name in ((1, "a.png"), (2, "b.png"))]
+    boxless = {"category_id": 1, "image_id": 2}
+    path = coco([faulty, {"category_id": 1, "segmentation": SMALL}, boxless], images=images)
     dataset = CocoDataset(str(path), on_error="skip")
-    assert len(dataset.problems) == 1
-    assert dataset.read_mask(0).unique().tolist() == [0, 1]
+    assert dataset.names == ["a.png"]
+    assert [str(problem).rpartition("on_error: ")[2] for problem in dataset.problems] == [
+        "skip ignores its box.",
+        "skip leaves b.png out.",
+    ]
+    expected = np.zeros((8, 10))
+    expected[:6, :6], expected[2:4, 2:4] = 255, 1
+    assert dataset.read_mask(0).tolist() == expected.tolist()
+    assert dataset.measure_annotations(0)[0].tolist() == [0, 1, 0]
 
 
 def test_missing_image_is_named(coco: Coco, tmp_path: Path) -> None:
@@ -188,9 +199,7 @@ def test_an_rle_of_another_size_is_a_problem_of_its_image(coco: Coco, counts: st
     rle = {"size": [8, 12], "counts": other["counts"].decode() if counts == "compressed" else counts}
     annotations = [{"category_id": 1, "segmentation": rle}, {"category_id": 1, "segmentation": BIG, "image_id": 2}]
     images = [{"id": i, "file_name": name, "height": 8, "width": 10} for i, name in ((1, "a.png"), (2, "b.png"))]
-    message = (
-        r"annotation 1 of a.png: an RLE is for an image of \[8, 12\] \(height, width\), but the image is \[8, 10\]"
-    )
+    message = r"annotation 1 of a.png: an RLE for an image of \[8, 12\] \(height, width\), but the image is \[8, 10\]"
     path = coco(annotations, images=images)
     with pytest.raises(DataError, match=message):
         CocoDataset(str(path))
@@ -208,4 +217,4 @@ def test_the_check_names_the_image_of_such_an_rle(coco: Coco, capsys: pytest.Cap
     path = coco(annotations, images=images)
     with pytest.raises(SystemExit, match="1"):
         main(["data", "check", "--data.dataset", "CocoDataset", "--data.dataset.annotations", str(path)])
-    assert "annotation 1 of a.png: an RLE is for an image of [8, 12]" in capsys.readouterr().out
+    assert "annotation 1 of a.png: an RLE for an image of [8, 12]" in capsys.readouterr().out

@@ -1,0 +1,207 @@
+"""Find what is suspicious in data sets: it can be read, and yet it is probably not what was meant."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.data.datasets.base import SegmentationDataset
+from deeplab_lightning.data.problems import Problem
+from deeplab_lightning.data.scan import Statistics
+
+_MAX_NAMED = 3  # images or classes in one sentence
+_MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
+_MAX_PALETTES = 50  # that are compared
+
+
+class Part(NamedTuple):
+    """Hold one data set of a configuration with the result of its scan."""
+
+    dataset: SegmentationDataset
+    statistics: Statistics
+
+
+def find_warnings(parts: Mapping[str, Part], folds: Mapping[str, int] | None = None) -> list[str]:
+    """Describe what is suspicious in data sets, one sentence each.
+
+    Args:
+        parts: The data sets by their keys in the configuration, such as `data.dataset`.
+        folds: Fold of each image of the first data set; None without folds, or where groups keep copies together.
+    """
+    found = [f"{title}: {sentence}" for title, part in parts.items() for sentence in _part_warnings(part)]
+    found += _shared_images(parts)
+    if folds is not None and parts:
+        title, part = next(iter(parts.items()))
+        found += [f"{title}: {sentence}" for sentence in _images_in_several_folds(part, folds)]
+    return found
+
+
+def single_class_problem(part: Part) -> Problem | None:
+    """Describe a data set with pixels of at most one class, from which nothing can be learned; None if there are more.
+
+    Args:
+        part: The data set that is trained on.
+    """
+    names = part.dataset.classes.names
+    present = [name for name, count in zip(names, part.statistics.pixels.sum(axis=0), strict=True) if count]
+    if len(present) > 1:
+        return None
+    found = f"only class {present[0]} has pixels" if present else "no pixel has a class"
+    return Problem(
+        part.dataset.source,
+        f"{found}, so there is nothing to learn{_covered_by(part)}",
+        "Check the class table and the masks, or set data.allow_single_class: true to train nevertheless.",
+    )
+
+
+def _part_warnings(part: Part) -> Iterator[str]:
+    """Describe what is suspicious in one data set."""
+    dataset, statistics = part
+    totals = statistics.pixels.sum(axis=0)
+    absent = [name for name, count in zip(dataset.classes.names, totals, strict=True) if not count]
+    mix_up = _id_mix_up(part)
+    if mix_up:
+        yield mix_up
+    if absent and statistics.is_valid.any():
+        verb = "class has" if len(absent) == 1 else "classes have"
+        yield f"{len(absent)} {verb} no pixel in any mask: {_some(absent)}{_covered_by(part)}."
+    elif statistics.ignored_share > _MUCH:
+        yield f"{_ignored(statistics)} of the pixels are ignored."
+    void = statistics.is_valid & (statistics.pixels.sum(axis=1) == 0)
+    if void.any():
+        yield f"{_images(part, void)} ignored throughout."
+    if statistics.is_turned.any():
+        yield (
+            f"{_images(part, statistics.is_turned)} turned upright by an EXIF tag; the labels must be drawn on the "
+            "upright image. Look at some with `deeplab data show`."
+        )
+    if invisible := int(statistics.invisible.sum()):
+        yield f"{invisible} of {int(statistics.objects.sum())} objects cover no pixel."
+    yield from _palette_warnings(part)
+    yield from _copies(part)
+
+
+def _ignored(statistics: Statistics) -> str:
+    """Describe the ignored share of the pixels, with the raw values behind it."""
+    total = max(int(statistics.image_pixels[statistics.is_valid].sum()), 1)
+    shares = {value: count / total for value, count in statistics.ignored.items()}
+    values = ", ".join(f"value {value}: {share:.1%}" for value, share in list(shares.items())[:_MAX_NAMED])
+    return f"{statistics.ignored_share:.1%}{f' ({values})' if values else ''}"
+
+
+def _covered_by(part: Part) -> str:
+    """Say which ignored value may stand for classes without pixels; an empty string if nothing is ignored."""
+    if part.statistics.ignored_share == 0:
+        return ""
+    remedy = ""
+    if any(value in part.dataset.classes.ignore_ids for value in part.statistics.ignored):
+        value = next(v for v in part.statistics.ignored if v in part.dataset.classes.ignore_ids)
+        remedy = f"; if value {value} means a class, name it in classes.raw_ids and not in classes.ignore_ids"
+    return f"; {_ignored(part.statistics)} of the pixels are ignored{remedy}"
+
+
+def _id_mix_up(part: Part) -> str | None:
+    """Recognise masks that hold train ids where the class table expects raw ids."""
+    classes, values = part.dataset.classes, part.statistics.raw_values
+    raw_ids = dict(classes.raw_ids or {})
+    is_identity = all(raw == train for raw, train in raw_ids.items())
+    train_ids = {*range(classes.num_classes), IGNORE_INDEX}
+    if is_identity or not part.statistics.ignored or not set(values) <= train_ids or set(values) <= set(raw_ids):
+        return None
+    return (
+        f"the masks hold the values {_ranges(values)}, which look like train ids, but the class table expects raw ids "
+        f"({_ranges(sorted(raw_ids))}), so classes are mixed up. Use the masks with raw ids (mask_suffix), or leave "
+        "classes.raw_ids out."
+    )
+
+
+def _palette_warnings(part: Part) -> Iterator[str]:
+    """Describe masks whose palettes give one value different colours, as files with palettes of their own do."""
+    statistics = part.statistics
+    examples = {int(digest): index for index, digest in reversed(list(enumerate(statistics.palettes))) if digest}
+    if len(examples) < 2:
+        return
+    colors: dict[int, tuple[bytes, str]] = {}
+    for index in sorted(examples.values())[:_MAX_PALETTES]:
+        try:
+            facts = part.dataset.inspect_mask(index)
+        except (OSError, ValueError):  # the file changed since the scan
+            continue
+        for value in facts.counts:
+            color = (facts.palette or b"")[3 * value : 3 * value + 3]
+            known, name = colors.setdefault(value, (color, statistics.names[index]))
+            if known != color and len(color) == 3:
+                yield (
+                    f"the palettes of the masks differ: value {value} is {tuple(known)} in {name} and {tuple(color)} "
+                    f"in {statistics.names[index]} (R, G, B). Labels are the values, not the colours."
+                )
+                return
+
+
+def _copies(part: Part) -> Iterator[str]:
+    """Describe identical images within a data set."""
+    groups = [names for names in _by_digest(part).values() if len(names) > 1]
+    if groups:
+        copies = sum(len(names) - 1 for names in groups)
+        examples = "; ".join(" = ".join(names[:_MAX_NAMED]) for names in groups[:_MAX_NAMED])
+        yield f"{copies} images are copies of others: {examples}{'; ...' if len(groups) > _MAX_NAMED else ''}."
+
+
+def _shared_images(parts: Mapping[str, Part]) -> Iterator[str]:
+    """Describe images that are in several data sets."""
+    titles, known = list(parts), {title: _by_digest(part) for title, part in parts.items()}
+    for position, title in enumerate(titles):
+        for earlier in titles[:position]:
+            shared = [(known[title][d], known[earlier][d]) for d in known[title] if d in known[earlier]]
+            if shared:
+                examples = ", ".join(f"{own[0]} = {other[0]}" for own, other in shared[:_MAX_NAMED])
+                count = sum(len(own) for own, _ in shared)
+                yield f"{title}: {count} images are also in {earlier}: {examples}{_more(len(shared))}."
+
+
+def _images_in_several_folds(part: Part, folds: Mapping[str, int]) -> Iterator[str]:
+    """Describe copies of one image that are in different folds."""
+    groups = [names for names in _by_digest(part).values() if len({folds.get(name) for name in names}) > 1]
+    if groups:
+        yield (
+            f"{len(groups)} images have copies in another fold, so they validate what they trained on: "
+            f"{'; '.join(' = '.join(names[:_MAX_NAMED]) for names in groups[:_MAX_NAMED])}{_more(len(groups))}. "
+            "Set data.groups to DuplicateGroups."
+        )
+
+
+def _by_digest(part: Part) -> dict[int, list[str]]:
+    """List the names of the images with the same pixels, by the hash of the pixels."""
+    found: dict[int, list[str]] = defaultdict(list)
+    statistics = part.statistics
+    for name, digest, is_valid in zip(statistics.names, statistics.digests.tolist(), statistics.is_valid, strict=True):
+        if is_valid:
+            found[digest].append(name)
+    return found
+
+
+def _images(part: Part, is_meant: "np.typing.NDArray[np.bool_]") -> str:
+    """Count and name images, followed by a verb: `2 images (a, b) are`."""
+    names = [part.statistics.names[index] for index in np.flatnonzero(is_meant)]
+    return f"{len(names)} image{'s' if len(names) > 1 else ''} ({_some(names)}) {'are' if len(names) > 1 else 'is'}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MAX_NAMED]) + _more(len(names))
+
+
+def _more(count: int) -> str:
+    return f" and {count - _MAX_NAMED} more" if count > _MAX_NAMED else ""
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """Write ascending numbers with their runs shortened: 0-18, 255."""
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
