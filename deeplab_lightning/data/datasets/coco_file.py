@@ -249,7 +249,7 @@ def _id(value: Any, where: str) -> Id:
     found = _loose_id(value)
     is_whole = isinstance(found, int) and not isinstance(found, bool)
     if isinstance(value, str) or is_whole:
-        return found  # type: ignore[no-any-return]
+        return found
     raise DataError(f"{where}: must be a whole number or text, got {_kind(value)} {value!r}.")
 
 

@@ -125,7 +125,8 @@ def _polygon_fault(polygon: Any, size: Size) -> str | None:
         worst = next(value for value in polygon if not -limit <= value <= limit)
         if isinstance(worst, float) and not math.isfinite(worst):
             return f"a polygon with a coordinate that is not finite ({worst})"
-        return f"a polygon with the coordinate {str(worst)[:20]}, far outside an image of {size[0]}x{size[1]} (height x width)"
+        height, width = size
+        return f"a polygon with the coordinate {str(worst)[:20]}, far outside an image of {height}x{width}"
     return None
 
 

@@ -43,9 +43,10 @@ def labels(path: str, **options: Any) -> list[int]:
     return [int(dataset.read_mask(index)[0, 0]) for index in range(len(dataset))]
 
 
-def set_all(content: dict[str, Any], section: str, key: str, value: Callable[[Any], Any]) -> None:
+def set_all(content: dict[str, Any], section: str, key: str, value: Callable[[Any], Any]) -> dict[str, Any]:
     for entry in content[section]:
         entry[key] = value(entry.get(key))
+    return content
 
 
 @pytest.mark.parametrize(
