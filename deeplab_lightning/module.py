@@ -5,7 +5,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from deeplab_lightning import kernels
-from deeplab_lightning.data.batch import Batch
+from deeplab_lightning.data.batch import Batch, Unreadable
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.labels import Postprocess, find_labels, label_images
@@ -147,10 +147,12 @@ class SegmentationModule(SavedModule):
         """Evaluate the images of one loader batch."""
         self._evaluate(batches, "test")
 
-    def predict_step(self, batches: list[Batch], batch_idx: int) -> list[tuple[str, Tensor]]:
-        """Return name and (h, w) uint8 train ids of each image, at the size of its file."""
+    def predict_step(self, batches: list[Batch | Unreadable], batch_idx: int) -> list[tuple[str, Tensor]]:
+        """Return name and (h, w) uint8 train ids of each image that can be read, at the size of its file."""
         predictions = []
         for batch in batches:
+            if isinstance(batch, Unreadable):
+                continue
             logits = self.door.logits(self, batch.image)  # (B, K, h, w)
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
                 image, own_logits = batch.image[index : index + 1], logits[index : index + 1]

@@ -307,13 +307,25 @@ def test_an_error_of_a_loader_process_is_shown_without_its_traceback(
 
 
 @pytest.mark.slow
-def test_an_image_that_a_loader_process_cannot_read_is_named(checkpoint: str, show: Show, tmp_path: Path) -> None:
-    write_image(tmp_path / "a.jpg")
-    (tmp_path / "b.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:400])
-    words = ["--ckpt_path", checkpoint, "--images", str(tmp_path), "--output", str(tmp_path / "out")]
-    status, line = show("predict", *words, "--data.num_workers", "1")
-    assert status == 1
-    assert f"{tmp_path / 'b.jpg'}: " in line
+def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path: Path) -> None:
+    """Files without a header, files that are cut off, and files of a list that do not exist are listed at the end."""
+    for index, name in enumerate(("a.jpg", "b.jpg", "d.png")):
+        write_image(tmp_path / name, seed=index)
+    (tmp_path / "b.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:900])
+    (tmp_path / "c.jpg").write_text("no image")
+    (tmp_path / "._d.png").write_text("the notes of a system")
+    (tmp_path / "list.txt").write_text("e.jpg\n")
+    images = f"[{tmp_path}, {tmp_path / 'list.txt'}]"
+    words = ["--ckpt_path", checkpoint, "--images", images, "--output", str(tmp_path / "out")]
+    result = _process("predict", *words, "--data.num_workers", "1", "--data.eval_batch_size", "2")
+    assert result.returncode == 1
+    _, _, error = result.stderr.partition("error: ")
+    first, *reasons = error.splitlines()
+    assert first == "3 of 5 images could not be read:"
+    assert [reason.split(": ")[0] for reason in reasons] == [str(tmp_path / f"{name}.jpg") for name in "bce"]
+    assert "Traceback" not in result.stderr
+    assert "2 images predicted." in result.stdout
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a.jpg", "a.png", "d.jpg", "d.png"]
 
 
 @pytest.mark.slow

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from PIL import Image
 
+from deeplab_lightning.data.batch import Unreadable
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.drawing import overlay, palette_image
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems
@@ -38,6 +41,7 @@ class PredictionWriter(L.Callback):
         dataset = loader.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
         self._stems = prediction_stems(dataset.names)
+        self._unreadable: list[Unreadable] = []
 
     def on_predict_batch_end(
         self,
@@ -48,8 +52,9 @@ class PredictionWriter(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write the files of each image of the batch."""
+        """Write the files of each image of the batch, and remember the images that cannot be read."""
         assert isinstance(pl_module, SegmentationModule)
+        self._unreadable += [item for item in batch if isinstance(item, Unreadable)]
         for name, prediction in outputs:
             mask, stem = prediction.numpy(), self._stems[name]
             image = read_image(self._paths[name]).permute(1, 2, 0).numpy()
@@ -60,9 +65,26 @@ class PredictionWriter(L.Callback):
             write_atomically(self._files.mask(stem), partial(palette.save, format="PNG"))
 
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Print the number of images and the folders."""
+        """Print the number of images and the folders.
+
+        Raises:
+            DataError: If images could not be read; all others are written.
+        """
+        unreadable = _of_all_processes(self._unreadable)
         if trainer.is_global_zero:
             console = table_console()
-            console.print(f"{len(self._stems)} images predicted.")
+            console.print(f"{len(self._stems) - len(unreadable)} images predicted.")
             console.print(f"masks:    {self._files.masks}", soft_wrap=True)
             console.print(f"overlays: {self._files.overlays}", soft_wrap=True)
+        if unreadable:
+            reasons = "\n".join(item.reason for item in sorted(unreadable))
+            raise DataError(f"{len(unreadable)} of {len(self._stems)} images could not be read:\n{reasons}")
+
+
+def _of_all_processes(items: list[Unreadable]) -> list[Unreadable]:
+    """Collect the items of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return items
+    gathered: list[list[Unreadable]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(gathered, items)
+    return [item for own in gathered for item in own]

@@ -18,7 +18,7 @@ from deeplab_lightning.data.datasets.base import NoImageLeftError
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
 from deeplab_lightning.data.problems import Problem, problem_lines
 from deeplab_lightning.data.scan import scan_dataset
-from deeplab_lightning.errors import UserError
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.tables import table_console
 
@@ -45,17 +45,23 @@ def check(args: list[str]) -> None:
 
     Raises:
         FileNotFoundError: If a configuration file does not exist.
+        DataError: If a data set cannot be built, after the others were checked.
         SystemExit: With status 1, if there is a problem.
     """
     console = table_console()
     parts: dict[str, Part] = {}
-    num_problems = 0
+    num_problems, errors = 0, []
     for title, found in datasets_from_args(args, "deeplab data check"):
         if isinstance(found, SegmentationDataset):
             parts[title] = Part(found, scan_dataset(found))
             num_problems += _print_part(console, title, parts[title], is_trained_on=title == f"data.{DATASETS[0]}")
+        elif isinstance(found, NoImageLeftError):
+            _print_problems(console, found.problems)
+            num_problems += len(found.problems)
+            errors.append(f"{title}: no usable image is left in {found.source}, see the problems above.")
         else:
-            num_problems += _print_error(console, title, found)
+            num_problems += 1
+            errors.append(str(found))
     if mismatch := class_mismatch({title: part.dataset.classes for title, part in parts.items()}):
         console.print(f"problem: {mismatch}", markup=False, soft_wrap=True)
         num_problems += 1
@@ -64,6 +70,8 @@ def check(args: list[str]) -> None:
         console.print(f"warning: {line}", markup=False, soft_wrap=True)
     counts = f"{_counted(num_problems, 'problem')}, {_counted(len(warnings), 'warning')}."
     console.print(counts if num_problems or warnings else "No problems.")
+    if errors:
+        raise DataError("\n".join(errors))
     sys.exit(1 if num_problems else 0)
 
 
@@ -97,16 +105,6 @@ def _class_table(part: Part) -> Table:
         images = np.count_nonzero(statistics.is_valid & (statistics.pixels.sum(axis=1) < statistics.image_pixels))
         table.add_row("", f"ignored ({values})", str(images), "", f"{statistics.ignored_share:.3%}")
     return table
-
-
-def _print_error(console: Console, title: str, error: UserError) -> int:
-    """Print why a data set cannot be built, and return the number of problems."""
-    if isinstance(error, NoImageLeftError):
-        _print_problems(console, error.problems)
-        console.print(f"{title}: no usable image is left.", markup=False, soft_wrap=True)
-        return len(error.problems)
-    console.print(f"problem: {title}: {error}", markup=False, soft_wrap=True)
-    return 1
 
 
 def _print_problems(console: Console, problems: Sequence[Problem]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
 
-__all__ = ["IGNORE_INDEX", "Batch", "Sample", "collate", "collate_by_size"]
+__all__ = ["IGNORE_INDEX", "Batch", "Sample", "Unreadable", "collate", "collate_by_size", "collate_readable"]
 
 
 class Sample(NamedTuple):
@@ -29,6 +29,18 @@ class Sample(NamedTuple):
     mask: Tensor | None
     name: str
     size: tuple[int, int]
+
+
+class Unreadable(NamedTuple):
+    """Hold an image to predict that cannot be read.
+
+    Attributes:
+        name: Key of the image.
+        reason: The file and its fault, in one line.
+    """
+
+    name: str
+    reason: str
 
 
 class Batch(NamedTuple):
@@ -79,6 +91,12 @@ def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:
     for sample in samples:
         by_size.setdefault(tuple(sample.image.shape), []).append(sample)
     return [collate(group) for group in by_size.values()]
+
+
+def collate_readable(samples: Sequence[Sample | Unreadable]) -> list[Batch | Unreadable]:
+    """Stack samples as `collate_by_size` does, followed by the images that cannot be read."""
+    batches = collate_by_size([sample for sample in samples if isinstance(sample, Sample)])
+    return [*batches, *(sample for sample in samples if isinstance(sample, Unreadable))]
 
 
 def _counted(mask: Tensor) -> list[int]:

@@ -16,7 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size
+from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
@@ -25,7 +25,7 @@ from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
-from deeplab_lightning.data.loaders import EpochSampler, EvalView, ResumableLoader, TrainView, Transforms
+from deeplab_lightning.data.loaders import EpochSampler, EvalView, PredictView, ResumableLoader, TrainView, Transforms
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
@@ -369,16 +369,16 @@ class SegmentationDataModule(L.LightningDataModule):
         return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader[Batch]:
-        """Build the loader of images without masks.
+        """Build the loader of images without masks. An image that cannot be read becomes an `Unreadable`.
 
         Raises:
-            DataError: If `predict_images` is empty, or holds no usable image.
+            DataError: If `predict_images` is empty, or holds no image.
         """
         if not self.predict_images:
             raise DataError("predict needs images: set --images FOLDER (or data.predict_images).")
         sources = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
         dataset = ImageFolderDataset(sources)
-        return self._eval_loader(dataset, range(len(dataset)))
+        return self._eval_loader(dataset, range(len(dataset)), is_tolerant=True)
 
     def _datasets(self) -> list[SegmentationDataset]:
         return [d for d in (self.dataset, self.val_dataset, self.test_dataset) if d is not None]
@@ -402,22 +402,26 @@ class SegmentationDataModule(L.LightningDataModule):
             self._caches[id(dataset)] = cached
         return self._caches[id(dataset)]
 
-    def _eval_loader(self, dataset: Dataset[Sample], indices: Sequence[int]) -> DataLoader[Batch]:
+    def _eval_loader(
+        self, dataset: Dataset[Sample], indices: Sequence[int], *, is_tolerant: bool = False
+    ) -> DataLoader[Batch]:
         if isinstance(dataset, SegmentationDataset):
             dataset = self._decoded(dataset)
-        view = EvalView(dataset, list(indices), self.eval_transforms)
+        strict = EvalView(dataset, list(indices), self.eval_transforms)
+        view = PredictView(strict) if is_tolerant else strict
         # DistributedSampler would repeat images to give all processes the same number, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if is_distributed and len(view) < (world_size := torch.distributed.get_world_size()):
             raise DataError(f"{world_size} processes share {len(view)} images, one at least each: set trainer.devices.")
         sampler = UnrepeatedDistributedSampler(view, shuffle=False) if is_distributed else None
-        return self._loader(view, sampler, collate_by_size, self.eval_batch_size, drop_last=False)
+        collate_fn = collate_readable if is_tolerant else collate_by_size
+        return self._loader(view, sampler, collate_fn, self.eval_batch_size, drop_last=False)
 
     def _loader(
-        self, view: Dataset[Sample], sampler: Any, collate_fn: Any, batch_size: int, *, drop_last: bool
+        self, view: Dataset[Any], sampler: Any, collate_fn: Any, batch_size: int, *, drop_last: bool
     ) -> DataLoader[Batch]:
         return ResumableLoader(
-            view,  # type: ignore[arg-type]
+            view,
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate_fn,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
-from deeplab_lightning.data.batch import Batch, Sample
+from deeplab_lightning.data.batch import Batch, Sample, Unreadable
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.images import planar
@@ -119,3 +119,20 @@ class EvalView(Dataset[Sample]):
         sample = self.dataset[self.indices[position]]
         image, mask = self.transforms(sample.image, sample.mask)
         return sample._replace(image=image, mask=mask)
+
+
+class PredictView(Dataset[Sample | Unreadable]):
+    """Return the samples of a view, or for an image that cannot be read what is wrong with it."""
+
+    def __init__(self, view: EvalView) -> None:
+        self.view, self.dataset = view, view.dataset
+
+    def __len__(self) -> int:
+        return len(self.view)
+
+    def __getitem__(self, position: int) -> Sample | Unreadable:
+        try:
+            return self.view[position]
+        except (OSError, ValueError) as error:
+            names: Any = self.view.dataset
+            return Unreadable(names.names[self.view.indices[position]], str(error))

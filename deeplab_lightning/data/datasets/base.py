@@ -46,7 +46,7 @@ class NoImageLeftError(DataError):
 
     def __init__(self, source: str, problems: Sequence[Problem]) -> None:
         super().__init__(f"{source}: no usable image is left. {data_error(problems)}")
-        self.problems = list(problems)
+        self.source, self.problems = source, list(problems)
 
 
 class MaskFacts(NamedTuple):

@@ -170,7 +170,7 @@ def _read_json(path: Path) -> dict[str, list[Any]]:
     if not path.is_file():
         raise MissingFileError(f"no such annotation file: {path.absolute()}")
     if path.stat().st_size == 0:
-        raise DataError(f"{path}: is empty. Export the annotations again.")
+        raise DataError(f"{path}: is empty, not JSON. Export the annotations again.")
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:

@@ -1,13 +1,14 @@
 """Read images without masks, for predict."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from deeplab_lightning.data.batch import Sample
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size, read_image
+from deeplab_lightning.data.folder_index import FolderIndex
+from deeplab_lightning.data.images import IMAGE_SUFFIXES, read_image
 from deeplab_lightning.data.problems import Problem, data_error
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.files import read_lines
@@ -20,9 +21,12 @@ class ImageFolderDataset(Dataset[Sample]):
         sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
             per line, relative to the text file's folder.
 
+    Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
+    error when it is asked for, so that the others can be predicted.
+
     Raises:
         FileNotFoundError: If a source does not exist.
-        DataError: If an image is missing or cannot be decoded, or no image was found.
+        DataError: If no image was found.
     """
 
     def __init__(self, sources: Sequence[str]) -> None:
@@ -43,14 +47,6 @@ class ImageFolderDataset(Dataset[Sample]):
             )
         self.names = sorted(found)
         self.paths = [found[name] for name in self.names]
-        problems = []
-        for name, path in zip(self.names, self.paths, strict=True):
-            try:
-                image_size(path)
-            except (FileNotFoundError, ValueError) as error:
-                problems.append(Problem.from_error(error, "Replace the file, or leave it out.", name))
-        if problems:
-            raise data_error(problems)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,8 +59,8 @@ class ImageFolderDataset(Dataset[Sample]):
 def _images(source: Path) -> dict[str, Path]:
     """Map names to the image files of one folder, list file or image file."""
     if source.is_dir():
-        files = (path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        return {path.relative_to(source).as_posix(): path for path in files}
+        names = [name for name in FolderIndex(source).names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        return {name: source / name for name in names}
     if not source.is_file():
         raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
     if source.suffix == ".txt":

@@ -41,7 +41,14 @@ def test_a_missing_source_is_named(tmp_path: Path) -> None:
         ImageFolderDataset([str(tmp_path / "nowhere")])
 
 
-def test_a_file_that_is_not_an_image_is_named(tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     (tmp_path / "x.jpg").write_text("text")
-    with pytest.raises(DataError, match=r"x.jpg: cannot be decoded"):
-        ImageFolderDataset([str(tmp_path)])
+    dataset = ImageFolderDataset([str(tmp_path)])
+    with pytest.raises(UserError, match=r"x.jpg: cannot be decoded"):
+        dataset[0]
+
+
+def test_names_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "._a.png", ".cache/b.png"):
+        write_image(tmp_path / name)
+    assert ImageFolderDataset([str(tmp_path)]).names == ["a.png"]

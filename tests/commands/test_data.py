@@ -1,0 +1,136 @@
+"""Check whole data sets as people bring them: what is right, what came before is in the names of the cases."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from deeplab_lightning import __main__ as program
+from tests.conftest import noise_config, write_image, write_mask
+
+NAMES = {"mask_255": ["background", "building"], "mask_jpeg": ["background", *"abcde"]}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mask_same_folder": {"images": "all", "masks": "all"},
+    "mask_val_same": {"images": "train", "masks": "train_m"},
+    "mask_int32": {"mask_suffix": ".tif"},
+    "mask_float": {"mask_suffix": ".tif"},
+    "mask_jpeg": {"mask_suffix": ".jpg"},
+    "cityscapes_train_ids": {"mask_suffix": "_gtFine_labelTrainIds.png"},
+}
+CAT_AND_DOG = ["6 images", "cat", "90.234%", "No problems."]
+CASES: dict[str, tuple[int, list[str]]] = {
+    "cityscapes_train_ids": (0, ["ignored (0, 10, 2)", "83.008%", "look like train ids", "16 classes have no pixel"]),
+    "coco_all_string_ids": (0, CAT_AND_DOG),
+    "coco_bom": (0, CAT_AND_DOG),
+    "coco_boxes_mixed": (1, ["ignored (255)", "a box alone", "on_error: skip ignores its box", "4 problems"]),
+    "coco_dup_image_ids": (1, ["the image id 0 is used by 2 entries (0.png, 3.png)"]),
+    "coco_empty_file": (1, ["annotations.json: is empty, not JSON"]),
+    "coco_exif3_raw": (0, ["6 images (0.jpg, 1.jpg, 2.jpg and 3 more) are turned upright by an EXIF tag"]),
+    "coco_iscrowd_str": (0, CAT_AND_DOG),
+    "coco_nan": (1, ["annotation 2 of 2.png", "not finite (nan)", "1 problem"]),
+    "coco_normalised": (1, ["6 of 6 objects cover no pixel; coordinates between 0 and 1 look normalised"]),
+    "coco_null_annotations": (1, ["annotations must be a list of entries, got null"]),
+    "coco_null_size": (0, CAT_AND_DOG),
+    "coco_prefix": (1, ["upload/1/0.png: no such image", "holds 0.png", "holds 5.png", "no usable image is left"]),
+    "coco_rle_negative": (1, ["annotation 2 of 2.png", "negative run"]),
+    "coco_rle_short": (1, ["annotation 2 of 2.png", "cover 250 pixels, but the image has 64x64 = 4096"]),
+    "coco_string_image_id": (0, CAT_AND_DOG),
+    "coco_val_lacks": (1, ["(different: dog)", "set init_args.classes of both to [cat, dog]"]),
+    "mask_255": (1, ["ignored (255)", "12.500%", "no pixel in any mask: building", "nothing to learn"]),
+    "mask_bomb": (1, ["p2.png: has 200 megapixels, and at most 179 are read; cut it into tiles"]),
+    "mask_float": (0, ["2 images", "75.000%", "No problems."]),
+    "mask_hidden": (0, ["6 images", "names begin with a dot: 13", "no images: 1, such as Thumbs.db", "No problems."]),
+    "mask_int32": (1, ["mask values [65537] are not in the class table"]),
+    "mask_jpeg": (1, ["p0.jpg: is a mask in JPEG with lossy compression", "6 problems"]),
+    "mask_list_abs_other": (1, ["line 1: /data/train/images/p0.jpg is an absolute path of another place"]),
+    "mask_list_bom": (0, ["6 images", "No problems."]),
+    "mask_list_dup": (1, ["lines 1, 7 name the same image, p0.jpg"]),
+    "mask_list_space1": (0, ["6 images", "No problems."]),
+    "mask_same_folder": (1, ["p0.png: it is the mask of p0.jpg and an image itself", "6 problems"]),
+    "mask_upper_suffix": (0, ["6 images", "No problems."]),
+    "mask_val_same": (0, ["4 images are also in data.dataset: 0.jpg = 0.jpg"]),
+}
+
+
+@pytest.fixture(scope="module")
+def cases() -> Path:
+    """Return the folder of inputs that people brought: `cases` beside the real data."""
+    root = Path(os.environ.get("DEEPLAB_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (root.parent / "cases").is_dir():
+        pytest.skip(f"no cases beside {root}; set DEEPLAB_DATA")
+    return root.parent / "cases"
+
+
+def case_options(cases: Path, case: str) -> list[str]:
+    """Return the options of `deeplab data check` for a case."""
+    configs = Path(__file__).parents[2] / "configs" / "data"
+    if case.startswith("coco"):
+        names = ["train", "val"] if case == "coco_val_lacks" else ["."]
+        options = ["-c", str(configs / "coco.yaml")]
+        for key, name in zip(("dataset", "val_dataset"), names, strict=False):
+            annotations = str(cases / case / name / "annotations.json")
+            if key == "val_dataset":
+                options += ["--data.val_dataset", "CocoDataset"]
+            options += [f"--data.{key}.init_args.annotations", annotations]
+        return options
+    if case == "cityscapes_train_ids":
+        root = ["--data.dataset.init_args.root", str(cases / case)]
+        suffix = ["--data.dataset.init_args.mask_suffix", OPTIONS[case]["mask_suffix"]]
+        return ["-c", str(configs / "cityscapes.yaml"), *root, *suffix, "--data.val_dataset", "null"]
+    arguments = {"root": str(cases / case), "images": "images", "masks": "masks", **OPTIONS.get(case, {})}
+    arguments["classes"] = {"names": NAMES.get(case, ["background", "a", "b"])}
+    if case.startswith("mask_list"):
+        arguments["list_file"] = "list.txt"
+    options = ["--data.dataset", yaml.safe_dump({"class_path": "MaskFolderDataset", "init_args": arguments})]
+    if case == "mask_val_same":
+        arguments |= {"images": "val", "masks": "val_m"}
+        options += ["--data.val_dataset", yaml.safe_dump({"class_path": "MaskFolderDataset", "init_args": arguments})]
+    return options
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_check_sees_what_is_wrong_in_data_that_people_bring(
+    cases: Path, case: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, texts = CASES[case]
+    monkeypatch.setattr(sys, "argv", ["deeplab", "data", "check", *case_options(cases, case)])
+    monkeypatch.setenv("COLUMNS", "120")
+    with pytest.raises(SystemExit) as stop:
+        program.run()
+    shown = "".join(capsys.readouterr())
+    assert [text for text in texts if text not in shown] == [], shown
+    assert stop.value.code == status
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> list[str]:
+    """Write masks of 0 and 255 with a class table that ignores 255, and return the options of `deeplab fit`."""
+    for index in range(6):
+        mask = np.zeros((48, 64), dtype=np.uint8)
+        mask[:20, :20] = 255
+        write_image(tmp_path / "images" / f"{index}.png", seed=index)
+        write_mask(tmp_path / "masks" / f"{index}.png", mask)
+    config = noise_config(tmp_path, trainer={"max_epochs": 1, "limit_train_batches": 1})
+    config["data"]["dataset"]["init_args"]["classes"] = {"names": ["background", "building"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return ["fit", "-c", str(tmp_path / "config.yaml"), "--name", "x"]
+
+
+@pytest.mark.slow
+def test_a_training_stops_where_there_is_nothing_to_learn(binary: list[str], tmp_path: Path) -> None:
+    """It ended with mIoU 1.000."""
+    command = [sys.executable, "-m", "deeplab_lightning", *binary]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert stopped.returncode == 1
+    assert "error: " in stopped.stderr
+    assert "only class background has pixels, so there is nothing to learn" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    told = subprocess.run([*command, "--data.allow_single_class", "true"], capture_output=True, text=True, check=False)
+    assert told.returncode == 0
+    assert "warning about the data: data.dataset: 1 class has no pixel in any mask: building" in told.stderr
+    assert "`deeplab data check` with the same -c and --data options lists all of them." in told.stderr
