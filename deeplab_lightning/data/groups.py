@@ -110,7 +110,11 @@ class TableGroups(Grouping):
         for column in (self.image_column, self.group_column):
             if column not in columns:
                 raise DataError(f"{self.file}: has no rows with the column {column!r}; its columns are {columns}.")
-        table = {row[self.image_column]: row[self.group_column] for row in rows}
+        table: dict[str, str] = {}
+        for number, row in enumerate(rows, start=2):
+            image, group = row[self.image_column], row[self.group_column]
+            if table.setdefault(image, group) != group:
+                raise DataError(f"{self.file}, line {number}: {image} is in group {group} and in {table[image]}.")
         missing = [name for name in dataset.names if not table.get(name)]
         if missing:
             raise DataError(

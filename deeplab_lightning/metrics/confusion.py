@@ -7,6 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.errors import UserError
 
 
 class PixelCounts(Metric):
@@ -59,9 +60,16 @@ def per_image_confusion(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor
 
     Returns:
         (B, K, K) int64, rows truth, columns prediction.
+
+    Raises:
+        ValueError: If a mask on a CPU holds another value, which would be counted in the next image's matrix; on a GPU
+            the check would wait for the device, so data sets are checked before.
     """
     batch, pairs = len(preds), num_classes**2
     target = mask.long()
+    if target.device.type == "cpu" and (wrong := (target >= num_classes) & (target != IGNORE_INDEX)).any():
+        found = target[wrong].unique().tolist()
+        raise UserError(f"mask must hold train ids in [0, {num_classes}) or {IGNORE_INDEX}, got {found}.")
     cell = torch.where(target == IGNORE_INDEX, pairs, target * num_classes + preds)
     cell += torch.arange(batch, device=cell.device).reshape(-1, 1, 1) * (pairs + 1)
     counts = torch.bincount(cell.reshape(-1), minlength=batch * (pairs + 1)).reshape(batch, pairs + 1)

@@ -126,3 +126,11 @@ def test_boundary_iou_sees_contours_that_iou_does_not() -> None:
 def test_boundary_iou_needs_a_positive_ratio() -> None:
     with pytest.raises(ValueError, match="dilation_ratio must be positive, got 0"):
         boundary_iou(MATRIX[None], MATRIX[None], 3, dilation_ratio=0)
+
+
+@pytest.mark.parametrize("value", [3, 77, 254])
+def test_a_label_that_is_no_class_is_not_counted_in_the_next_image(value: int) -> None:
+    mask = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    mask[0, 0, 0] = value
+    with pytest.raises(ValueError, match=rf"train ids in \[0, 3\) or 255, got \[{value}\]"):
+        per_image_confusion(torch.zeros(2, 4, 4, dtype=torch.int64), mask, 3)

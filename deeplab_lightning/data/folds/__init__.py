@@ -1,5 +1,6 @@
 """Assign images to folds. Uses NumPy and SciPy only, neither torch nor Lightning."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -16,6 +17,9 @@ Ints = npt.NDArray[np.int64]
 
 _MAX_BITS = 18  # of a feature as an integer
 _MANTISSA_BITS = 53  # of float64
+_MAX_VALUE = 1e100  # of an entry
+_MAX_PAIRED_FOLDS = 64  # up to which all pairs of folds are compared
+_NUM_PARTNERS = 16  # of each fold among more: those that differ most from it
 _MAX_ALL_PAIRS = 1000  # images per fold up to which all images of two folds are compared
 _SAMPLE_SIZE = 700  # random images per fold that are compared in a larger set
 _WORST_CLASSES, _MAX_HOLDERS = 4, 100  # classes that differ most, and images of each that are compared as well
@@ -33,6 +37,9 @@ class FoldWeights:
         presence: Weight of the number of images that hold a class.
         images: Weight of the number of images; used with groups, which rule out exact fold sizes.
         totals: Weight of the number of all objects, and of the number of all foreground pixels.
+
+    Raises:
+        ValueError: If a weight is negative or not finite.
     """
 
     objects: float = 3.0
@@ -40,6 +47,11 @@ class FoldWeights:
     presence: float = 0.1
     images: float = 10.0
     totals: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not 0 <= value < np.inf:
+                raise UserError(f"the weight {name} must be finite and not negative, got {value}.")
 
 
 def stratified_folds(
@@ -73,15 +85,20 @@ def stratified_folds(
 
     Raises:
         ValueError: If there are fewer than 2 folds, more folds than images or groups, different shapes,
-            entries that are negative or not finite, an unknown method, groups for a method without groups, or
+            entries or sums that are negative or not finite, an unknown method, groups for a method without groups, or
             no groups for `group`.
 
     Notes:
         Without groups, the sizes of balanced folds differ by at most one. Permuting the images permutes
         the folds (images with equal content are interchangeable), and permuting the classes changes
-        nothing: features are integers whose sums are exact in float64, so the result depends neither on the
-        BLAS nor on the number of threads. A class in fewer images (or groups) than folds is in as many
-        folds as it has images, unless other rare classes of these images prevent it.
+        nothing. The exception are images that differ only in how they share classes with others that look alike,
+        such as the edges of a hexagon and of two triangles where the corners are classes: colour refinement
+        cannot tell them apart, and ties are broken by their order in the input. A data set passes its images
+        in the order of their names. Features are integers whose sums are exact in float64, so the result
+        depends neither on the BLAS nor on the number of threads. Of more than 64 folds, each is compared with the
+        15 that differ most from it, so that the time grows with the number of folds and not with its square.
+        A class in fewer images (or groups) than folds is in as many folds as it has images, unless other rare
+        classes of these images prevent it.
     """
     counts, areas = _sparse("objects", objects), _sparse("pixels", pixels)
     num_images = counts.shape[0]
@@ -121,6 +138,8 @@ def _sparse(name: str, values: npt.ArrayLike | csr_matrix) -> csr_matrix:
     matrix.eliminate_zeros()
     if not np.isfinite(matrix.data).all() or (matrix.data < 0).any():
         raise UserError(f"{name} must be finite and not negative.")
+    if matrix.nnz and matrix.data.max() > _MAX_VALUE:
+        raise UserError(f"{name} must be at most {_MAX_VALUE:g}, got {matrix.data.max():g}: sums would not be finite.")
     return matrix
 
 
@@ -277,12 +296,23 @@ class _Partition:
         cost = self.cost()
         while True:
             gained = 0
-            for one, other in combinations(range(self.n_folds), 2):
+            for one, other in self._pairs():
                 gained += self._move(one, other) + self._move(other, one)
                 gained += self._swap(*self._candidates(one, other, None if is_small else rng))
             cost -= gained
             if gained == 0 or (not is_small and gained < _MIN_GAIN * cost):
                 return
+
+    def _pairs(self) -> Iterator[tuple[int, int]]:
+        """Yield the pairs of folds to compare: all of them, or of many folds those that differ most."""
+        if self.n_folds <= _MAX_PAIRED_FOLDS:
+            yield from combinations(range(self.n_folds), 2)
+            return
+        for one in range(self.n_folds):
+            distance = np.square(self.deviation - self.deviation[one]).sum(axis=1)
+            for other in np.argsort(-distance, kind="stable")[:_NUM_PARTNERS].tolist():
+                if other != one:
+                    yield one, other
 
     def _rarest_first(self, rng: np.random.Generator) -> Ints:
         """Order the units by their rarest class, ties by most objects and then at random."""

@@ -96,10 +96,13 @@ class FoldTable:
         _require_same_images(source, [line["image"] for line in lines], set(rows), set(names))
         try:
             folds = {name: int(rows[name]["fold"]) for name in names}
-        except ValueError as error:
-            raise DataError(
-                f"{source}: holds the parts of an official split, not folds. Set split: official."
-            ) from error
+        except (TypeError, ValueError) as error:
+            found = sorted({str(line["fold"]) for line in lines if not str(line["fold"]).isdecimal()})
+            if set(found) <= {"train", "val"}:
+                message = f"{source}: holds the parts of an official split, not folds. Set split: official."
+            else:
+                message = f"{source}: a fold must be a number from 0 to {n_folds - 1}, got {_shortened(found)}."
+            raise DataError(message) from error
         if set(folds.values()) != set(range(n_folds)):
             raise DataError(
                 f"{source}: holds the folds {sorted(set(folds.values()))}, but data.n_folds is {n_folds}. "
@@ -115,8 +118,10 @@ def _require_same_images(source: str, listed: Sequence[str], found: set[str], ex
         DataError: If it does not.
     """
     if repeated := sorted(name for name, times in Counter(listed).items() if times > 1):
+        rows = [str(row) for row, name in enumerate(listed, start=2) if name == repeated[0]]
         raise DataError(
-            f"{source}: lists {len(repeated)} images more than once ({_shortened(repeated)}). Keep one row per image."
+            f"{source}: lists {len(repeated)} images more than once ({_shortened(repeated)}; "
+            f"{repeated[0]} in the lines {', '.join(rows)}). Keep one row per image."
         )
     missing, unknown = sorted(expected - found), sorted(found - expected)
     differences = [f"{len(missing)} images of the data set are missing ({_shortened(missing)})"] if missing else []

@@ -11,6 +11,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from deeplab_lightning import stratified_folds
 from deeplab_lightning.data.folds import FoldWeights, _integer_features
+from deeplab_lightning.errors import UserError
 
 Array = npt.NDArray[np.float64]
 
@@ -246,3 +247,22 @@ def test_taco_is_balanced_to_within_reach(real_data: "object") -> None:
     assert deviation(objects, folds, 5)[:, num_images >= 5].mean() <= 0.099
     assert deviation(pixels, folds, 5)[:, num_images >= 5].mean() <= 0.34
     assert deviation(objects, folds, 5)[:, num_images >= 50].max() <= 0.08
+
+
+@pytest.mark.parametrize("values", [1e308, 1e101])
+def test_values_whose_sums_overflow_are_refused(values: float) -> None:
+    with pytest.raises(UserError, match=r"pixels must be at most 1e\+100, got 1e\+"):
+        stratified_folds(np.ones((4, 2)), np.full((4, 2), values), 2)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_are_finite_and_not_negative(weight: float) -> None:
+    with pytest.raises(UserError, match="the weight presence must be finite and not negative, got"):
+        FoldWeights(presence=weight)
+
+
+def test_many_folds_hold_one_image_of_each_kind() -> None:
+    """Two kinds of images, and twice as many images as folds."""
+    objects = np.repeat(np.eye(2), 80, axis=0)
+    folds = stratified_folds(objects, objects, 80)
+    assert sorted(folds[:80].tolist()) == sorted(folds[80:].tolist()) == list(range(80))

@@ -45,7 +45,7 @@ def test_the_file_may_hold_dropped_images_and_no_image_twice(tmp_path: Path) -> 
     path.write_text(TABLE.to_csv())
     assert FoldTable.read(path, NAMES[:2], 2, dropped=["c.png"]).folds == {"a.png": 0, "b.png": 1}
     path.write_text(TABLE.to_csv() + "a.png,x,1\n")
-    with pytest.raises(DataError, match=r"lists 1 images more than once \(a.png\)"):
+    with pytest.raises(DataError, match=r"lists 1 images more than once \(a.png; a.png in the lines 2, 5\)"):
         FoldTable.read(path, NAMES, 2)
 
 
@@ -58,3 +58,19 @@ def test_a_table_that_separates_groups_is_an_error() -> None:
 def test_a_missing_table_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such fold file"):
         FoldTable.read(tmp_path / "folds.csv", NAMES, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,group,fold\na,,0\nb,,1\na,,1\n", r"lists 1 images more than once \(a; a in the lines 2, 4\)"),
+        ("image,group,fold\na,,0\nb,,x\n", r"a fold must be a number from 0 to 1, got x"),
+        ("image,group,fold\na,,0\nb,,1.5\n", r"a fold must be a number from 0 to 1, got 1.5"),
+        ("image,group,fold\na,,0\nb\n", r"a fold must be a number from 0 to 1, got None"),
+        ("image,group,fold\na,,train\nb,,val\n", r"holds the parts of an official split"),
+    ],
+)
+def test_a_faulty_row_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "folds.csv").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(DataError, match=message):
+        FoldTable.read(tmp_path / "folds.csv", ["a", "b"], 2)
