@@ -66,7 +66,7 @@ class CocoFile:
         categories: The categories in the order of the file, with unique ids.
         images: The images in the order of the file, with unique ids and paths, without those of `problems`.
         objects: The objects in the order of the file; those with a fault say so.
-        problems: The problems of the entries in `images`.
+        problems: The problems of the entries in `images`, and the ids of annotations that repeat.
         left_out: The ids of the entries in `images` that are left out.
     """
 
@@ -153,9 +153,17 @@ class CocoFile:
         for position, entry in enumerate(entries):
             if isinstance(entry, Mapping) and entry.get("id") is not None:
                 used[_loose_id(entry["id"])].append(position)
-        twice = {positions[0]: positions for positions in used.values() if len(positions) > 1}
-        repeated = {position: positions for positions in twice.values() for position in positions}
-        self.objects = [_object(entry, position, repeated.get(position)) for position, entry in enumerate(entries)]
+        self.problems += [
+            Problem(
+                f"{self.path}, annotation {id_}",
+                f"the annotation id {id_} is used by {len(positions)} entries "
+                f"({_some(f'annotations[{position}]' for position in positions)})",
+                "Give each annotation an id of its own; on_error: skip keeps the objects.",
+            )
+            for id_, positions in used.items()
+            if len(positions) > 1
+        ]
+        self.objects = [_object(entry, position) for position, entry in enumerate(entries)]
 
 
 def _read_json(path: Path) -> dict[str, list[Any]]:
@@ -216,15 +224,12 @@ def _image(entry: Any, where: str) -> ImageEntry:
     return ImageEntry(_id(fields["id"], f"{where}, id"), name, size)
 
 
-def _object(entry: Any, position: int, repeated: list[int] | None) -> ObjectEntry:
+def _object(entry: Any, position: int) -> ObjectEntry:
     """Read one entry of `annotations`, at a position of the list."""
     if not isinstance(entry, Mapping):
         return ObjectEntry(f"annotations[{position}]", None, None, None, None, False, f"an entry of {_kind(entry)}")
     label = f"annotations[{position}]" if entry.get("id") is None else f"annotation {entry['id']}"
     fault = None
-    if repeated is not None:
-        label = f"annotations[{position}]"
-        fault = f"the id {entry['id']} is used by {len(repeated)} entries ({_some(repeated)} of annotations)"
     crowd = entry.get("iscrowd")
     is_crowd = False if crowd is None else _CROWD.get(str(crowd).strip().lower())
     if is_crowd is None:

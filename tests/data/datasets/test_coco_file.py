@@ -81,7 +81,10 @@ def test_a_byte_order_mark_is_no_part_of_the_file(write: Write) -> None:
         (lambda c: c["images"][1].update(id="0"), r"image id 0 is used by 2 entries \(a.png, b.png\)"),
         (lambda c: c["images"][1].update(file_name="a.png"), "file_name a.png is used by 2 entries"),
         (lambda c: c["categories"][1].update(id=1), r"category id 1 is used by 2 entries \(can, bag\)"),
-        (lambda c: c["annotations"][2].update(id=0), r"annotations\[0\] of a.png: the id 0 is used by 2 entries"),
+        (
+            lambda c: c["annotations"][2].update(id=0),
+            r"annotation id 0 is used by 2 entries \(annotations\[0\], annotations\[2\]\)",
+        ),
         (lambda c: c["categories"][1].update(name=None), r"categories\[1\]: name is null"),
         (lambda c: c["categories"][1].pop("id"), r"categories\[1\]: id is missing"),
         (lambda c: c["categories"][1].update(id=[2]), r"categories\[1\], id: must be a whole number or text, got list"),
@@ -169,6 +172,13 @@ def test_skipped_entries_never_become_background(write: Write) -> None:
     dataset = CocoDataset(path, on_error="skip")
     assert dataset.names == ["a.png", "b.png"]
     assert [np.unique(dataset.read_mask(i)[:4, :4]).tolist() for i in range(2)] == [[255], [255]]
+
+
+def test_skipping_keeps_objects_whose_only_fault_is_their_id(write: Write) -> None:
+    """TACO's own file holds two ids twice."""
+    path = write(lambda content: content["annotations"][2].update(id=0))
+    assert labels(path, on_error="skip") == [1, 2, 1]
+    assert len(CocoDataset(path, on_error="skip").problems) == 1
 
 
 def test_folders_and_missing_files_are_named(tmp_path: Path) -> None:
