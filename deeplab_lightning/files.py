@@ -3,13 +3,14 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from deeplab_lightning.errors import UserError
 
 _TEMPORARY = ".tmp"  # suffix of files that are not complete
+_MAX_PREFIX = 40  # characters of a file's name in the names of its temporary files
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -24,7 +25,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_errors(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_TEMPORARY)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_temporary_prefix(path), suffix=_TEMPORARY)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
@@ -36,6 +37,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def _temporary_prefix(path: Path) -> str:
+    """Return the start of the names of a file's temporary files, also for a name as long as the system allows."""
+    return f".{path.name[:_MAX_PREFIX]}."
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -68,7 +74,7 @@ def naming_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_unnamed = error.filename is None or Path(error.filename).name.startswith(f".{path.name}.")
+        is_unnamed = error.filename is None or Path(error.filename).name.startswith(_temporary_prefix(path))
         if error.errno is not None and is_unnamed:  # without a number, it is a library's own error with its own text
             error.filename, error.filename2 = str(path), None
         raise
@@ -107,3 +113,27 @@ def unused_path(path: Path) -> Path:
         number += 1
         candidate = path.with_name(f"{stem}-{number}{suffix}")
     return candidate
+
+
+def make_unused_folder(path: Path) -> Path:
+    """Make the folder, or its first variant with -2, -3, ... that nobody has, and return its path.
+
+    Two processes that choose at the same time get two folders.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        candidate = unused_path(path)
+        try:
+            candidate.mkdir()
+        except FileExistsError:  # another process was faster
+            continue
+        return candidate
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove a folder that nothing was written to."""
+    with suppress(OSError):
+        folder.rmdir()

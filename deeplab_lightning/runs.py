@@ -1,11 +1,13 @@
 """Name, write and read the files of runs and experiments, and choose the folder of a run."""
 
+import hashlib
 import itertools
 import json
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from deeplab_lightning.errors import MissingFileError
-from deeplab_lightning.files import read_lines, unused_path, write_text
+from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.files import make_unused_folder, read_lines, unused_path, write_text
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
@@ -25,6 +27,8 @@ _FOLDS, _BALANCE, _IMAGES = "folds.csv", "balance.csv", "image_matrices.npz"
 RECORD_FILES = (_IMAGES, _FOLDS, _BALANCE)
 """Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
 _EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
+_MAX_WAIT = 300  # seconds for the first process to choose a folder
+_MAX_NAME = 250  # bytes of a file's name without suffix; file systems allow 255 with it
 _choices = itertools.count()  # of folders in this process
 _INTEGERS = ("epoch", "step")  # columns of metrics.csv
 
@@ -110,6 +114,8 @@ class PredictionFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.masks, self.overlays = self.path / "masks", self.path / "overlays"
+        self.table = self.path / "predictions.csv"
+        """Mask and overlay of each image key; written first, so that it marks a folder of ours."""
 
     def mask(self, stem: str | Path) -> Path:
         """Return the path of a palette PNG, from its path without suffix relative to `masks/`."""
@@ -119,16 +125,69 @@ class PredictionFolder:
         """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
         return self.overlays / f"{stem}.jpg"
 
+    def begin(self, stems: Mapping[str, str]) -> None:
+        """Write the table of the files that will be written.
+
+        Args:
+            stems: Path without suffix of each image key, see `prediction_stems`.
+
+        Raises:
+            ValueError: If the folder holds masks or overlays that no prediction wrote, such as the user's own masks.
+        """
+        for folder in (self.masks, self.overlays):
+            if not self.table.is_file() and folder.exists() and any(folder.iterdir()):
+                raise UserError(f"{folder} holds files that no prediction wrote. Choose another folder for the output.")
+        rows = [
+            [name, *(file.relative_to(self.path).as_posix() for file in (self.mask(stem), self.overlay(stem)))]
+            for name, stem in stems.items()
+        ]
+        write_text(self.table, csv_text([["image", "mask", "overlay"], *rows]))
+
+    def read_masks(self) -> dict[str, Path] | None:
+        """Read the path of the mask of each image key; None for a folder of an earlier version."""
+        if not self.table.is_file():
+            return None
+        return {row["image"]: self.path / row["mask"] for row in read_csv(self.table)}
+
 
 def prediction_stems(names: Sequence[str]) -> dict[str, str]:
-    """Map image keys to the names of their predictions without suffix; keys that differ only in their suffix keep it.
+    """Map image keys to the paths of their predictions without suffix, relative to the folder of the predictions.
+
+    The path of a key is its own without suffix and without what leads out of the folder. Keys that would share files,
+    also where case does not count, keep their suffix, and those that still would get a number made from the key. So
+    does a name that is longer than a file system allows.
 
     Args:
         names: Keys of all images that are predicted together.
     """
-    stems = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    counts = Counter(stems.values())
-    return {name: stem if counts[stem] == 1 else name for name, stem in stems.items()}
+    plain = {
+        name: _inside(str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).name else "") for name in names
+    }
+    suffixed = {name: _inside(name) for name in names}
+    counts = Counter(stem.casefold() for stem in plain.values())
+    stems = {name: stem if counts[stem.casefold()] == 1 else suffixed[name] for name, stem in plain.items()}
+    # A file of one key may also be the folder of another one.
+    folders = {str(parent).casefold() for stem in stems.values() for parent in PurePosixPath(stem).parents}
+    counts = Counter(stem.casefold() for stem in stems.values())
+    for name, stem in stems.items():
+        is_folder = any(f"{stem}{suffix}".casefold() in folders for suffix in (".png", ".jpg"))
+        is_long = any(len(part.encode()) > _MAX_NAME for part in PurePosixPath(stem).parts)
+        if counts[stem.casefold()] > 1 or is_folder or is_long:
+            stems[name] = _numbered(stem, name)
+    return stems
+
+
+def _inside(key: str) -> str:
+    """Return a relative path without the parts that lead out of a folder."""
+    parts = [part for part in PurePosixPath(key.replace("\0", "")).parts if part not in {"/", "//", "..", "."}]
+    return "/".join(parts) or "image"
+
+
+def _numbered(stem: str, name: str) -> str:
+    """Shorten the parts of a path where needed, and end it with a number made from the key."""
+    number = hashlib.sha256(name.encode()).hexdigest()[:12]
+    parts = [part.encode()[: _MAX_NAME - len(number) - 1].decode(errors="ignore") for part in stem.split("/")]
+    return f"{'/'.join(parts)}-{number}"
 
 
 class RunFolder(_Folder):
@@ -159,7 +218,7 @@ class RunFolder(_Folder):
         # Files of a fold that `deeplab kfold` trains:
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
         self.val_images = self.path / "val_images.txt"
-        """Paths of the held-out images, one per line."""
+        """Path and key of each held-out image, with a tab between them."""
         self.val_predictions = PredictionFolder(self.path / "val_predictions")
 
     @classmethod
@@ -199,12 +258,13 @@ class RunFolder(_Folder):
         _write_yaml(self.job, config)
 
     def read_val_images(self) -> list[str]:
-        """Read the paths of the held-out images."""
+        """Read the lines of the held-out images."""
         return list(filter(None, read_lines(self.val_images)))
 
-    def write_val_images(self, paths: Iterable[str]) -> None:
-        """Write the paths of the held-out images, one per line."""
-        write_text(self.val_images, "\n".join([*paths, ""]))
+    def write_val_images(self, paths: Mapping[str, Path]) -> None:
+        """Write path and key of each held-out image, by key."""
+        lines = (f"{path.absolute()}\t{name}" for name, path in paths.items())
+        write_text(self.val_images, "\n".join([*lines, ""]))
 
     def read_result(self) -> dict[str, Any] | None:
         """Read `result.json`; None if the training is not finished."""
@@ -355,22 +415,49 @@ def choose_run_folder(
     elif own is not None and (not is_training or named is None or named.absolute() == own.path):
         folder = own
     else:
-        folder = RunFolder(unused_path(named or Path(output_dir) / made_up_name(model)))
-    folder = _agreed(folder) if is_torchrun else folder
+        folder = RunFolder(_new_folder(named or Path(output_dir) / made_up_name(model)))
     os.environ[RUN_FOLDER_VARIABLE] = str(folder)
     return folder
 
 
-def _agreed(folder: RunFolder) -> RunFolder:
-    """Return the folder that the first of torchrun's processes chose."""
-    from torch.distributed import rendezvous  # slow to import
+def _new_folder(wanted: Path) -> Path:
+    """Make the folder of a new run at once, so that no other run chooses it while this one still reads its data.
 
-    store, rank, _ = next(iter(rendezvous("env://")))  # torchrun's own store, which exists before any process group
-    key = f"{RUN_FOLDER_VARIABLE}/{next(_choices)}"  # a script may choose several times, always in the same order
-    if rank == 0:
-        store.set(key, str(folder))
-        return folder
-    return RunFolder(store.get(key).decode())
+    Of processes that torchrun or srun started, the first one makes it, and tells the others.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        from torch.distributed import rendezvous  # slow to import
+
+        store, rank, _ = next(iter(rendezvous("env://")))  # torchrun's own, which exists before any process group
+        key = f"{RUN_FOLDER_VARIABLE}/{next(_choices)}"  # a script may choose several times, always in the same order
+        if rank == 0:
+            store.set(key, str(make_unused_folder(wanted)))
+        return Path(store.get(key).decode())
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        step = "-".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        note = wanted.parent / f".folder-{step}-{next(_choices)}"  # on a file system that all nodes share
+        if int(os.environ.get("SLURM_PROCID", 0)) == 0:
+            folder = make_unused_folder(wanted)
+            write_text(note, str(folder))
+            return folder
+        return Path(_awaited(note))
+    return make_unused_folder(wanted)
+
+
+def _awaited(note: Path) -> str:
+    """Read a file once it is there.
+
+    Raises:
+        UserError: If it is not there in time.
+    """
+    end = time.monotonic() + _MAX_WAIT
+    while not note.is_file():
+        if time.monotonic() > end:
+            raise UserError(
+                f"the first process made no run folder in {note.parent.absolute()}; is it on a shared disk?"
+            )
+        time.sleep(0.1)
+    return note.read_text(encoding="utf-8")
 
 
 def made_up_name(model: Mapping[str, Any], *, prefix: str = "") -> str:

@@ -19,6 +19,7 @@ import yaml
 from deeplab_lightning import __main__ as program
 from deeplab_lightning.cli import main
 from deeplab_lightning.errors import DataError, UnavailableError, UserError
+from deeplab_lightning.tables import read_csv
 from tests.conftest import draw_noise_data, noise_config, write_image
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
@@ -325,7 +326,46 @@ def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path:
     assert [reason.split(": ")[0] for reason in reasons] == [str(tmp_path / f"{name}.jpg") for name in "bce"]
     assert "Traceback" not in result.stderr
     assert "2 images predicted." in result.stdout
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == ["a.jpg", "a.png", "d.jpg", "d.png"]
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+        *("a.jpg", "a.png", "d.jpg", "d.png", "predictions.csv")
+    ]
+
+
+@pytest.mark.slow
+def test_predictions_stay_inside_their_folder(checkpoint: str, show: Show, tmp_path: Path) -> None:
+    """A list with `..` overwrote the images that it named, and `--output data` the masks in `data/masks`."""
+    for index, name in enumerate(("images/a.jpg", "images/a.png", "x/a.png", "../outside.png")):
+        write_image(tmp_path / "data" / name, seed=index)
+    (tmp_path / "data" / "lists").mkdir()
+    names = ["../images/a.jpg", "../images/a.png", "../x/a.png", "../../outside.png", f"{tmp_path}/data/x/a.png\tkey"]
+    (tmp_path / "data" / "lists" / "val.txt").write_text("\n".join(names))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    words = ["predict", "--ckpt_path", checkpoint, "--images", str(tmp_path / "data" / "lists" / "val.txt")]
+    main([*words, "--output", str(tmp_path / "out[red]")])
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after.items() >= before.items()
+    written = sorted(after.keys() - before.keys())
+    assert all(path.is_relative_to(tmp_path / "out[red]") for path in written)
+    table = read_csv(tmp_path / "out[red]" / "predictions.csv")
+    assert [row["image"] for row in table] == sorted(["key", *names[:4]])
+    listed = {tmp_path / "out[red]" / row[column] for row in table for column in ("mask", "overlay")}
+    assert listed == set(written) - {tmp_path / "out[red]" / "predictions.csv"}
+    (tmp_path / "data" / "masks").mkdir()
+    write_image(tmp_path / "data" / "masks" / "a.png")
+    status, line = show(*words, "--output", str(tmp_path / "data"))
+    assert status == 1
+    assert "data/masks holds files that no prediction wrote" in line
+
+
+@pytest.mark.slow
+def test_two_trainings_of_one_name_get_two_folders(folder: Path) -> None:
+    """Both start before either has read its data; both wrote to one folder."""
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), "--name", "both"]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    for name in ("both", "both-2"):
+        assert sorted(path.name for path in (folder / "runs" / name).glob("config*")) == ["config.yaml"]
+        assert (folder / "runs" / name / "result.json").is_file()
 
 
 @pytest.mark.slow

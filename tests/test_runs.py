@@ -1,6 +1,8 @@
 """The files of runs and experiments, and the folder that a run gets."""
 
+import itertools
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deeplab_lightning.files import unused_path
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import (
     RUN_FOLDER_VARIABLE,
@@ -18,6 +19,7 @@ from deeplab_lightning.runs import (
     choose_run_folder,
     confusion_rows,
     made_up_name,
+    prediction_stems,
 )
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
@@ -140,9 +142,9 @@ def test_files_of_a_fold_come_back(tmp_path: Path) -> None:
         folder.read_job()
     folder.write_job({"trainer": {"max_epochs": 2}, "names": NAMES})
     assert folder.read_job() == {"trainer": {"max_epochs": 2}, "names": NAMES}
-    paths = ["/data/a, b.png", "/data/Behälter.jpg", "/data/# c.png", "/data/d\u2028e\x0bf\x85g.png"]
-    folder.write_val_images(iter(paths))
-    assert folder.read_val_images() == paths
+    names = ["a, b.png", "Behälter.jpg", "# c.png", "d\u2028e\x0bf\x85g.png"]
+    folder.write_val_images({name: Path("/data") / name for name in names})
+    assert folder.read_val_images() == [f"/data/{name}\t{name}" for name in names]
     assert folder.val_images.parent.name == "fold_3"
 
 
@@ -192,7 +194,6 @@ def test_a_single_run_is_its_own_only_fold(tmp_path: Path) -> None:
 def test_a_fresh_name_is_the_folder_and_a_taken_one_gets_a_number(tmp_path: Path) -> None:
     assert choose(tmp_path, name="a") == tmp_path / "a"
     for number in (2, 3):
-        unused_path(tmp_path / "a").mkdir()
         assert choose(tmp_path, name="a") == tmp_path / f"a-{number}"
     (tmp_path / "v1.5").mkdir()
     assert choose(tmp_path, name="v1.5") == tmp_path / "v1.5-2"  # the dot begins no suffix
@@ -222,8 +223,8 @@ def test_a_checkpoint_outside_a_run_gets_a_new_folder(tmp_path: Path) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert RunFolder.of_checkpoint(checkpoint) is None
-    for is_training in (True, False):
-        assert choose(tmp_path, checkpoint=checkpoint, name="a", is_training=is_training) == tmp_path / "a"
+    for name, is_training in (("a", True), ("b", False)):
+        assert choose(tmp_path, checkpoint=checkpoint, name=name, is_training=is_training) == tmp_path / name
         assert choose(tmp_path, checkpoint=checkpoint, is_training=is_training).parent == tmp_path
 
 
@@ -235,7 +236,7 @@ def test_last_names_the_folder_whether_it_exists_or_not(tmp_path: Path) -> None:
 
 def test_other_processes_take_the_folder_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = choose(tmp_path, name="a")
-    first.mkdir()
+    assert first.is_dir()
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose(tmp_path, name="a") == first
     monkeypatch.setenv("LOCAL_RANK", "0")  # a new training in the same process
@@ -243,3 +244,65 @@ def test_other_processes_take_the_folder_of_the_first(tmp_path: Path, monkeypatc
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.delenv(RUN_FOLDER_VARIABLE)  # a launcher that started every process itself
     assert choose(tmp_path, name="b") == tmp_path / "b"
+
+
+def test_processes_of_srun_take_the_folder_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for key, value in (("SLURM_STEP_NUM_TASKS", "2"), ("SLURM_JOB_ID", "7"), ("SLURM_STEP_ID", "3")):
+        monkeypatch.setenv(key, value)
+    found = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("SLURM_PROCID", rank)
+        monkeypatch.setattr("deeplab_lightning.runs._choices", itertools.count())
+        monkeypatch.delenv(RUN_FOLDER_VARIABLE, raising=False)
+        found.append(choose(tmp_path, name="a"))
+    assert found == [tmp_path / "a-2"] * 2
+
+
+def test_two_choices_of_one_name_get_two_folders(tmp_path: Path) -> None:
+    """Neither has written anything yet, as while both still read their data."""
+    assert [choose(tmp_path, name="a").name for _ in range(3)] == ["a", "a-2", "a-3"]
+
+
+def test_predictions_of_any_keys_stay_inside_and_apart() -> None:
+    """`..` overwrote the user's images, and `a.jpg` beside `a.png` and `a.jpg.png` lost one of them."""
+    long = "x" * 250 + ".jpg"
+    keys = [
+        *("../../images/a.jpg", "images/a.png", "/abs/b.jpg", "c/./d.png", "e.jpg", "e.png", "e.jpg.png", "E.JPG"),
+        *(
+            "f.jpg",
+            "f.png/g.jpg",
+            "..",
+            "/",
+            long,
+            f"{long[:-4]}.png",
+            "sub\\h.png",
+            "../x.jpg",
+            "a/x.jpg",
+            "../a/x.jpg",
+        ),
+    ]
+    stems = prediction_stems(keys)
+    folder = PredictionFolder("/out")
+    masks = {key: folder.mask(stem) for key, stem in stems.items()}
+    assert all(os.path.normpath(path).startswith("/out/masks/") for path in masks.values())
+    assert len({str(path).casefold() for path in masks.values()}) == len(keys)
+    assert not set(masks.values()) & {parent for path in masks.values() for parent in path.parents}
+    assert all(len(part.encode()) <= 255 for path in masks.values() for part in path.parts)
+    assert (stems["images/a.png"], stems["/abs/b.jpg"], stems["c/./d.png"]) == ("images/a.png", "abs/b", "c/d")
+    assert prediction_stems(keys[::-1]) == stems
+
+
+def test_predictions_never_overwrite_files_of_others(tmp_path: Path) -> None:
+    folder = PredictionFolder(tmp_path)
+    folder.masks.mkdir()
+    own = folder.masks / "a.png"
+    own.write_text("the user's own mask")
+    with pytest.raises(ValueError, match=r"masks holds files that no prediction wrote. Choose another folder"):
+        folder.begin({"a.jpg": "a"})
+    assert own.read_text() == "the user's own mask"
+    own.unlink()
+    folder.begin({"a.jpg": "a"})
+    own.touch()
+    folder.begin({"a.jpg": "a"})  # a second prediction into the same folder
+    assert folder.read_masks() == {"a.jpg": own}

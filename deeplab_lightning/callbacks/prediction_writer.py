@@ -23,7 +23,8 @@ _JPEG_QUALITY = 92
 class PredictionWriter(L.Callback):
     """Write a palette PNG and an overlay of each predicted image, at the image's own size.
 
-    The PNG's values are train ids and its palette holds the class colours. Subfolders of the images are kept.
+    The PNG's values are train ids and its palette holds the class colours. Subfolders of the images are kept, and
+    `predictions.csv` names the files of each image.
 
     Args:
         output_dir: Folder of the files; `predictions` in the run's folder if null, numbered if it exists.
@@ -41,6 +42,8 @@ class PredictionWriter(L.Callback):
         dataset = loader.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
         self._stems = prediction_stems(dataset.names)
+        if trainer.is_global_zero:
+            self._files.begin(self._stems)
         self._unreadable: list[Unreadable] = []
 
     def on_predict_batch_end(
@@ -74,8 +77,8 @@ class PredictionWriter(L.Callback):
         if trainer.is_global_zero:
             console = table_console()
             console.print(f"{len(self._stems) - len(unreadable)} images predicted.")
-            console.print(f"masks:    {self._files.masks}", soft_wrap=True)
-            console.print(f"overlays: {self._files.overlays}", soft_wrap=True)
+            console.print(f"masks:    {self._files.masks}", markup=False, soft_wrap=True)
+            console.print(f"overlays: {self._files.overlays}", markup=False, soft_wrap=True)
         if unreadable:
             reasons = "\n".join(item.reason for item in sorted(unreadable))
             raise DataError(f"{len(unreadable)} of {len(self._stems)} images could not be read:\n{reasons}")

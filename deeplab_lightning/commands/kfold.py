@@ -15,7 +15,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
-from deeplab_lightning.files import unused_path
+from deeplab_lightning.files import make_unused_folder
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
 from deeplab_lightning.tracking.experiment import log_cv
@@ -182,7 +182,7 @@ def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> Pa
         return _started(output / name).parent
     if name is None:
         name = made_up_name(config["model"]["net"], prefix="cv")
-    return unused_path(output / name)
+    return make_unused_folder(output / name)
 
 
 def _started(folder: Path) -> Path:

@@ -39,9 +39,9 @@ from deeplab_lightning.commands.run_settings import (
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
-from deeplab_lightning.files import remove_leftovers
+from deeplab_lightning.files import remove_if_empty, remove_leftovers
 from deeplab_lightning.module import SegmentationModule
-from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder
 from deeplab_lightning.saved_module import follow
 from deeplab_lightning.schedules import PolyLR
 from deeplab_lightning.tracking.mode import WandbMode
@@ -69,7 +69,7 @@ def run_training_command(command: str, args: list[str]) -> None:
         ValueError: If an option has a value that cannot be used here, such as a GPU on a machine without one.
         SystemExit: With status 2, if a key or a type is wrong; with 143, after SIGTERM.
     """
-    with _surroundings(args) as scratch:
+    with _surroundings(args) as scratch, _no_empty_folder():
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
         cli.run()
 
@@ -281,6 +281,17 @@ def _surroundings(args: list[str]) -> Iterator[Path]:
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
         with user_mistakes():
             yield Path(scratch)
+
+
+@contextmanager
+def _no_empty_folder() -> Iterator[None]:
+    """Remove the folder that was made for a run which stopped before it wrote anything."""
+    try:
+        yield
+    except BaseException:
+        if folder := os.environ.get(RUN_FOLDER_VARIABLE):
+            remove_if_empty(Path(folder))
+        raise
 
 
 @contextmanager

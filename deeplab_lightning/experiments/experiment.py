@@ -76,7 +76,7 @@ class Experiment:
         run = self.fold_folder(fold)
         run.write_job(self.fold_config(fold))
         paths = dict(zip(datamodule.dataset.names, datamodule.dataset.paths, strict=True))
-        run.write_val_images(str(paths[name].absolute()) for name, f in datamodule.folds.items() if f == fold)
+        run.write_val_images({name: paths[name] for name, f in datamodule.folds.items() if f == fold})
 
     def fold_folder(self, fold: int) -> RunFolder:
         """Return the run's folder of a fold."""

@@ -21,6 +21,7 @@ from deeplab_lightning.runs import RECORD_FILES, ExperimentFolder, RunFolder
 from deeplab_lightning.tracking.mode import api_key, can_answer
 from deeplab_lightning.tracking.summary import CURVE_KEYS, MATRIX_KEY
 
+_MAX_NAME = 100  # characters of a folder's name
 _CV_JOB = "cv"  # job type of the pooled result of an experiment, which is no training
 
 
@@ -61,7 +62,10 @@ class LoggedRun:
     def fold(self) -> int | None:
         """Return the validation fold; None for an official split."""
         data = self.config.get("data", {})
-        return data.get("fold") if data.get("split") == "folds" else None
+        fold = data.get("fold") if data.get("split") == "folds" else None
+        if fold is not None and not (isinstance(fold, int) and fold >= 0):
+            raise DataError(f"the W&B run {self.name} ({self.id}) has the fold {fold!r}, which is no number.")
+        return fold
 
     @property
     def n_folds(self) -> int:
@@ -182,8 +186,15 @@ def _finished(members: Sequence[LoggedRun], name: str, source: str) -> list[Logg
 
 def _unused_folder(scratch: Path, source: str, project: str, name: str) -> Path:
     """Return a path for an experiment; its parents tell experiments of the same name from two sources apart."""
-    folder = scratch / re.sub(r"[^\w.-]+", "-", source).strip("-") / project / name.replace("/", "-")
-    return Path(tempfile.mkdtemp(dir=scratch)) / project / folder.name if folder.exists() else folder
+    folder = scratch.joinpath(*map(_file_name, (source, project, name)))
+    if folder.exists():
+        return Path(tempfile.mkdtemp(dir=scratch)) / folder.parent.name / folder.name
+    return folder
+
+
+def _file_name(text: str) -> str:
+    """Return a file name for any text, which names nothing outside its folder."""
+    return re.sub(r"[^\w.,=()\[\] -]+", "-", text).strip("-. ")[:_MAX_NAME] or "unnamed"
 
 
 def _logs(folder: Path) -> Iterator[Path]:

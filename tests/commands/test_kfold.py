@@ -105,7 +105,7 @@ def test_missing_predictions_are_written_again(reference: Path) -> None:
     config = yaml.safe_load((reference / "config.yaml").read_text())
     experiment = Experiment(reference, config, [0, 1], "reference")
     fold = reference / "fold_1"
-    names = [Path(line).name for line in (fold / "val_images.txt").read_text().splitlines()]
+    names = [line.rpartition("\t")[2] for line in (fold / "val_images.txt").read_text().splitlines()]
     for name in names[:-1]:
         write_mask(fold / "val_predictions" / "masks" / "deep" / name, np.zeros((4, 4), dtype=np.uint8))
     assert [command[0] for command in experiment.job(1, has_predictions=True).commands] == ["predict"]

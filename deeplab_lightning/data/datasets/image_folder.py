@@ -19,7 +19,7 @@ class ImageFolderDataset(Dataset[Sample]):
 
     Args:
         sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
-            per line, relative to the text file's folder.
+            per line, relative to the text file's folder, or a path and the image's key with a tab between them.
 
     Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
     error when it is asked for, so that the others can be predicted.
@@ -33,7 +33,7 @@ class ImageFolderDataset(Dataset[Sample]):
         found: dict[str, Path] = {}
         for source in map(Path, sources):
             for name, path in _images(source).items():
-                key = name if found.get(name, path) == path else path.as_posix().lstrip("./")
+                key = name if found.get(name, path) == path else path.as_posix()
                 found[key] = path
         if not found:
             raise data_error(
@@ -63,7 +63,15 @@ def _images(source: Path) -> dict[str, Path]:
         return {name: source / name for name in names}
     if not source.is_file():
         raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
-    if source.suffix == ".txt":
-        lines = [line.strip() for line in read_lines(source) if line.strip()]
-        return {line.lstrip("/"): source.parent / line for line in lines}
+    if source.suffix.lower() == ".txt":
+        entries = (_entry(line, source.parent) for line in read_lines(source) if line.strip())
+        return dict(entries)
     return {source.name: source}
+
+
+def _entry(line: str, folder: Path) -> tuple[str, Path]:
+    """Return key and file of a line: a path, or a path and a key with a tab between them."""
+    path, tab, key = line.strip().rpartition("\t")
+    if tab and not (folder / line.strip()).is_file():
+        return key, folder / path.strip()
+    return line.strip().lstrip("/"), folder / line.strip()

@@ -142,7 +142,10 @@ def _predictions(entry: Entry, dataset: SegmentationDataset) -> dict[str, Path]:
     path_of = dict(zip(dataset.names, dataset.paths, strict=True))
     found: dict[str, Path] = {}
     for run in ExperimentFolder(entry.folder).runs():
-        fold = (run.read_result() or {}).get("fold") or 0
+        if (masks := run.val_predictions.read_masks()) is not None:
+            found |= {name: mask for name, mask in masks.items() if name in path_of}
+            continue
+        fold = (run.read_result() or {}).get("fold") or 0  # predictions of an earlier version, named by their paths
         held_out = [name for name, own in entry.cv.fold_of.items() if own == fold and name in path_of]
         keys = {name: str(path_of[name].absolute()).lstrip("/") for name in held_out}
         stems = prediction_stems(list(keys.values()))
