@@ -123,7 +123,10 @@ def make_unused_folder(path: Path) -> Path:
     Raises:
         OSError: If the folder cannot be made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as below /proc
+        raise UserError(f"{path.absolute()}: such a folder cannot be made. Choose another one.") from error
     while True:
         candidate = unused_path(path)
         try:

@@ -1,8 +1,9 @@
 """Report a wrong command line in one line."""
 
+import difflib
 import re
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _MAX_PART = 200  # characters of one part of a message
 # Lines of jsonargparse's messages that repeat the type of an argument, or describe a type that nobody meant.
@@ -52,7 +53,23 @@ class OneLineUsage:
         """Print the message in one line and exit with status 2."""
         if not getattr(self, "exit_on_error", True):  # a class of an argument with several types: the next may fit
             super().error(message, ex)  # type: ignore[misc]
-        usage_error(one_line(message))
+        usage_error(one_line(message) + self._suggestion(message))
+
+    def _suggestion(self, message: str) -> str:
+        """Return the option that an unknown one probably means, as the end of the message."""
+        unknown = re.match(r"unrecognized arguments: (--[\w.]+)", message)
+        if unknown is None:
+            return ""
+        options: list[str] = [option for parser in _parsers(self) for option in parser._option_string_actions]
+        similar = difflib.get_close_matches(unknown[1], options, n=1, cutoff=0.75)
+        return f". Did you mean {similar[0]}?" if similar else ""
+
+
+def _parsers(parser: Any) -> list[Any]:
+    """Return a parser and those of its subcommands."""
+    subcommands = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    inner = [own for choices in subcommands for own in choices.values() if hasattr(own, "_option_string_actions")]
+    return [parser, *inner]
 
 
 def one_line(message: str) -> str:

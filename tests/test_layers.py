@@ -54,7 +54,14 @@ FLOORS = (
     ),
     ("tracking.runs", "tracking.report", "tracking.experiment"),
     (
-        *("commands", "commands.options", "commands.checkpoint", "commands.run_settings", "commands.training"),
+        *(
+            "commands",
+            "commands.options",
+            "commands.option_values",
+            "commands.checkpoint",
+            "commands.run_settings",
+            "commands.training",
+        ),
         *("commands.data", "commands.split", "commands.compare", "commands.kfold", "commands.grid"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.wandb_report"),
     ),

@@ -225,16 +225,56 @@ def test_what_a_data_set_raises_is_one_line_in_every_command(
         assert re.search(message, line)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("trainer.max_epoch", "3", "unrecognized arguments: .*Did you mean --trainer.max_epochs?"),
+        ("trainer.max_epochs", "-7", "must be at least -1 and at most 1,000,000, got -7."),
+        ("trainer.accelerator", "abacus", "must be one of auto, cpu, gpu, .*, got abacus"),
+        ("trainer.accumulate_grad_batches", "0", "must be at least 1 and at most 1,000,000, got 0"),
+        ("trainer.check_val_every_n_epoch", "0", "must be at least 1"),
+        ("trainer.limit_train_batches", "0", "must be above 0, got 0"),
+        ("trainer.gradient_clip_val", "-1", "must be at least 0, got -1"),
+        ("checkpoint.mode", "upwards", "must be one of min, max, got upwards"),
+        ("seed_everything", "-1", "must be at least 0 and at most 4,294,967,295, got -1"),
+        ("data.batch_size", "0", "must be at least 1 and at most 1,000,000, got 0"),
+        ("data.batch_size", "100000000000000000000", "must be at least 1 and at most 1,000,000"),
+        ("data.eval_batch_size", "-1", "must be at least 1"),
+        ("data.num_workers", "-1", "must be at least 0 and at most 1,000, got -1"),
+        ("data.split_seed", "-1", "must be at least 0"),
+        ("data.train_transforms.init_args.flip_probability", "7", "must be at least 0 and at most 1, got 7.0"),
+        ("model.net.init_args.aspp_channels", "0", "must be at least 1"),
+        ("model.net.init_args.dropout", "3", "must be at least 0 and below 1, got 3.0"),
+        ("model.head_lr_multiplier", "-1", "must be at least 0, got -1.0"),
+        ("model.optimizer.init_args.lr", "-1", "must be at least 0 and at most 100, got -1.0"),
+        ("model.optimizer.init_args.lr", "1e30", "must be at least 0 and at most 100, got 1e\\+30"),
+        ("model.optimizer.init_args.momentum", "-3", "must be at least 0 and below 1, got -3.0"),
+        ("model.lr_scheduler.init_args.power", "-2", "must be above 0 and at most 100, got -2.0"),
+        ("model.loss.init_args.label_smoothing", "4", "must be at least 0 and at most 1, got 4.0"),
+        ("name", "../../x", "must be the name of a folder in output_dir, got '../../x'"),
+        ("name", ".", "must be the name of a folder in output_dir, got '.'"),
+    ],
+)
+def test_a_value_that_no_run_can_use_is_refused_before_anything_is_built(
+    folder: Path, show: Show, option: str, value: str, message: str
+) -> None:
+    base = Path(__file__).parents[1] / "configs" / "base.yaml"
+    configs = ["-c", str(base), "-c", str(folder / "config.yaml"), "--name", "refused"]
+    status, line = show("fit", *configs, f"--{option}", value)
+    assert status == 2
+    assert option in line
+    assert re.search(message, line)
+    assert not (folder / "runs" / "refused").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--model.net.init_args.output_stride", "12"], "output_stride must be 8, 16 or 32, got 12"),
         (["--data.fold", "9"], "fold must be null or in .*got 9 of 2"),
-        (["--trainer.accelerator", "abacus"], "invalid accelerator name: `accelerator='abacus'`"),
         (["--trainer.strategy", "luck"], "invalid strategy name: `strategy='luck'`"),
         (["--trainer.devices", "all"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
-        (["--trainer.max_epochs", "-7"], "`max_epochs` must be a non-negative integer or -1"),
         (["--trainer.val_check_interval", "700"], r"`val_check_interval` \(700\) must be less"),
         (["--checkpoint.monitor", "val/luck"], "could not find the monitored key"),
         pytest.param(

@@ -31,7 +31,7 @@ class Shape:
         (["--epochs", "ten"], "error: epochs: expected int; got ten"),
         (["--size", "big"], "error: size: expected int, got big"),
         (["--mode", "most"], "error: mode: expected one of 'min', 'max', got most"),
-        (["--sise", "1"], "error: unrecognized arguments: --sise 1"),
+        (["--sise", "1"], "error: unrecognized arguments: --sise 1. Did you mean --size?"),
         (["--size"], "error: argument --size: expected one argument"),
         (["--shape", "Round"], "error: shape: no class is called Round"),
         (

@@ -15,7 +15,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
-from deeplab_lightning.files import make_unused_folder
+from deeplab_lightning.files import make_unused_folder, remove_if_empty
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
 from deeplab_lightning.tracking.experiment import log_cv
@@ -40,7 +40,11 @@ def kfold(args: list[str]) -> None:
         config["data"]["n_folds"] = given.n_folds
     folder = _folder(given.name or config["name"], config, is_resumed=given.resume)
     chosen = None if given.folds is None else _numbers(given.folds)
-    experiment = Experiment.prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]))
+    try:
+        experiment = Experiment.prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]))
+    except BaseException:
+        remove_if_empty(folder)
+        raise
     run_experiments(
         [experiment],
         at_once=given.jobs,

@@ -17,6 +17,7 @@ from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
+from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
@@ -27,12 +28,13 @@ from deeplab_lightning.usage import usage_error
 _SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
 
 
-def refuse_contradictions(config: Namespace) -> None:
-    """Refuse options that would contradict others.
+def refuse_contradictions(command: str, config: Namespace) -> None:
+    """Refuse values that no run can use, and options that would contradict others.
 
     Raises:
         SystemExit: With status 2.
     """
+    check_values(command, config.as_dict())
     if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
         usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
     if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:

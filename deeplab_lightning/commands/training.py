@@ -24,6 +24,7 @@ from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.checkpoint import START_FROM_WEIGHTS, add_checkpoint_config, refuse_other_classes
+from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
@@ -127,7 +128,7 @@ class DeepLabCLI(LightningCLI):
             save_config_callback=None,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"prog": "deeplab"},
+            parser_kwargs={"prog": "deeplab", "allow_abbrev": False},
             parser_class=_Parser,
         )
 
@@ -175,12 +176,17 @@ class DeepLabCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Skip: the configuration of the checkpoint was given as the first `-c`, so that options override it."""
 
+    def _set_seed(self) -> None:
+        """Check all values first, among them the seed."""
+        check_values(self._command, self.config[self._command].as_dict())
+        super()._set_seed()
+
     # 2. The configuration that the objects are built from.
 
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder, and set everything in the configuration that follows from it."""
         config = self.config[self._command]
-        refuse_contradictions(config)
+        refuse_contradictions(self._command, config)
         folder = choose_folder(self._command, config)
         config.name = folder.name
         keep_folds(config, self._dump())
@@ -257,7 +263,7 @@ class _Resolver(DeepLabCLI):
 
     def before_instantiate_classes(self) -> None:
         """Keep the configuration as it was parsed."""
-        refuse_contradictions(self.config[self._command])
+        refuse_contradictions(self._command, self.config[self._command])
         self.resolved: dict[str, Any] = yaml.safe_load(self._dump())
 
     def instantiate_classes(self) -> None:
