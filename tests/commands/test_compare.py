@@ -21,8 +21,9 @@ from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
+from deeplab_lightning.files import write_atomically
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from tests.conftest import write_image, write_mask
 
 CLASSES = ["sky", "road", "car"]
@@ -237,20 +238,20 @@ def shown_images(page: Path) -> list[dict[str, Any]]:
     return images
 
 
-def test_images_that_differ_in_their_suffix_are_shown(experiment: Write, tmp_path: Path) -> None:
-    for index in (0, 3):  # of one fold, so `deeplab predict` wrote both and kept the suffixes
-        (tmp_path / "images" / f"{index:02d}.png").rename(tmp_path / "images" / f"same.{'png' if index else 'jpg'}")
-        (tmp_path / "masks" / f"{index:02d}.png").unlink()
-    write_mask(tmp_path / "masks" / "same.png", np.zeros((20, 20), dtype=np.uint8))
+def test_predictions_are_found_by_their_table(experiment: Write, tmp_path: Path) -> None:
+    """Wherever the project lies and whatever the files are called; earlier versions named them by their paths."""
     folder = experiment("a", 0.8, has_predictions=True)
-    masks = folder / "fold_0" / "val_predictions" / "masks" / str(tmp_path / "images").lstrip("/")
-    matrices = PerImageConfusion.read(folder / "fold_0" / "image_matrices.npz")
-    names = [{"00.png": "same.jpg", "03.png": "same.png"}.get(name, name) for name in matrices.names]
-    PerImageConfusion(names, matrices.counts).write(folder / "fold_0" / "image_matrices.npz")
-    (masks / "00.png").rename(masks / "same.jpg.png")
-    (masks / "03.png").rename(masks / "same.png.png")
+    predictions = ExperimentFolder(folder).fold(0).val_predictions
+    old = predictions.masks / str(tmp_path / "images").lstrip("/")
+    names = sorted(path.name for path in old.iterdir())
+    stems = {name: f"sub/{index}" for index, name in enumerate(names)}
+    written = [(old / name).read_bytes() for name in names]
+    shutil.rmtree(predictions.masks)
+    predictions.begin(stems)
+    for stem, content in zip(stems.values(), written, strict=True):
+        write_atomically(predictions.mask(stem), lambda file, content=content: file.write(content))  # type: ignore[misc]
     compare([str(folder), "--html", str(tmp_path / "report.html")])
-    assert {"same.jpg", "same.png", "06.png"} <= {image["name"] for image in shown_images(tmp_path / "report.html")}
+    assert set(names) <= {image["name"] for image in shown_images(tmp_path / "report.html")}
 
 
 def test_an_experiment_called_truth_does_not_replace_the_truth(experiment: Write, tmp_path: Path) -> None:
