@@ -48,7 +48,7 @@ FLOORS = (
     ),
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.experiment"),
-        *("experiments.significance", "experiments.aggregate", "experiments.comparison"),
+        *("experiments.significance", "experiments.verdict", "experiments.aggregate", "experiments.comparison"),
         *("experiments.comparison_table", "experiments.report.charts", "experiments.report.gallery"),
         "experiments.report",
     ),

@@ -15,6 +15,7 @@ from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
+    comparison_json,
     cost_text,
     folds_text,
     interval_text,
@@ -22,6 +23,7 @@ from deeplab_lightning.experiments.comparison_table import (
     p_text,
 )
 from deeplab_lightning.experiments.significance import Difference
+from deeplab_lightning.experiments.verdict import LEVEL
 from deeplab_lightning.files import write_text
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import table_console
@@ -43,11 +45,12 @@ def compare(args: list[str]) -> None:
         help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
     )
     parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
+    parser.add_argument("--json", type=Path, help="JSON file to write verdicts, table and notes to")
     parser.add_argument("--html", type=Path, help="HTML file to write a page with curves, classes and images to")
     given = parser.parse_args(args)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
-        compare_folders(folders, csv_path=given.csv, html_path=given.html, notes=notes)
+        compare_folders(folders, csv_path=given.csv, json_path=given.json, html_path=given.html, notes=notes)
 
 
 def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], list[str]]:
@@ -91,6 +94,7 @@ def compare_folders(
     folders: Sequence[Path],
     *,
     csv_path: Path | None = None,
+    json_path: Path | None = None,
     html_path: Path | None = None,
     notes: Sequence[str] = (),
 ) -> None:
@@ -99,6 +103,7 @@ def compare_folders(
     Args:
         folders: Folders of K-fold experiments or of single runs; the first is the baseline.
         csv_path: CSV file to write the table to; none if None.
+        json_path: JSON file to write verdicts, table and notes to; none if None.
         html_path: HTML file to write the page to; none if None.
         notes: Further sentences on the limits of the comparison.
 
@@ -115,6 +120,9 @@ def compare_folders(
     if csv_path is not None:
         write_text(csv_path, comparison_csv(comparison))
         console.print(f"Written to {csv_path}", soft_wrap=True, markup=False)
+    if json_path is not None:
+        write_text(json_path, comparison_json(comparison))
+        console.print(f"Written to {json_path}", soft_wrap=True, markup=False)
     if html_path is not None:
         from deeplab_lightning.experiments.report import write_report
 
@@ -135,6 +143,9 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
     names = [escape(name) for name in names]
     heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
+    for entry in entries:
+        if entry.verdict is not None:
+            console.print(entry.verdict.sentence, style="bold", markup=False, highlight=False)
     count = "all" if comparison.num_images is None else str(comparison.num_images)
     console.print(f"mIoU over {count} held-out images", style="bold")
     console.print(_quality_table(comparison, names))
@@ -145,7 +156,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:
         return
-    star = f"*: the 95 % interval over {comparison.basis} excludes no difference"
+    star = f"*: differs (p < {LEVEL:g} over {comparison.basis}, Holm over the classes)"
     console.print(f"IoU of each class; {star}", style="bold")
     for start in range(0, len(entries), _MAX_COLUMNS):
         chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))
@@ -205,7 +216,7 @@ def _class_table(comparison: Comparison, heads: Sequence[str], chosen: Sequence[
         for entry in (comparison.entries[place] for place in chosen):
             value = entry.iou[index]
             text = "absent" if math.isnan(value) else f"{value:.3f}"
-            if entry.per_class is not None and entry.per_class[index].excludes_zero:
+            if entry.is_starred(index):
                 text += "*"
             cells.append(text)
         table.add_row(escape(name), *cells)

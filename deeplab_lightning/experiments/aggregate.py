@@ -11,9 +11,9 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_text
-from deeplab_lightning.metrics.iou import class_iou, mean_iou, nan_mean, pixel_accuracy
+from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
@@ -26,6 +26,8 @@ Ints = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class CrossValidation:
     """Hold the pooled result of the folds of an experiment.
+
+    All IoU are of the classes that the truth holds, and means are over them, see `truth_iou`.
 
     Attributes:
         name: Name of the experiment's folder.
@@ -54,7 +56,7 @@ class CrossValidation:
     @property
     def miou(self) -> Floats:
         """Return the (F,) mIoU of each fold."""
-        return mean_iou(self.matrices)
+        return nan_mean(self.iou)
 
     @property
     def miou_std(self) -> float:
@@ -63,18 +65,18 @@ class CrossValidation:
 
     @property
     def iou(self) -> Floats:
-        """Return the (F, K) IoU of each fold; nan if a fold lacks a class."""
-        return class_iou(self.matrices)
+        """Return the (F, K) IoU of each fold; nan if the truth of a fold lacks a class."""
+        return truth_iou(self.matrices)
 
     @property
     def pooled_iou(self) -> Floats:
         """Return the (K,) IoU of the confusion matrix summed over the folds."""
-        return class_iou(self.matrix)
+        return truth_iou(self.matrix)
 
     @property
     def pooled_miou(self) -> float:
         """Return the mean of the pooled IoU over the classes, including classes that some folds lack."""
-        return float(mean_iou(self.matrix))
+        return float(nan_mean(self.pooled_iou))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of `cv.json`, which depends neither on time nor on the machine."""
@@ -116,12 +118,19 @@ def read_cv(folder: Path) -> CrossValidation:
 
     Raises:
         FileNotFoundError: If there is no finished fold, or a fold has no confusion matrix.
+        DataError: If the folds have different classes.
     """
     runs = [(run, result) for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
     runs = [(run, result) for run, result in runs if result["val"] is not None]
     if not runs:
         raise MissingFileError(f"no finished run or fold in {folder.absolute()}: there is no result.json with figures.")
     results = [result for _, result in runs]
+    for run, result in runs:
+        if list(result["val"]["iou"]) != list(results[0]["val"]["iou"]):
+            raise DataError(
+                f"{run} has the classes {list(result['val']['iou'])}, but {runs[0][0]} has "
+                f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
+            )
     folds = [result["fold"] or 0 for result in results]
     parts = [run.read_images() for run, _ in runs]
     known = [part for part in parts if part is not None]

@@ -4,9 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import yaml
 from scipy.sparse import csr_matrix
 
 from deeplab_lightning.errors import DataError
@@ -17,11 +19,13 @@ from deeplab_lightning.experiments.significance import (
     bootstrap_difference,
     bootstrap_iou,
     corrected_resampled_t,
+    detectable_difference,
     holm,
     jackknife,
     leave_out_iou,
 )
-from deeplab_lightning.metrics.iou import class_iou, mean_iou, nan_mean
+from deeplab_lightning.experiments.verdict import LEVEL, Verdict, decide, differing_settings, no_verdict
+from deeplab_lightning.metrics.iou import nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 
@@ -48,8 +52,10 @@ class Entry:
             matrices.
         per_class: (K,) differences of the IoU, paired by image, or by fold without per-image matrices; None for the
             baseline, or if neither is possible.
-        adjusted_p: p-value of the difference, adjusted by Holm over all comparisons; paired by fold if possible,
-            otherwise by image; nan if neither is.
+        adjusted_p: p-value of the deciding difference, adjusted by Holm over all comparisons; paired by fold if
+            possible, otherwise by image; nan if neither is.
+        adjusted_class_p: (K,) p-values of the classes, adjusted by Holm over the classes; empty for the baseline.
+        verdict: What the comparison with the baseline shows; None for the baseline.
         cost: Parameters in millions, multiply-adds in 10^9, training time in seconds; None if unknown.
     """
 
@@ -65,16 +71,22 @@ class Entry:
     per_class: list[Difference] | None
     adjusted_p: float
     cost: dict[str, float | None]
+    adjusted_class_p: tuple[float, ...] = ()
+    verdict: Verdict | None = None
+
+    def is_starred(self, class_index: int) -> bool:
+        """Check whether a class differs from the baseline, with the number of classes taken into account."""
+        return len(self.adjusted_class_p) > 0 and self.adjusted_class_p[class_index] < LEVEL
 
     @property
     def miou(self) -> float:
-        """Return the pooled mIoU over the shared images."""
-        return float(mean_iou(self.matrix))
+        """Return the pooled mIoU over the shared images, of the classes that their truth holds."""
+        return float(nan_mean(self.iou))
 
     @property
     def iou(self) -> Floats:
-        """Return the (K,) pooled IoU over the shared images."""
-        return class_iou(self.matrix)
+        """Return the (K,) pooled IoU over the shared images; nan for classes that their truth lacks."""
+        return truth_iou(self.matrix)
 
 
 @dataclass(frozen=True)
@@ -114,6 +126,7 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
             raise DataError(f"{folder} has the classes {result.class_names}, but {folders[0]} has {class_names}.")
     labels = [_label(folder, folders) for folder in folders]
     sets, notes = _shared_images(labels, results)
+    other_truths = [0 if own is None or sets[0] is None else _count_other_truths(sets[0], own) for own in sets]
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
         entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
@@ -124,10 +137,78 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
         resampled = _resample(known, groups, num_resamples)
         entries = [_over_images(entry, resampled, index, entries[0].iou) for index, entry in enumerate(entries)]
         notes = [*notes, *resampled.notes]
-    adjusted = holm([_p_value(entry) for entry in entries])
-    entries = [replace(entry, adjusted_p=float(p)) for entry, p in zip(entries, adjusted, strict=True)]
+    entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
-    return Comparison(entries, class_names, num_images, basis, [*notes, *_fold_notes(entries)])
+    return Comparison(entries, class_names, num_images, basis, [*_class_notes(entries), *notes, *_fold_notes(entries)])
+
+
+def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:
+    """Return the entries with adjusted p-values and verdicts.
+
+    Args:
+        entries: The experiments, the baseline first.
+        basis: What intervals over images are over.
+        other_truths: Number of images of each experiment whose truth differs from the baseline's.
+    """
+    base, configs = entries[0], [_config(entry.folder) for entry in entries]
+    decided = [
+        (_UNKNOWN, "", math.nan) if others else _deciding(base, entry, basis)
+        for entry, others in zip(entries, other_truths, strict=True)
+    ]
+    adjusted = holm([math.nan, *(difference.p for difference, _, _ in decided[1:])])
+    judged = [base]
+    for index in range(1, len(entries)):
+        entry, (difference, over, freedom) = entries[index], decided[index]
+        if other_truths[index]:
+            judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
+            continue
+        verdict = decide(
+            (entry.label, base.label),
+            difference,
+            over,
+            float(adjusted[index]),
+            detectable_difference(difference, freedom),
+            differing_settings(configs[0], configs[index]),
+        )
+        class_p = tuple(map(float, holm([item.p for item in entry.per_class or ()])))
+        judged.append(replace(entry, adjusted_p=float(adjusted[index]), adjusted_class_p=class_p, verdict=verdict))
+    return judged
+
+
+def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str, float]:
+    """Return the pooled difference with one interval, what the interval is over, and its degrees of freedom.
+
+    The interval is over folds where both experiments have at least two in common, since these are repetitions of the
+    training; otherwise over images.
+    """
+    if entry is base:
+        return _UNKNOWN, "", math.nan
+    if (values := _fold_differences(base.cv, entry.cv)) is not None and len(values) > 1:
+        share = 1 / max(base.cv.n_folds, 2)
+        return corrected_resampled_t(values, test_share=share, center=entry.difference), "folds", len(values) - 1
+    if entry.over_images is not None:
+        return entry.over_images, basis, math.inf
+    return Difference(entry.difference, math.nan, math.nan, math.nan), "", math.nan
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Return the configuration of an experiment or a run; empty without a readable one."""
+    try:
+        return ExperimentFolder(folder).read_config()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+
+
+def _class_notes(entries: Sequence[Entry]) -> list[str]:
+    """Name the classes that are left out because the compared images do not show them, with their false pixels."""
+    truth = entries[0].matrix.sum(axis=1)
+    notes = []
+    absent = np.flatnonzero(truth == 0)
+    if len(absent):
+        names = ", ".join(entries[0].cv.class_names[index] for index in absent)
+        false = ", ".join(f"{entry.label} {int(entry.matrix[:, absent].sum())}" for entry in entries)
+        notes.append(f"the compared images show no {names}, so mIoU leaves this out (false pixels: {false}).")
+    return notes
 
 
 def _entry(
@@ -143,7 +224,7 @@ def _entry(
         matrix=matrix,
         images=images,
         interval=(math.nan, math.nan),
-        difference=math.nan if base is None else float(mean_iou(matrix) - mean_iou(base.matrix)),
+        difference=math.nan if base is None else float(nan_mean(truth_iou(matrix))) - base.miou,
         over_folds=over_folds,
         over_images=None,
         per_class=None if base is None or over_folds is None else _classes_over_folds(base.cv, result),
@@ -229,10 +310,6 @@ def _shared_images(
     if any(len(matrices.names) > len(shared) for matrices in images):
         notes.append(f"only the {len(shared)} images that all experiments held out are compared.")
     sets = [matrices.keep(shared) for matrices in images]
-    if any((_truth(matrices) != _truth(sets[0])).any() for matrices in sets):
-        notes.append(
-            "the experiments counted different truths: their annotations or their eval_transforms.max_size differ."
-        )
     return sets, notes
 
 
@@ -252,6 +329,11 @@ def _over_images(entry: Entry, resampled: _Resampled, index: int, base_iou: Floa
     )
 
 
+def _count_other_truths(base: PerImageConfusion, own: PerImageConfusion) -> int:
+    """Count the images whose truth holds other numbers of pixels in two experiments."""
+    return int((_truth(base) != _truth(own)).any(axis=1).sum())
+
+
 def _truth(images: PerImageConfusion) -> Ints:
     """Return the (N, K) pixels of each class in the truth of each image."""
     k = images.num_classes
@@ -259,13 +341,22 @@ def _truth(images: PerImageConfusion) -> Ints:
     return np.asarray((images.counts @ gather).todense())
 
 
-def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
-    """Compute the difference B - A over the folds that both have finished; None if the folds differ."""
+def _fold_differences(a: CrossValidation, b: CrossValidation) -> list[float] | None:
+    """Return the differences B - A of the folds that both have finished; None if the folds differ."""
     places = _common_folds(a, b)
     if not places:
         return None
     rows_a, rows_b = map(list, zip(*places, strict=True))
-    return corrected_resampled_t((b.miou[rows_b] - a.miou[rows_a]).tolist(), test_share=1 / max(a.n_folds, 2))
+    differences: list[float] = (b.miou[rows_b] - a.miou[rows_a]).tolist()
+    return differences
+
+
+def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
+    """Compute the difference B - A over the folds that both have finished; None if the folds differ."""
+    differences = _fold_differences(a, b)
+    if differences is None:
+        return None
+    return corrected_resampled_t(differences, test_share=1 / max(a.n_folds, 2))
 
 
 def _common_folds(a: CrossValidation, b: CrossValidation) -> list[tuple[int, int]]:
@@ -290,12 +381,6 @@ def _classes_over_folds(a: CrossValidation, b: CrossValidation) -> list[Differen
         test_share = 1 / max(a.n_folds, 2)
         found.append(corrected_resampled_t(present, test_share=test_share) if present else _UNKNOWN)
     return found
-
-
-def _p_value(entry: Entry) -> float:
-    if entry.over_folds is not None and not math.isnan(entry.over_folds.p):
-        return entry.over_folds.p
-    return math.nan if entry.over_images is None else entry.over_images.p
 
 
 def _groups(folder: Path, names: Sequence[str]) -> list[str] | None:

@@ -1,5 +1,6 @@
 """Format a comparison as rows and texts, for the command line and the report page."""
 
+import json
 import math
 from typing import Any
 
@@ -28,6 +29,11 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "difference_high_images": images.high if images else math.nan,
             "p_images": images.p if images else math.nan,
             "p_holm": entry.adjusted_p,
+            "verdict": entry.verdict.sentence if entry.verdict else "",
+            "deciding_low": entry.verdict.deciding.low if entry.verdict else math.nan,
+            "deciding_high": entry.verdict.deciding.high if entry.verdict else math.nan,
+            "deciding_basis": entry.verdict.basis if entry.verdict else "",
+            "detectable_difference": entry.verdict.detectable if entry.verdict else math.nan,
             **entry.cost,
         }
         row |= {f"iou/{name}": float(v) for name, v in zip(comparison.class_names, entry.iou, strict=True)}
@@ -38,6 +44,26 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
 def comparison_csv(comparison: Comparison) -> str:
     """Format the rows as CSV with six significant digits; unknown figures are empty cells."""
     return csv_text_of_dicts([{key: _cell(value) for key, value in row.items()} for row in comparison_rows(comparison)])
+
+
+def comparison_json(comparison: Comparison) -> str:
+    """Format the verdicts, the rows and the notes as JSON; unknown figures are null."""
+    rows = [
+        {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+        for row in comparison_rows(comparison)
+    ]
+    settings = {
+        entry.label: {key: list(values) for key, values in entry.verdict.differing.items()}
+        for entry in comparison.entries
+        if entry.verdict is not None
+    }
+    document = {
+        "verdicts": [entry.verdict.sentence for entry in comparison.entries if entry.verdict is not None],
+        "experiments": rows,
+        "differing_settings": settings,
+        "notes": comparison.notes,
+    }
+    return json.dumps(document, indent=1, default=str) + "\n"
 
 
 def interval_text(low: float, high: float, *, signed: bool = False) -> str:
@@ -60,8 +86,8 @@ def folds_text(entry: Entry) -> str:
 
 
 def p_text(p: float) -> str:
-    """Format a p-value, or return an empty text for nan."""
-    return "" if math.isnan(p) else f"{p:.3f}"
+    """Format a p-value, or return an empty text for nan; none is shown as 0."""
+    return "" if math.isnan(p) else f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def cost_text(value: float | None) -> str:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.metrics.iou import class_iou
+from deeplab_lightning.metrics.iou import truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 
 MIN_BOOTSTRAP_UNITS = 20
@@ -39,7 +39,9 @@ class Difference:
         return bool(self.low > 0 or self.high < 0)
 
 
-def corrected_resampled_t(differences: Sequence[float], *, test_share: float, level: float = 0.95) -> Difference:
+def corrected_resampled_t(
+    differences: Sequence[float], *, test_share: float, level: float = 0.95, center: float | None = None
+) -> Difference:
     """Compute Student's t interval of the mean difference over folds, corrected for the folds' overlap.
 
     The training sets of K folds overlap, so the folds' differences are correlated, and the plain t-test finds
@@ -50,20 +52,45 @@ def corrected_resampled_t(differences: Sequence[float], *, test_share: float, le
         differences: K differences, one per fold.
         test_share: Share of the images that a fold holds out, in (0, 1); 1/K for a split into K folds.
         level: Confidence level of the interval, in (0, 1).
+        center: Estimate that the interval is of, such as the pooled difference; the mean of the differences if None.
 
     Returns:
-        Mean, interval and p-value; the interval is nan for fewer than two folds.
+        Estimate, interval and p-value; the interval is nan for fewer than two folds, and for folds with exactly the
+        same difference.
     """
     values = np.asarray(differences, dtype=np.float64)
     count, mean = len(values), float(np.mean(values))
     if count < 2:
-        return Difference(mean, np.nan, np.nan, np.nan)
+        return Difference(mean if center is None else center, np.nan, np.nan, np.nan)
     variance = float(values.var(ddof=1)) * (1 / count + test_share / (1 - test_share))
-    if variance == 0:
-        return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    error = variance**0.5
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
-    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, count - 1)))
+    if variance == 0:  # folds that agree to the last digit are no measurement of their spread
+        return Difference(mean, 0.0, 0.0, 1.0) if mean == 0 else Difference(mean, np.nan, np.nan, np.nan)
+    return _of_t(mean if center is None else center, variance**0.5, count - 1, level)
+
+
+def _of_t(mean: float, error: float, freedom: int, level: float) -> Difference:
+    """Return a difference with Student's t interval."""
+    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, freedom)))
+
+
+def detectable_difference(found: Difference, freedom: float, *, level: float = 0.95, power: float = 0.8) -> float:
+    """Compute the smallest difference that a design would find in a share of its repetitions.
+
+    Args:
+        found: A difference whose interval shows the design's error.
+        freedom: Degrees of freedom of the interval; infinite for a bootstrap.
+        level: Confidence level of the interval.
+        power: The share.
+
+    Returns:
+        The difference; nan without an interval.
+    """
+    if np.isnan(found.low) or found.high <= found.low:
+        return float("nan")
+    reach = float(stats.t.ppf((1 + level) / 2, freedom))
+    error = (found.high - found.low) / (2 * reach)
+    return (reach + float(stats.t.ppf(power, freedom))) * error
 
 
 def bootstrap_iou(
@@ -101,7 +128,7 @@ def bootstrap_iou(
         size = min(chunk, num_resamples - start)
         draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
         weights = draws[:, labels.reshape(-1)].astype(np.float64)  # (size, N) number of draws of each image
-        parts.append(np.stack([class_iou((weights @ values).reshape(size, k, k)) for values in counts]))
+        parts.append(np.stack([truth_iou((weights @ values).reshape(size, k, k)) for values in counts]))
     return np.concatenate(parts, axis=1)
 
 
@@ -118,7 +145,7 @@ def leave_out_iou(sets: Sequence[PerImageConfusion], groups: Sequence[str]) -> n
     labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     weights = (np.arange(labels.max() + 1)[:, None] != labels).astype(np.float64)  # (G, N)
     k = sets[0].num_classes
-    return np.stack([class_iou((weights @ values.counts.astype(np.float64)).reshape(-1, k, k)) for values in sets])
+    return np.stack([truth_iou((weights @ values.counts.astype(np.float64)).reshape(-1, k, k)) for values in sets])
 
 
 def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float = 0.95) -> Difference:
@@ -138,11 +165,8 @@ def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float 
         return Difference(observed, np.nan, np.nan, np.nan)
     error = float(((count - 1) / count * ((values - values.mean()) ** 2).sum()) ** 0.5)
     if error == 0:
-        return Difference(observed, observed, observed, 1.0 if observed == 0 else 0.0)
-    reach = float(stats.t.ppf((1 + level) / 2, count - 1)) * error
-    return Difference(
-        observed, observed - reach, observed + reach, float(2 * stats.t.sf(abs(observed) / error, count - 1))
-    )
+        return Difference(observed, 0.0, 0.0, 1.0) if observed == 0 else Difference(observed, np.nan, np.nan, np.nan)
+    return _of_t(observed, error, count - 1, level)
 
 
 def bootstrap_difference(

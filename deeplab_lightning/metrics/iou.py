@@ -27,6 +27,22 @@ def class_iou(matrices: Counts) -> Floats:
     return _ratio(hits, truth + predicted - hits)
 
 
+def truth_iou(matrices: Counts) -> Floats:
+    """Compute the intersection over union of each class that the truth holds.
+
+    For comparisons: two predictions of the same images are then averaged over the same classes, while one false pixel
+    of a class without truth would give a mean of `class_iou` one more class, of IoU 0.
+
+    Args:
+        matrices: (..., K, K) counts.
+
+    Returns:
+        (..., K); nan for classes without truth.
+    """
+    _, truth, _ = _margins(matrices)
+    return np.where(truth > 0, class_iou(matrices), np.nan)
+
+
 def mean_iou(matrices: Counts) -> Floats:
     """Compute mIoU, the mean over the classes that have an IoU.
 

@@ -103,7 +103,7 @@ def test_a_class_that_one_fold_lacks_is_no_problem(experiment: Write) -> None:
     folder = experiment("a", 0.8)  # image i shows class i % 3 and is in fold i % 3: each fold lacks a class
     shutil.rmtree(folder / "fold_2")
     result = aggregate(folder)
-    assert np.isnan(result.iou).sum() == 2  # a class in neither truth nor prediction of a fold
+    assert np.isnan(result.iou).sum() == 4  # each fold's truth holds one class
     assert not math.isnan(result.pooled_miou)
     assert json.loads((folder / "cv.json").read_text())["folds"] == [0, 1]
 
@@ -115,13 +115,15 @@ def test_a_fold_that_was_trained_again_counts_once(experiment: Write) -> None:
     assert compare_experiments([folder], num_resamples=10).entries[0].cost["seconds"] == pytest.approx(3 * 48)
 
 
-def test_other_truths_are_noted(experiment: Write) -> None:
+def test_other_truths_get_no_verdict(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.8)
     path = b / "fold_0" / "image_matrices.npz"
     matrices = PerImageConfusion.read(path)
     PerImageConfusion(matrices.names, matrices.counts * 2).write(path)
-    assert any("different truths" in note for note in compare_experiments([a, b], num_resamples=10).notes)
-    assert not any("different truths" in note for note in compare_experiments([a, a], num_resamples=10).notes)
+    entry = compare_experiments([a, b], num_resamples=10).entries[1]
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b cannot be compared: 4 images have other truths than in the baseline.")
+    assert math.isnan(entry.adjusted_p)
 
 
 def test_an_experiment_without_a_finished_fold_says_so(tmp_path: Path) -> None:
@@ -275,8 +277,8 @@ def test_the_stars_say_what_their_intervals_are_over(
             RunFolder(path.parent).write_confusion(PerImageConfusion.read(path).total(), CLASSES)
             path.unlink()
     compare([*map(str, folders), "--html", str(tmp_path / "report.html")])
-    assert f"*: the 95 % interval over {basis} excludes no difference" in capsys.readouterr().out
-    assert f"95 % interval over {basis} excludes no difference" in (tmp_path / "report.html").read_text()
+    assert f"*: differs (p < 0.05 over {basis}, Holm over the classes)" in capsys.readouterr().out
+    assert f"differ (p &lt; 0.05 over {basis}, adjusted by Holm" in (tmp_path / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")

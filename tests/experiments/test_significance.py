@@ -5,9 +5,11 @@ from scipy.sparse import csr_matrix
 from statsmodels.stats.multitest import multipletests
 
 from deeplab_lightning.experiments.significance import (
+    Difference,
     bootstrap_difference,
     bootstrap_iou,
     corrected_resampled_t,
+    detectable_difference,
     holm,
     jackknife,
     leave_out_iou,
@@ -45,10 +47,23 @@ def test_the_correction_widens_by_the_overlap() -> None:
     assert (corrected.high - corrected.mean) / (plain.high - plain.mean) == pytest.approx((9 / 4) ** 0.5)
 
 
-def test_too_few_folds_have_no_interval_and_equal_folds_an_empty_one() -> None:
+def test_too_few_or_equal_folds_have_no_interval() -> None:
+    """Equal differences gave p = 0."""
     assert np.isnan(corrected_resampled_t([0.1], test_share=0.5).low)
     assert corrected_resampled_t([0.0, 0.0], test_share=0.5).p == 1
-    assert corrected_resampled_t([0.1, 0.1], test_share=0.5).p == 0
+    assert np.isnan(corrected_resampled_t([0.1, 0.1], test_share=0.5).p)
+
+
+def test_the_detectable_difference_is_found_in_four_of_five_repetitions() -> None:
+    rng = np.random.default_rng(0)
+    design = corrected_resampled_t(rng.normal(0, 0.02, 10).tolist(), test_share=1e-12)
+    error = (design.high - design.low) / 2 / stats.t.ppf(0.975, 9) * 10**0.5  # of one fold
+    effect = detectable_difference(design, 9)
+    found = [
+        corrected_resampled_t(rng.normal(effect, error, 10).tolist(), test_share=1e-12).p < 0.05 for _ in range(2000)
+    ]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+    assert np.isnan(detectable_difference(Difference(0.1, np.nan, np.nan, np.nan), 9))
 
 
 @pytest.mark.parametrize("n_folds", [3, 5, 10])

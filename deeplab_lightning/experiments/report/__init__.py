@@ -51,7 +51,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         title="Comparison of " + ", ".join(e.label for e in entries)
         if len(entries) < 4
         else f"{len(entries)} experiments",
-        findings=_findings(comparison),
+        findings=[entry.verdict.sentence for entry in entries if entry.verdict is not None],
         notes=[*comparison.notes, *gallery.notes],
         columns=list(_COLUMNS),
         rows=_summary(comparison),
@@ -67,28 +67,6 @@ def write_report(comparison: Comparison, path: Path) -> None:
         legend=gallery.legend,
     )
     write_text(path, page)
-
-
-def _findings(comparison: Comparison) -> list[str]:
-    """Return one sentence per experiment on its difference from the baseline."""
-    base = comparison.entries[0]
-    sentences = []
-    for entry in comparison.entries[1:]:
-        known = [d for d in (entry.over_folds, entry.over_images) if d is not None and not math.isnan(d.low)]
-        if not known:
-            sentences.append(f"{entry.label} differs from {base.label} by {entry.difference:+.3f} mIoU.")
-            continue
-        difference = known[0]
-        basis = "per fold" if difference is entry.over_folds else "over all images"
-        span = interval_text(difference.low, difference.high, signed=True)
-        p = entry.adjusted_p
-        verdict = "better than" if difference.mean > 0 else "worse than"
-        if not difference.excludes_zero or not p < 0.05:
-            verdict = "not distinguishable from"
-        sentences.append(
-            f"{entry.label} is {verdict} {base.label}: {difference.mean:+.3f} mIoU {basis} (95 %: {span}; p = {p:.3f})."
-        )
-    return sentences
 
 
 def _summary(comparison: Comparison) -> list[list[dict[str, Any]]]:
@@ -123,7 +101,7 @@ def _class_rows(comparison: Comparison) -> list[dict[str, Any]]:
         cells = []
         for entry in comparison.entries:
             value = float(entry.iou[index])
-            star = "*" if entry.per_class is not None and entry.per_class[index].excludes_zero else ""
+            star = "*" if entry.is_starred(index) else ""
             shift = value - float(base.iou[index])
             if math.isnan(value):
                 cells.append({"text": "absent", "hue": "--heat", "strength": 0})

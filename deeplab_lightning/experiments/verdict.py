@@ -1,0 +1,153 @@
+"""Say in one sentence what a comparison shows, and no more than its design can show."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deeplab_lightning.class_paths import canonical
+from deeplab_lightning.experiments.significance import Difference
+
+LEVEL = 0.05
+"""Adjusted p-values below this one are called a difference."""
+_CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size", "trainer.max_epochs")
+"""Settings that change a result without being what experiments usually compare."""
+_OF_DATA = ("data.n_folds", "data.dataset")  # with another split or other data, nothing is comparable
+_OF_THE_MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "logger", "callbacks")
+_OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
+_OF_LOADING = ("fold", "fold_file", "num_workers", "cache", "eval_batch_size")
+_MAX_NAMED = 4  # settings in one sentence
+_MAX_VALUE = 40  # characters of a value in a sentence
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Hold what a comparison of an experiment with the baseline shows.
+
+    Attributes:
+        sentence: The answer, the same in the terminal, on the page, in CSV and in JSON.
+        deciding: The pooled difference with the interval and the p-value that decide; nan where there are none.
+        basis: What the interval is over: `folds`, `images` or `groups of images`; empty without an interval.
+        detectable: Smallest difference that this design finds in 80 % of repetitions; nan if unknown.
+        differing: Settings that differ, each with both values.
+    """
+
+    sentence: str
+    deciding: Difference
+    basis: str
+    detectable: float
+    differing: dict[str, tuple[Any, Any]]
+
+
+def decide(
+    names: tuple[str, str],
+    deciding: Difference,
+    basis: str,
+    adjusted_p: float,
+    detectable: float,
+    differing: Mapping[str, tuple[Any, Any]],
+) -> Verdict:
+    """Put the result of a comparison into words.
+
+    Only folds are repetitions of a training. One training of each experiment shows how two checkpoints differ, and
+    not which recipe is better; nor do trainings that also differ in epochs, crops or data.
+
+    Args:
+        names: Names of the experiment and of the baseline.
+        deciding: Pooled difference with its interval.
+        basis: What the interval is over, see `Verdict`.
+        adjusted_p: p-value of the difference, adjusted for the number of comparisons.
+        detectable: See `Verdict`.
+        differing: Settings that differ, with the value of the baseline and of the experiment.
+    """
+    own, base = names
+    span = _span(deciding, basis, adjusted_p)
+    is_known = not math.isnan(deciding.low) and not math.isnan(adjusted_p)
+    if not is_known:
+        text = f"{own} - {base}: {deciding.mean:+.3f} mIoU; too few repetitions for an interval."
+    elif not (deciding.excludes_zero and adjusted_p < LEVEL):
+        reach = "" if math.isnan(detectable) else f" A difference below {detectable:.3f} would rarely have been found."
+        text = f"{own} and {base} are not distinguishable: {span}.{reach}"
+    elif basis != "folds":
+        text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (
+            "does not show which recipe is better."
+        )
+    elif confounded := _confounded(differing):
+        text = f"{own} and {base} differ: {span}; they also differ in {_settings(confounded)}, which may explain it."
+    else:
+        word = "better" if deciding.mean > 0 else "worse"
+        text = f"{own} is {word} than {base}: {span}."
+    return Verdict(text, deciding, basis if is_known else "", detectable, dict(differing))
+
+
+def no_verdict(name: str, num_images: int) -> Verdict:
+    """Say that an experiment was evaluated on other truths than the baseline, so that nothing can be compared.
+
+    Args:
+        name: Name of the experiment.
+        num_images: Number of images whose truth differs.
+    """
+    text = (
+        f"{name} cannot be compared: {num_images} images have other truths than in the baseline. Their annotations, "
+        "class_map or eval_transforms.max_size differ."
+    )
+    return Verdict(text, Difference(math.nan, math.nan, math.nan, math.nan), "", math.nan, {})
+
+
+def differing_settings(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of two configurations that a result depends on and that differ, by dotted key.
+
+    Args:
+        base: Resolved configuration of the baseline; empty if unknown.
+        own: Resolved configuration of the experiment; empty if unknown.
+    """
+    if not base or not own:
+        return {}
+    found = dict(_leaves(_of_training(canonical(base)), _of_training(canonical(own))))
+    return {key.replace(".init_args", ""): values for key, values in found.items()}
+
+
+def p_sentence(p: float) -> str:
+    """Format a p-value for a sentence: `p = 0.012`, or `p < 0.001`, since no p-value is 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _span(deciding: Difference, basis: str, p: float) -> str:
+    return (
+        f"{deciding.mean:+.3f} mIoU (95 % over {basis}: {deciding.low:+.3f} to {deciding.high:+.3f}; {p_sentence(p)})"
+    )
+
+
+def _confounded(differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that may explain a difference besides what was to be compared."""
+    found = {key: values for key, values in differing.items() if key.startswith(_CONFOUNDERS)}
+    is_all = len(found) == len(differing)  # then they are what was to be compared
+    return {key: values for key, values in found.items() if not is_all or key.startswith(_OF_DATA)}
+
+
+def _settings(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    texts = [f"{key} ({_short(own)} and {_short(base)})" for key, (base, own) in differing.items()]
+    return ", ".join(texts[:_MAX_NAMED]) + (f" and {len(texts) - _MAX_NAMED} more" if len(texts) > _MAX_NAMED else "")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
+
+
+def _of_training(config: Any) -> dict[str, Any]:
+    """Return the settings that a result depends on."""
+    kept = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
+    for part, left_out in (("trainer", (*_OF_THE_MACHINE, "enable_progress_bar")), ("data", _OF_LOADING)):
+        if isinstance(kept.get(part), Mapping):
+            kept[part] = {key: value for key, value in kept[part].items() if key not in left_out}
+    return kept
+
+
+def _leaves(base: Any, own: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Yield key and both values of the settings that differ; a newer version may know more keys, which are left out."""
+    if isinstance(base, Mapping) and isinstance(own, Mapping):
+        for key in sorted(base.keys() & own.keys()):
+            yield from _leaves(base[key], own[key], f"{prefix}.{key}" if prefix else str(key))
+    elif base != own:
+        yield prefix, (base, own)

@@ -1,0 +1,190 @@
+"""What a comparison says, on experiments whose answer is known."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from deeplab_lightning.commands.compare import compare
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.experiments.aggregate import aggregate, read_cv
+from deeplab_lightning.experiments.comparison import Entry, compare_experiments
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
+
+Write = Callable[..., Path]
+Matrix = npt.NDArray[np.int64]
+CLASSES = ["sky", "road", "boat"]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Return a function that writes an experiment from the matrices of its images, and returns its folder.
+
+    write(name, images, n_folds=...) deals the images to the folds in turn.
+    """
+
+    def experiment(
+        name: str,
+        images: list[Matrix],
+        *,
+        n_folds: int = 4,
+        config: Mapping[str, Any] | None = None,
+        classes: list[str] = CLASSES,
+    ) -> Path:
+        folder = ExperimentFolder(tmp_path / name)
+        settings = {"data": {"n_folds": n_folds}, "trainer": {"max_epochs": 10}, "model": {"net": name}}
+        folder.write_config({**settings, **(config or {})})
+        for fold in range(n_folds):
+            run = folder.fold(fold)
+            held_out = [(f"{index:03d}.png", own) for index, own in enumerate(images) if index % n_folds == fold]
+            PerImageConfusion.of(held_out).write(run.images)
+            figures = {"miou": 0.5, "iou": dict.fromkeys(classes, 0.5)}
+            number = None if n_folds == 1 else fold
+            run.write_result(
+                {"fold": number, "n_folds": n_folds if n_folds > 1 else None, "val": figures, "seconds": 60, "cost": {}}
+            )
+        return folder.path
+
+    return experiment
+
+
+def image(right: float, *, false_boats: int = 0) -> Matrix:
+    """Return the matrix of an image with 1000 pixels of sky and of road, of which a share is right, and no boat."""
+    hits = round(1000 * right)
+    return np.array([[hits - false_boats, 1000 - hits, false_boats], [1000 - hits, hits, 0], [0, 0, 0]])
+
+
+def images(right: float, *, spread: float = 0.02, seed: int = 0, count: int = 40) -> list[Matrix]:
+    rng = np.random.default_rng(seed)
+    return [image(float(np.clip(right + rng.normal(0, spread), 0, 1))) for _ in range(count)]
+
+
+def judged(*folders: Path) -> Entry:
+    entry = compare_experiments(folders, num_resamples=400).entries[1]
+    assert entry.verdict is not None
+    return entry
+
+
+def test_false_pixels_of_an_absent_class_are_no_verdict(write: Write) -> None:
+    """Three of 80,000 pixels made B worse by .167 mIoU with p = 0.000, since its mean had one more class, of IoU 0."""
+    a = images(0.9)
+    b = [*a[:-1], a[-1] + image(0, false_boats=3) - image(0)]
+    folders = write("a", a), write("b", b)
+    comparison = compare_experiments(folders, num_resamples=400)
+    entry = comparison.entries[1]
+    assert abs(entry.difference) < 1e-4
+    assert entry.verdict is not None
+    assert "not distinguishable" in entry.verdict.sentence
+    assert comparison.notes[0] == (
+        "the compared images show no boat, so mIoU leaves this out (false pixels: a 0, b 3)."
+    )
+    for folder in folders:  # the pooled result quotes the same figure
+        assert aggregate(folder).pooled_miou == pytest.approx(0.82, abs=0.02)
+        quoted = json.loads((folder / "cv.json").read_text())["out_of_fold"]["miou"]
+        assert quoted == pytest.approx(comparison.entries[folders.index(folder)].miou, abs=1e-6)
+
+
+def test_one_training_each_shows_no_better_recipe(write: Write) -> None:
+    """Two seeds of one recipe differ in most sets of 1,000 images, if only the choice of images counts."""
+    entry = judged(write("a", images(0.80), n_folds=1), write("b", images(0.85, seed=1), n_folds=1))
+    assert entry.adjusted_p < 0.05
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("These two checkpoints, of b and a, differ on these images: +0.0")
+    assert "does not show which recipe is better" in entry.verdict.sentence
+    assert not re.search(r"is (better|worse) than", entry.verdict.sentence)
+
+
+def test_folds_show_which_recipe_is_better(write: Write) -> None:
+    entry = judged(write("a", images(0.80)), write("b", images(0.85, seed=1)))
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b is better than a: +0.0")
+    assert entry.verdict.basis == "folds"
+    deciding = entry.verdict.deciding
+    assert deciding.mean == entry.difference  # the pooled one, not the mean of the folds
+    assert deciding.low < deciding.mean < deciding.high
+    worse = judged(write("c", images(0.85)), write("d", images(0.80, seed=1)))
+    assert worse.verdict is not None
+    assert worse.verdict.sentence.startswith("d is worse than c: -0.0")
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ({"trainer": {"max_epochs": 20}}, "they also differ in trainer.max_epochs (20 and 10), which may explain it"),
+        ({"data": {"n_folds": 4, "dataset": {"init_args": {"root": "x"}}}}, "they also differ in data.dataset.root"),
+    ],
+)
+def test_unequal_trainings_are_not_called_better(write: Write, config: dict[str, Any], text: str) -> None:
+    base = {"data": {"n_folds": 4, "dataset": {"init_args": {"root": "y"}}}} if "data" in config else {}
+    entry = judged(write("a", images(0.80), config=base), write("b", images(0.85, seed=1), config=config))
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b and a differ: +0.0")
+    assert text in entry.verdict.sentence
+
+
+def test_what_was_to_be_compared_may_be_the_epochs(write: Write) -> None:
+    config = {"model": {"net": "same"}}
+    a = write("a", images(0.80), config=config)
+    b = write("b", images(0.85, seed=1), config={**config, "trainer": {"max_epochs": 20}})
+    entry = judged(a, b)
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b is better than a")
+    assert entry.verdict.differing == {"trainer.max_epochs": (10, 20)}
+
+
+def test_no_difference_says_what_could_have_been_found(write: Write) -> None:
+    entry = judged(write("a", images(0.80)), write("b", images(0.80, seed=1)))
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b and a are not distinguishable: ")
+    found = re.search(r"A difference below (0\.\d+) would rarely have been found\.$", entry.verdict.sentence)
+    assert found
+    reach = (entry.verdict.deciding.high - entry.verdict.deciding.low) / 2
+    assert float(found[1]) > reach  # as a power of 80 % asks for more than one of 50 %
+
+
+def test_no_p_value_is_zero(write: Write) -> None:
+    tiny = judged(write("a", images(0.5, spread=0.002)), write("b", images(0.9, spread=0.002, seed=1)))
+    assert tiny.verdict is not None
+    assert "p < 0.001" in tiny.verdict.sentence
+    assert "p = 0.000" not in tiny.verdict.sentence
+    equal = judged(write("c", [image(0.5)] * 40), write("d", [image(0.9)] * 40))
+    assert equal.verdict is not None
+    assert "too few repetitions for an interval" in equal.verdict.sentence  # all folds differ by exactly the same
+
+
+def test_the_answer_is_the_same_sentence_everywhere(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [
+        write(name, images(right, seed=i)) for i, (name, right) in enumerate((("a", 0.8), ("b", 0.85), ("c", 0.8)))
+    ]
+    files = {kind: tmp_path / f"x.{kind}" for kind in ("csv", "json", "html")}
+    compare([*map(str, folders), *(word for kind, path in files.items() for word in (f"--{kind}", str(path)))])
+    sentences = json.loads(files["json"].read_text())["verdicts"]
+    assert len(sentences) == 2
+    printed = " ".join(capsys.readouterr().out.split())
+    page = unescape(files["html"].read_text())
+    with files["csv"].open() as file:
+        table = [row["verdict"] for row in csv.DictReader(file)]
+    assert table == ["", *sentences]
+    for sentence in sentences:
+        assert sentence in printed
+        assert sentence in page
+    assert printed.startswith(sentences[0])  # the answer first
+
+
+def test_folds_with_other_classes_are_named(write: Write) -> None:
+    folder = write("a", images(0.8))
+    other = write("b", images(0.8), classes=["sky", "road", "ship"])
+    (folder / "fold_2").rename(folder / "old")
+    (other / "fold_2").rename(folder / "fold_2")
+    with pytest.raises(DataError, match=r"fold_2 has the classes .*ship.*no folds of one experiment"):
+        read_cv(folder)
