@@ -23,8 +23,8 @@ from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read
 
 RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"
 """Environment variable with the run's folder, for the processes that Lightning starts for DDP."""
-_FOLDS, _BALANCE, _IMAGES = "folds.csv", "balance.csv", "image_matrices.npz"
-RECORD_FILES = (_IMAGES, _FOLDS, _BALANCE)
+_FOLDS, _BALANCE, _IMAGES, _LAST_IMAGES = "folds.csv", "balance.csv", "image_matrices.npz", "last_image_matrices.npz"
+RECORD_FILES = (_IMAGES, _LAST_IMAGES, _FOLDS, _BALANCE)
 """Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
 _EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
 _MAX_WAIT = 300  # seconds for the first process to choose a folder
@@ -208,6 +208,8 @@ class RunFolder(_Folder):
         self.confusion_figure = self.path / "confusion_matrix.png"
         self.images = self.path / _IMAGES
         """Confusion matrix of each validation image at the best epoch."""
+        self.last_images = self.path / _LAST_IMAGES
+        """The same at the last epoch."""
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
@@ -329,6 +331,10 @@ class RunFolder(_Folder):
         if not self.images.is_file() and self.confusion.is_file():
             return None
         return PerImageConfusion.read(self.images)
+
+    def read_last_images(self) -> PerImageConfusion | None:
+        """Read the matrices of the validation images at the last epoch; None for a run of an earlier version."""
+        return PerImageConfusion.read(self.last_images) if self.last_images.is_file() else None
 
 
 class ExperimentFolder(_Folder):

@@ -82,8 +82,9 @@ class RunRecord(L.Callback):
     atomically; a resumed training keeps the rows before the epoch it resumes at. If an epoch validates several times,
     its row holds the best validation, as `best.ckpt` does. `result.json` is written last: if it exists, the training
     is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the confusion matrix of each image)
-    belong to the epoch with the best `val/miou`, whose weights are in `checkpoints/best.ckpt`. Later validations and
-    tests write `result_validate.json` and `result_test.json`, numbered if they exist.
+    belong to the epoch with the best `val/miou`, whose weights are in `checkpoints/best.ckpt`; its `last` block and
+    `last_image_matrices.npz` to the last epoch, which was not chosen on the images that it is reported on. Later
+    validations and tests write `result_validate.json` and `result_test.json`, numbered if they exist.
 
     Args:
         seed: Seed of the training, written to `result.json`.
@@ -133,13 +134,21 @@ class RunRecord(L.Callback):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._record_evaluation(trainer, pl_module, "val")
         elif not trainer.sanity_checking:
+            module = pl_module if isinstance(pl_module, SegmentationModule) else None
+            images = None if module is None else _gather(module.per_image.collect())
+            folder = RunFolder(trainer.default_root_dir)
+            is_written = trainer.is_global_zero and not _is_dry_run(trainer)
+            if images is not None and is_written:
+                images.write(folder.last_images)
             figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             earlier = self._progress.figures
             if earlier and best_row([earlier, figures], trainer) is earlier:
                 return  # on all processes alike, since they have the same figures
             self._progress.figures = figures
-            if isinstance(pl_module, SegmentationModule) and best_row([*self.rows, figures], trainer) is figures:
-                self._write_matrices(trainer, pl_module)
+            is_best = best_row([*self.rows, figures], trainer) is figures
+            if module is not None and images is not None and is_best and is_written:
+                folder.write_confusion(module.last_matrix, module.classes.names)
+                images.write(folder.images)
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the result of the test."""
@@ -174,6 +183,8 @@ class RunRecord(L.Callback):
             "checkpoint": next(filter(None, checkpoints), None),
             "cost": network_cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
+            "best_epoch": None if best is None else int(best["epoch"]),
+            "last": _figures(self.rows[-1], "val", pl_module) if self.rows and "val/miou" in self.rows[-1] else None,
             "versions": _versions(),
         }
         if folder.confusion.is_file():
@@ -181,13 +192,6 @@ class RunRecord(L.Callback):
         folder.write_result(result)
         if best is not None:
             _print_table(f"Validation of {folder}, epoch {int(best['epoch']) + 1}", result["val"], folder)
-
-    def _write_matrices(self, trainer: L.Trainer, module: SegmentationModule) -> None:
-        images = _gather(module.per_image.collect())
-        if trainer.is_global_zero and not _is_dry_run(trainer):
-            folder = RunFolder(trainer.default_root_dir)
-            folder.write_confusion(module.last_matrix, module.classes.names)
-            images.write(folder.images)
 
     def _record_evaluation(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if not trainer.is_global_zero or _is_dry_run(trainer) or not isinstance(pl_module, SegmentationModule):

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.experiments.aggregate import Epoch
 from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
@@ -44,13 +45,23 @@ def compare(args: list[str]) -> None:
         nargs="+",
         help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
     )
+    parser.add_argument(
+        "--epoch", choices=("last", "best"), default="last", help="epoch of each training to compare (last)"
+    )
     parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
     parser.add_argument("--json", type=Path, help="JSON file to write verdicts, table and notes to")
     parser.add_argument("--html", type=Path, help="HTML file to write a page with curves, classes and images to")
     given = parser.parse_args(args)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
-        compare_folders(folders, csv_path=given.csv, json_path=given.json, html_path=given.html, notes=notes)
+        compare_folders(
+            folders,
+            epoch=given.epoch,
+            csv_path=given.csv,
+            json_path=given.json,
+            html_path=given.html,
+            notes=notes,
+        )
 
 
 def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], list[str]]:
@@ -93,6 +104,7 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
 def compare_folders(
     folders: Sequence[Path],
     *,
+    epoch: Epoch = "last",
     csv_path: Path | None = None,
     json_path: Path | None = None,
     html_path: Path | None = None,
@@ -102,6 +114,7 @@ def compare_folders(
 
     Args:
         folders: Folders of K-fold experiments or of single runs; the first is the baseline.
+        epoch: Epoch of each training to compare, see `compare_experiments`.
         csv_path: CSV file to write the table to; none if None.
         json_path: JSON file to write verdicts, table and notes to; none if None.
         html_path: HTML file to write the page to; none if None.
@@ -111,7 +124,7 @@ def compare_folders(
         FileNotFoundError: If a folder holds no finished run.
         DataError: If the classes differ, or the experiments share no image.
     """
-    comparison = compare_experiments(folders)
+    comparison = compare_experiments(folders, epoch=epoch)
     comparison = replace(comparison, notes=[*notes, *comparison.notes])
     console = table_console()
     print_comparison(comparison, console)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 _MAX_FOLDS = 5  # columns of folds in a terminal of 80 characters
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
+Epoch = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class CrossValidation:
         images: Confusion matrix of each held-out image, by the model that did not train on it; None if a fold has no
             per-image matrices.
         fold_of: Image key -> fold; empty without `images`.
+        epoch: `last`, or `best` for the epoch of each fold with the best figure on the images that are reported here,
+            which flatters it.
+        best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
     """
 
     name: str
@@ -47,6 +51,13 @@ class CrossValidation:
     matrices: Ints
     images: PerImageConfusion | None
     fold_of: dict[str, int]
+    epoch: Epoch = "best"
+    best_miou: float = math.nan
+
+    @property
+    def optimism(self) -> float:
+        """Return by how much the choice of the best epochs flatters the mIoU; nan if unknown."""
+        return self.best_miou - self.pooled_miou
 
     @property
     def matrix(self) -> Ints:
@@ -104,17 +115,28 @@ class CrossValidation:
                 for row, fold in enumerate(self.folds)
             ],
             "confusion_matrix": matrix.tolist(),
+            **self._epochs(),
+        }
+
+    def _epochs(self) -> dict[str, Any]:
+        """Return which epoch the figures are of; nothing for experiments of earlier versions, which know one."""
+        if self.epoch == "best" and math.isnan(self.best_miou):
+            return {}
+        return {
+            "epoch": self.epoch,
+            "best_epochs": {"miou": or_null(self.best_miou), "optimism": or_null(self.optimism)},
         }
 
     def _by_class(self, values: Floats) -> dict[str, float | None]:
         return {name: or_null(value) for name, value in zip(self.class_names, values, strict=True)}
 
 
-def read_cv(folder: Path) -> CrossValidation:
+def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
     """Read the finished folds of an experiment, or a single run as one fold.
 
     Args:
         folder: Folder of the experiment or the run.
+        epoch: Epoch whose figures are read, see `CrossValidation`; the best if a fold has none of its last.
 
     Raises:
         FileNotFoundError: If there is no finished fold, or a fold has no confusion matrix.
@@ -132,7 +154,10 @@ def read_cv(folder: Path) -> CrossValidation:
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
     folds = [result["fold"] or 0 for result in results]
-    parts = [run.read_images() for run, _ in runs]
+    best = [run.read_images() for run, _ in runs]
+    last = [run.read_last_images() for run, _ in runs] if epoch == "last" else []
+    has_last = len(last) > 0 and all(part is not None for part in last)
+    parts = last if has_last else best
     known = [part for part in parts if part is not None]
     is_known = len(known) == len(parts)
     matrices = [
@@ -146,7 +171,15 @@ def read_cv(folder: Path) -> CrossValidation:
         matrices=np.stack(matrices),
         images=PerImageConfusion.joined(known) if is_known else None,
         fold_of={n: fold for fold, part in zip(folds, known, strict=True) for n in part.names} if is_known else {},
+        epoch="last" if has_last else "best",
+        best_miou=_pooled_miou(best) if has_last else math.nan,
     )
+
+
+def _pooled_miou(parts: Sequence[PerImageConfusion | None]) -> float:
+    """Return the mIoU of the images of all folds; nan if any is unknown."""
+    known = [part.total() for part in parts if part is not None]
+    return float(nan_mean(truth_iou(np.sum(known, axis=0)))) if len(known) == len(parts) else math.nan
 
 
 def aggregate(folder: Path) -> CrossValidation:
@@ -192,6 +225,12 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
         values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), result.miou_std]
         table.add_row("mIoU", *(shown(value) for value in values))
         console.print(table)
+    if not math.isnan(result.optimism):
+        console.print(
+            f"Figures are of the last epoch. The best epoch of each fold, chosen on these images, has a pooled mIoU of "
+            f"{result.best_miou:.3f} ({result.optimism:+.3f}).",
+            soft_wrap=True,
+        )
     console.print(f"Written to {folder}: cv.json, cv.csv, cv.png, oof.npz", soft_wrap=True, markup=False)
 
 

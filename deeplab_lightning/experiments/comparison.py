@@ -12,7 +12,7 @@ import yaml
 from scipy.sparse import csr_matrix
 
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.experiments.aggregate import CrossValidation, read_cv
+from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, read_cv
 from deeplab_lightning.experiments.significance import (
     MIN_BOOTSTRAP_UNITS,
     Difference,
@@ -108,18 +108,20 @@ class Comparison:
     notes: list[str]
 
 
-def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -> Comparison:
+def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, epoch: Epoch = "last") -> Comparison:
     """Read and compare experiments.
 
     Args:
         folders: Folders of K-fold experiments or of single runs; the first is the baseline.
+        epoch: `last`, or `best` for the epoch of each training with the best figure on the images that are compared.
+            The best epochs are compared if an experiment of an earlier version knows no other.
         num_resamples: Number of bootstrap resamples of the images.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
         ValueError: If the classes differ, or the experiments share no image.
     """
-    results = [read_cv(folder) for folder in folders]
+    results, epoch_notes = _read(folders, epoch)
     class_names = results[0].class_names
     for folder, result in zip(folders, results, strict=True):
         if result.class_names != class_names:
@@ -139,7 +141,22 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000) -
         notes = [*notes, *resampled.notes]
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
-    return Comparison(entries, class_names, num_images, basis, [*_class_notes(entries), *notes, *_fold_notes(entries)])
+    return Comparison(
+        entries, class_names, num_images, basis, [*_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
+    )
+
+
+def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
+    """Read experiments at the same epoch, and say which one and how much the choice of the best would flatter."""
+    results = [read_cv(folder, epoch) for folder in folders]
+    if epoch == "best":
+        return results, ["figures are of the best epoch of each training, chosen on these images, which flatters them."]
+    if old := [folder.name for folder, result in zip(folders, results, strict=True) if result.epoch == "best"]:
+        note = f"figures are of the best epochs, chosen on these images: the last ones of {', '.join(old)} are unknown."
+        return [read_cv(folder, "best") for folder in folders], [note]
+    known = [(f.name, r.optimism) for f, r in zip(folders, results, strict=True) if not math.isnan(r.optimism)]
+    added = ", ".join(f"{name} {optimism:+.3f}" for name, optimism in known) or "an unknown amount"
+    return results, [f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
 
 
 def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:

@@ -54,7 +54,7 @@ def test_every_image_is_held_out_once(reference: Path) -> None:
     for fold in range(2):
         matrices = PerImageConfusion.read(reference / f"fold_{fold}" / "image_matrices.npz")
         result = json.loads((reference / f"fold_{fold}" / "result.json").read_text())
-        assert document["per_fold"][fold]["miou"] == pytest.approx(result["val"]["miou"], abs=1e-6)
+        assert document["per_fold"][fold]["miou"] == pytest.approx(result["last"]["miou"], abs=1e-6)
         assert matrices.total().sum() == 5 * 40 * 48
         assert result["cost"]["mega_parameters"] > 1
 

@@ -14,7 +14,7 @@ import pytest
 
 from deeplab_lightning.commands.compare import compare
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.experiments.aggregate import aggregate, read_cv
+from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.comparison import Entry, compare_experiments
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
@@ -188,3 +188,31 @@ def test_folds_with_other_classes_are_named(write: Write) -> None:
     (other / "fold_2").rename(folder / "fold_2")
     with pytest.raises(DataError, match=r"fold_2 has the classes .*ship.*no folds of one experiment"):
         read_cv(folder)
+
+
+def test_the_last_epoch_is_quoted_and_the_optimism_of_the_best_is_said(
+    write: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The best epoch was chosen on the images that were then reported."""
+    folders = [write(name, images(0.85, seed=seed)) for seed, name in enumerate("ab")]
+    for folder in folders:
+        for run in ExperimentFolder(folder).runs():
+            best = run.read_images()
+            assert best is not None
+            PerImageConfusion.of((name, image(0.8)) for name in best.names).write(run.last_images)
+    result = aggregate(folders[0])
+    print_cv(result, folders[0])
+    assert result.pooled_miou == pytest.approx(800 / 1200)
+    assert result.optimism == pytest.approx(read_cv(folders[0], "best").pooled_miou - 800 / 1200)
+    document = json.loads((folders[0] / "cv.json").read_text())
+    assert (document["epoch"], document["best_epochs"]["optimism"]) == (
+        "last",
+        pytest.approx(result.optimism, abs=1e-6),
+    )
+    assert f"({result.optimism:+.3f})" in capsys.readouterr().out
+    comparison = compare_experiments(folders, num_resamples=20)
+    assert comparison.entries[1].difference == 0
+    assert f"the best one, chosen on these images, adds a {result.optimism:+.3f}" in comparison.notes[-1]
+    assert compare_experiments(folders, num_resamples=20, epoch="best").entries[1].difference != 0
+    next(iter(ExperimentFolder(folders[1]).runs())).last_images.unlink()
+    assert "the last ones of b are unknown" in compare_experiments(folders, num_resamples=20).notes[-1]
