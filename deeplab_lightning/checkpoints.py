@@ -3,6 +3,7 @@
 import inspect
 import json
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -69,6 +70,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     """
     if not Path(path).is_file():
         raise MissingFileError(f"no such checkpoint: {Path(path).absolute()}")
+    _check_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     except (RuntimeError, ValueError, UnpicklingError, EOFError) as error:
@@ -77,6 +79,26 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path} is no checkpoint of `deeplab fit`: it has no state_dict.")
     return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Compare the checksums in a checkpoint's archive with its content, which torch does not do.
+
+    Raises:
+        UserError: If it was changed, or would unpack to more than its size.
+    """
+    if not zipfile.is_zipfile(path):
+        return  # an older format, or no checkpoint: torch says which
+    try:
+        with zipfile.ZipFile(path) as archive:
+            packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+            damaged = None if packed else archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged or cut off ({error}). Take another checkpoint of the run.") from error
+    if packed:
+        raise UserError(f"{path} is no checkpoint of `deeplab fit`: its content is compressed.")
+    if damaged is not None:
+        raise UserError(f"{path} is damaged: the checksum of {damaged} is wrong. Take another checkpoint of the run.")
 
 
 def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -93,8 +93,14 @@ def _legend(present: Sequence[int], class_table: ClassTable, width: int) -> Imag
     return legend
 
 
+_MAX_DRAWN = 60  # classes of a confusion matrix; the picture of 253 would take 6 GB
+_MAX_LABEL = 40  # characters of a class name beside it
+
+
 def draw_confusion_matrix(matrix: npt.NDArray[Any], class_names: Sequence[str], path: Path) -> None:
     """Write the row-normalised confusion matrix as a PNG: the share of each true class by predicted class.
+
+    Of more than 60 classes, those with the largest share of wrong pixels are shown.
 
     Args:
         matrix: (K, K) pixel counts, rows truth, columns prediction.
@@ -104,11 +110,19 @@ def draw_confusion_matrix(matrix: npt.NDArray[Any], class_names: Sequence[str], 
     from matplotlib.figure import Figure  # slow to import and needed only once per run
 
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    title = "share of each true class"
+    if len(class_names) > _MAX_DRAWN:
+        is_shown = matrix.sum(axis=1) > 0
+        order = np.lexsort((np.arange(len(class_names)), np.where(is_shown, np.diag(shares), np.inf)))[:_MAX_DRAWN]
+        chosen = np.sort(order)
+        shares, class_names = shares[np.ix_(chosen, chosen)], [class_names[index] for index in chosen]
+        title = f"share of each true class, the {_MAX_DRAWN} worst of {len(matrix)}"
+    class_names = [name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 3]}..." for name in class_names]
     side = 2.5 + 0.42 * len(class_names)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     heat_map = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues")
-    axes.set(xlabel="prediction", ylabel="truth", title="share of each true class")
+    axes.set(xlabel="prediction", ylabel="truth", title=title)
     axes.set_xticks(range(len(class_names)), class_names, rotation=90)
     axes.set_yticks(range(len(class_names)), class_names)
     if len(class_names) <= 30:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
-from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import make_unused_folder, read_lines, unused_path, write_text
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
@@ -269,8 +269,21 @@ class RunFolder(_Folder):
         write_text(self.val_images, "\n".join([*lines, ""]))
 
     def read_result(self) -> dict[str, Any] | None:
-        """Read `result.json`; None if the training is not finished."""
-        return json.loads(self.result.read_text(encoding="utf-8")) if self.result.is_file() else None
+        """Read `result.json`; None if the training is not finished.
+
+        Raises:
+            DataError: If it is damaged, or no result of a training.
+        """
+        if not self.result.is_file():
+            return None
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+            fault = _result_fault(result)
+        except (ValueError, RecursionError) as error:
+            fault = " ".join(str(error).split())
+        if fault is not None:
+            raise DataError(f"{self.result}: is damaged or no result of a training ({fault}).")
+        return dict(result)
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`."""
@@ -335,6 +348,22 @@ class RunFolder(_Folder):
     def read_last_images(self) -> PerImageConfusion | None:
         """Read the matrices of the validation images at the last epoch; None for a run of an earlier version."""
         return PerImageConfusion.read(self.last_images) if self.last_images.is_file() else None
+
+
+def _result_fault(result: Any) -> str | None:
+    """Describe why a value is no content of `result.json`; None if it is."""
+    if not isinstance(result, dict):
+        return f"it holds a {type(result).__name__}"
+    missing = [key for key in ("fold", "n_folds", "val") if key not in result]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    for key in ("fold", "n_folds"):
+        if not (result[key] is None or (type(result[key]) is int and result[key] >= 0)):
+            return f"{key} is {result[key]!r}"
+    val = result["val"]
+    if val is not None and not (isinstance(val, dict) and isinstance(val.get("iou"), dict)):
+        return "val holds no figures"
+    return None
 
 
 class ExperimentFolder(_Folder):

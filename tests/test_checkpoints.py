@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from deeplab_lightning import CrossEntropyLoss, DeepLabV3, DenseCRF, SegmentationDataModule, SegmentationModule
+from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.cli import main
 from deeplab_lightning.data import ClassTable, EvalTransforms, MaskFolderDataset, TrainTransforms
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.models import DeepLab
 from deeplab_lightning.models.backbone import build_backbone
 from tests.conftest import CLASSES, draw_noise_data, write_image
@@ -274,3 +277,22 @@ def test_modules_of_the_working_folder_are_found_in_evaluation(foreign: Path) ->
     assert done.returncode == 0, done.stderr
     assert "Left out" not in done.stdout
     assert '"loss": null' not in (foreign.parents[1] / "result_validate.json").read_text()
+
+
+@pytest.mark.parametrize("position", [0.3, 0.6, 0.9])
+def test_a_changed_byte_in_a_checkpoint_is_an_error(tmp_path: Path, position: float) -> None:
+    """It loaded, and the weights were others."""
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(10_000)}}, path)
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * position)] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.ckpt is damaged: the checksum of .* is wrong"):
+        read_checkpoint(path)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_its_size_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"0" * 10_000_000)
+    with pytest.raises(UserError, match="its content is compressed"):
+        read_checkpoint(tmp_path / "x.ckpt")

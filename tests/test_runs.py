@@ -102,7 +102,7 @@ def test_metrics_come_back_to_the_last_digit_without_empty_cells(tmp_path: Path)
 def test_results_come_back(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     assert folder.read_result() is None
-    result = {"fold": 0, "val": {"miou": 0.5, "iou": dict.fromkeys(NAMES, 0.25)}, "cost": None}
+    result = {"fold": 0, "n_folds": 2, "val": {"miou": 0.5, "iou": dict.fromkeys(NAMES, 0.25)}, "cost": None}
     folder.write_result(result)
     assert folder.read_result() == result
     experiment = ExperimentFolder(tmp_path / "experiment")

@@ -71,12 +71,18 @@ def cached_rows(
 
 
 def _read_rows(store: Path, width: int) -> dict[str, Row]:
-    """Read the stored rows; none if the file is missing, damaged or has rows of another width."""
+    """Read the stored rows; none if the file is missing, damaged or has rows of another width.
+
+    The archive holds a checksum of each array. Its readers raise errors of many kinds for damaged files.
+    """
+    if not store.is_file():
+        return {}
     try:
-        with np.load(store) as content:
+        with store.open("rb") as file, np.load(file) as content:
             rows = content["rows"]
-            if rows.shape[1:] != (width,):
+            if rows.dtype != np.int64 or rows.shape[1:] != (width,):
                 return {}
             return dict(zip((str(key) for key in content["keys"]), rows, strict=True))
-    except (OSError, ValueError, KeyError):
+    except Exception as error:
+        warnings.warn(f"{store} is damaged ({type(error).__name__}) and is made again.", stacklevel=2)
         return {}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_text
 from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
 _MAX_FOLDS = 5  # columns of folds in a terminal of 80 characters
@@ -42,6 +42,7 @@ class CrossValidation:
         epoch: `last`, or `best` for the epoch of each fold with the best figure on the images that are reported here,
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
+        notes: Folds that are left out because their files are damaged, one sentence each.
     """
 
     name: str
@@ -53,6 +54,7 @@ class CrossValidation:
     fold_of: dict[str, int]
     epoch: Epoch = "best"
     best_miou: float = math.nan
+    notes: tuple[str, ...] = ()
 
     @property
     def optimism(self) -> float:
@@ -142,11 +144,14 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         FileNotFoundError: If there is no finished fold, or a fold has no confusion matrix.
         DataError: If the folds have different classes.
     """
-    runs = [(run, result) for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
-    runs = [(run, result) for run, result in runs if result["val"] is not None]
-    if not runs:
-        raise MissingFileError(f"no finished run or fold in {folder.absolute()}: there is no result.json with figures.")
-    results = [result for _, result in runs]
+    records, notes = _records(folder, epoch)
+    if not records:
+        because = f" ({' '.join(notes)})" if notes else ""
+        raise MissingFileError(
+            f"no finished run or fold in {folder.absolute()}: there is no result.json with figures{because}."
+        )
+    runs = [(record.run, record.result) for record in records]
+    results = [record.result for record in records]
     for run, result in runs:
         if list(result["val"]["iou"]) != list(results[0]["val"]["iou"]):
             raise DataError(
@@ -154,9 +159,8 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
     folds = [result["fold"] or 0 for result in results]
-    best = [run.read_images() for run, _ in runs]
-    last = [run.read_last_images() for run, _ in runs] if epoch == "last" else []
-    has_last = len(last) > 0 and all(part is not None for part in last)
+    best, last = [record.best for record in records], [record.last for record in records]
+    has_last = epoch == "last" and all(part is not None for part in last)
     parts = last if has_last else best
     known = [part for part in parts if part is not None]
     is_known = len(known) == len(parts)
@@ -173,7 +177,35 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         fold_of={n: fold for fold, part in zip(folds, known, strict=True) for n in part.names} if is_known else {},
         epoch="last" if has_last else "best",
         best_miou=_pooled_miou(best) if has_last else math.nan,
+        notes=tuple(notes),
     )
+
+
+class _Record(NamedTuple):
+    """Hold the result of a run, and the matrices of its images at the best and at the last epoch."""
+
+    run: RunFolder
+    result: dict[str, Any]
+    best: PerImageConfusion | None
+    last: PerImageConfusion | None
+
+
+def _records(folder: Path, epoch: Epoch) -> tuple[list[_Record], list[str]]:
+    """Read the finished runs of an experiment, and name those whose files are damaged.
+
+    Raises:
+        FileNotFoundError: If a run has no confusion matrix.
+    """
+    records, notes = [], []
+    for run in ExperimentFolder(folder).runs():
+        try:
+            result = run.read_result()
+            if result is not None and result["val"] is not None:
+                last = run.read_last_images() if epoch == "last" else None
+                records.append(_Record(run, result, run.read_images(), last))
+        except DataError as error:
+            notes.append(f"{run.name} is left out: {error}")
+    return records, notes
 
 
 def _pooled_miou(parts: Sequence[PerImageConfusion | None]) -> float:
@@ -225,6 +257,8 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
         values = [result.pooled_miou, *result.miou[list(chosen)], result.miou.mean(), result.miou_std]
         table.add_row("mIoU", *(shown(value) for value in values))
         console.print(table)
+    for note in result.notes:
+        console.print(f"note: {note}", soft_wrap=True, markup=False)
     if not math.isnan(result.optimism):
         console.print(
             f"Figures are of the last epoch. The best epoch of each fold, chosen on these images, has a pooled mIoU of "

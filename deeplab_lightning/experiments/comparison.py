@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -141,9 +142,9 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         notes = [*notes, *resampled.notes]
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
-    return Comparison(
-        entries, class_names, num_images, basis, [*_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
-    )
+    damaged = [note for result in results for note in result.notes]
+    notes = [*damaged, *_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
+    return Comparison(entries, class_names, num_images, basis, notes)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -419,7 +420,11 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
 
 def _cost(folder: Path) -> dict[str, float | None]:
     """Return the cost of one fold's network and the training time of all folds."""
-    results = [result for run in ExperimentFolder(folder).runs() if (result := run.read_result())]
+    results = []
+    for run in ExperimentFolder(folder).runs():
+        with suppress(DataError):  # damaged, as a note says
+            if result := run.read_result():
+                results.append(result)
     cost = results[0].get("cost", {})
     known = [result["seconds"] for result in results if result["seconds"] is not None]
     seconds = sum(known) if len(known) == len(results) else None

@@ -1,6 +1,7 @@
 """Prepare a K-fold experiment and list the commands that remain to be run."""
 
 import copy
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
+from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
@@ -103,9 +105,37 @@ class Experiment:
         return config
 
     def is_finished(self, fold: int) -> bool:
-        """Check whether a fold's result exists and belongs to this split; it is written last."""
-        result = self.fold_folder(fold).read_result()
-        return result is not None and (result["fold"], result["n_folds"]) == (fold, self.config["data"]["n_folds"])
+        """Check whether a fold's result is whole and belongs to this split; it is written last."""
+        run = self.fold_folder(fold)
+        try:
+            result = run.read_result()
+            is_own = result is not None and (result["fold"], result["n_folds"]) == (
+                fold,
+                self.config["data"]["n_folds"],
+            )
+            if is_own and run.images.is_file():
+                run.read_images()
+                run.read_last_images()
+        except DataError:
+            return False
+        return is_own
+
+    def _set_damaged_aside(self, fold: int) -> None:
+        """Move the folder of a fold whose matrices are damaged, since a resumed training would not make them again."""
+        run = self.fold_folder(fold)
+        try:
+            for read in (run.read_images, run.read_last_images):
+                if run.images.is_file():
+                    read()
+        except DataError as error:
+            config = run.read_job()
+            images = run.val_images.read_bytes() if run.val_images.is_file() else None
+            aside = unused_path(run.path.with_name(f"{run.name}-damaged"))
+            run.path.rename(aside)
+            run.write_job(config)
+            if images is not None:
+                write_atomically(run.val_images, lambda file: file.write(images))
+            print(f"{error} It is trained again; the old folder is {aside}.", file=sys.stderr)
 
     def job(self, fold: int, *, has_predictions: bool) -> Job:
         """Return the remaining commands of a fold; none if it is finished.
@@ -114,6 +144,7 @@ class Experiment:
             fold: 0-based fold.
             has_predictions: Whether the held-out images are predicted as well.
         """
+        self._set_damaged_aside(fold)
         run = self.fold_folder(fold)
         commands = [] if self.is_finished(fold) else [["fit", "-c", str(run.job)]]
         if has_predictions and not _is_predicted(run):

@@ -11,7 +11,7 @@ import torch
 from scipy.sparse import csr_matrix, vstack
 from torch import Tensor
 
-from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_atomically
 
 Ints = npt.NDArray[np.int64]
@@ -42,12 +42,21 @@ class PerImageConfusion:
 
         Raises:
             FileNotFoundError: If the file does not exist.
+            DataError: If it is damaged, or holds no such counts.
         """
         if not path.is_file():
             raise MissingFileError(f"no such file: {path.absolute()}. The run did not finish an epoch with validation.")
-        with np.load(path) as content:
-            counts = csr_matrix((content["data"], content["indices"], content["indptr"]), content["shape"])
-            return cls([str(name) for name in content["names"]], counts)
+        try:
+            with path.open("rb") as file, np.load(file) as content:
+                arrays = (content["data"], content["indices"], content["indptr"])
+                counts = csr_matrix(arrays, tuple(map(int, content["shape"])))
+                names = [str(name) for name in content["names"]]
+            counts.check_format(full_check=True)  # indices out of range crash the interpreter later
+            _check_counts(names, counts)
+        except Exception as error:  # the readers raise errors of many kinds for damaged files
+            reason = (str(error).splitlines() or [""])[0] or type(error).__name__
+            raise DataError(f"{path}: is damaged or holds no confusion matrices of images ({reason}).") from error
+        return cls(names, counts)
 
     @classmethod
     def joined(cls, parts: Sequence["PerImageConfusion"]) -> "PerImageConfusion":
@@ -85,6 +94,20 @@ class PerImageConfusion:
         """Select images by name, in the order of the names."""
         row_of = {name: row for row, name in enumerate(self.names)}
         return PerImageConfusion(list(names), self.counts[[row_of[name] for name in names]])
+
+
+def _check_counts(names: Sequence[str], counts: csr_matrix) -> None:
+    """Check that counts can be those of images.
+
+    Raises:
+        ValueError: If they cannot.
+    """
+    if len(names) != counts.shape[0] or len(set(names)) != len(names):
+        raise ValueError(f"{len(set(names))} names of {counts.shape[0]} images")
+    if round(counts.shape[1] ** 0.5) ** 2 != counts.shape[1]:
+        raise ValueError(f"{counts.shape[1]} columns are no square matrix")
+    if not np.issubdtype(counts.dtype, np.integer) or (counts.data < 0).any():
+        raise ValueError("negative or fractional counts")
 
 
 class ImageMatrices:

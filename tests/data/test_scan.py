@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deeplab_lightning.data.cache import cache_folder
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.datasets.base import MaskFacts
@@ -72,3 +73,24 @@ def test_all_problems_are_found_at_once(dataset: MaskFolderDataset) -> None:
     dataset.mask_paths[2].write_bytes(b"")
     dataset.paths[3].unlink()
     assert {problem.images for problem in scan_dataset(dataset).problems} == {("01.png",), ("02.png",), ("03.png",)}
+
+
+@pytest.mark.parametrize("length", [0, 100, -1])
+def test_a_damaged_cache_is_made_again_with_a_word(dataset: MaskFolderDataset, length: int) -> None:
+    """A truncated or empty file stopped every run on these data with BadZipFile or EOFError."""
+    first = scan_dataset(dataset)
+    [store] = [path for path in (cache_folder() / "scans").glob("*.npz") if path.stat().st_mtime_ns == newest()]
+    content = bytearray(store.read_bytes())
+    if length < 0:
+        content[len(content) // 2] ^= 255
+    else:
+        content = content[:length]
+    store.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"\.npz is damaged .* and is made again"):
+        again = scan_dataset(dataset)
+    assert np.array_equal(again.pixels, first.pixels)
+    assert scan_dataset(dataset).pixels.sum() > 0
+
+
+def newest() -> int:
+    return max(path.stat().st_mtime_ns for path in (cache_folder() / "scans").glob("*.npz"))

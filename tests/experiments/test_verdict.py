@@ -16,6 +16,7 @@ from deeplab_lightning.commands.compare import compare
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.comparison import Entry, compare_experiments
+from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 
@@ -216,3 +217,60 @@ def test_the_last_epoch_is_quoted_and_the_optimism_of_the_best_is_said(
     assert compare_experiments(folders, num_resamples=20, epoch="best").entries[1].difference != 0
     next(iter(ExperimentFolder(folders[1]).runs())).last_images.unlink()
     assert "the last ones of b are unknown" in compare_experiments(folders, num_resamples=20).notes[-1]
+
+
+NO_RESULTS = ["", "[]", "{}", '{"fold": 2, "n_folds": 4, "val": [', '{"fold": "2", "n_folds": 4, "val": null}']
+
+
+@pytest.mark.parametrize("text", NO_RESULTS)
+def test_a_fold_with_a_damaged_result_is_left_out_and_trained_again(
+    write: Write, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    folders = [write(name, images(0.8, seed=seed)) for seed, name in enumerate("ab")]
+    (folders[1] / "fold_2" / "result.json").write_text(text)
+    compare([*map(str, folders)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"note: fold_2 is left out: {folders[1]}/fold_2/result.json: is damaged or no result of a training" in printed
+    )
+    experiment = Experiment(folders[1], {"data": {"n_folds": 4}}, range(4), "b")
+    assert [experiment.is_finished(fold) for fold in range(4)] == [True, True, False, True]
+    assert experiment.job(2, has_predictions=False).commands
+
+
+def damage(path: Path, kind: str) -> None:
+    matrices = PerImageConfusion.read(path)
+    counts = matrices.counts.copy()
+    if kind == "cut off":
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "flipped":
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 255
+        path.write_bytes(content)
+    elif kind == "negative":
+        counts.data[3] = -5
+        PerImageConfusion(matrices.names, counts).write(path)
+    elif kind == "out of range":  # a segmentation fault before
+        counts.indices[0] = 10_000_000
+        PerImageConfusion(matrices.names, counts).write(path)
+    else:
+        PerImageConfusion(matrices.names[:-1], counts).write(path)
+
+
+@pytest.mark.parametrize("kind", ["cut off", "flipped", "negative", "out of range", "fewer names"])
+def test_a_fold_with_damaged_matrices_is_left_out_and_trained_again(
+    write: Write, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    folders = [write(name, images(0.8, seed=seed)) for seed, name in enumerate("ab")]
+    run = ExperimentFolder(folders[1]).fold(2)
+    damage(run.images, kind)
+    run.write_job({"name": "job"})
+    compare([*map(str, folders)])
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"note: fold_2 is left out: {run.images}: is damaged or holds no confusion matrices" in printed
+    experiment = Experiment(folders[1], {"data": {"n_folds": 4}}, range(4), "b")
+    assert not experiment.is_finished(2)
+    assert [command[0] for command in experiment.job(2, has_predictions=False).commands] == ["fit"]
+    assert run.read_job() == {"name": "job"}
+    assert not run.images.exists()  # the old folder is kept beside it
+    assert (folders[1] / "fold_2-damaged" / "result.json").is_file()

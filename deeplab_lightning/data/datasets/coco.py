@@ -1,6 +1,8 @@
 """Read COCO JSON annotations, the format of TACO and of most annotation tools."""
 
 import json
+import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
@@ -27,12 +30,13 @@ from deeplab_lightning.data.datasets.segmentations import (
     union_area,
 )
 from deeplab_lightning.data.folder_index import FolderIndex
-from deeplab_lightning.data.images import image_size, read_mask
+from deeplab_lightning.data.images import image_size
 from deeplab_lightning.data.problems import OnError, Problem
 from deeplab_lightning.errors import DataError, MissingFileError
 
 BACKGROUND = "background"
-_RASTER_VERSION = 1  # part of the cache key: increase it when the same annotations give another mask
+_CHECKSUM = "crc32"  # key of the checksum of a mask's labels in a PNG file of the cache
+_RASTER_VERSION = 2  # part of the cache key: increase it when the same annotations give another mask
 _NORMALISED_SHARE = 0.01  # of the objects: fewer with coordinates between 0 and 1 are specks in a corner
 
 
@@ -131,15 +135,16 @@ class CocoDataset(SegmentationDataset):
         """Read the train ids of image `index` from the cache, or rasterise its objects: (H, W) uint8."""
         path = cache_folder() / "masks" / f"{self._mask_key(index)}.png"
         if path.is_file():
-            try:
-                return to_tensor(read_mask(path))
-            except ValueError:  # the cache file is damaged: write it again
-                path.unlink(missing_ok=True)
+            if (cached := _cached_mask(path)) is not None:
+                return to_tensor(cached)
+            warnings.warn(f"{path} is damaged and is made again.", stacklevel=2)
         mask = self._rasterise(index)
         # Pillow filters the rows of grey PNG files but not of palette PNG files, which are read 3 times as fast.
         image = Image.fromarray(mask)
         image.putpalette([value for color in voc_palette(256) for value in color])
-        try_cache(path, lambda file: image.save(file, format="PNG", compress_level=1))
+        checksum = PngInfo()
+        checksum.add_text(_CHECKSUM, _checksum(mask))
+        try_cache(path, lambda file: image.save(file, format="PNG", compress_level=1, pnginfo=checksum))
         return to_tensor(mask)
 
     def inspect_mask(self, index: int) -> MaskFacts:
@@ -406,6 +411,20 @@ class CocoDataset(SegmentationDataset):
                     outside += bool((drawn < 0).any() or (drawn > (width, height)).any())
         if border:
             yield f"{border} polygons reach the image border ({outside} extend beyond it and are clipped)."
+
+
+def _checksum(mask: npt.NDArray[np.uint8]) -> str:
+    return str(zlib.crc32(np.ascontiguousarray(mask).data))
+
+
+def _cached_mask(path: Path) -> npt.NDArray[np.uint8] | None:
+    """Read a mask from the cache; None if the file is damaged."""
+    try:
+        with Image.open(path) as file:
+            mask: npt.NDArray[np.uint8] = np.asarray(file)
+            return mask if file.info.get(_CHECKSUM) == _checksum(mask) else None
+    except Exception:  # Pillow raises errors of many kinds for damaged files
+        return None
 
 
 def _class_table(

@@ -1,3 +1,4 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def test_second_read_comes_from_the_cache(coco: Coco, monkeypatch: pytest.Monkey
     first = dataset.read_mask(0)
     monkeypatch.setattr(dataset, "_rasterise", lambda index: pytest.fail("rasterised again"))
     assert dataset.read_mask(0).equal(first)
+
+
+def test_a_damaged_mask_in_the_cache_is_made_again_with_a_word(
+    coco: Coco, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "cache"))
+    dataset = CocoDataset(str(coco([{"category_id": 1, "segmentation": BIG}])))
+    first = dataset.read_mask(0)
+    [path] = (tmp_path / "cache" / "masks").iterdir()
+    content = path.read_bytes()
+    for position in range(0, len(content), 7):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 255]) + content[position + 1 :])
+        with warnings.catch_warnings(record=True):
+            warnings.simplefilter("always")
+            assert dataset.read_mask(0).equal(first)
+    path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="is damaged and is made again"):
+        assert dataset.read_mask(0).equal(first)
 
 
 def test_images_are_sorted_by_name(coco: Coco) -> None:
