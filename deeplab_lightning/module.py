@@ -12,7 +12,7 @@ from deeplab_lightning.labels import Postprocess, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
-from deeplab_lightning.metrics.iou import class_iou, summarize
+from deeplab_lightning.metrics.iou import FOREGROUND_KEYS, class_iou, foreground_figures, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.metrics.per_image import ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
@@ -219,6 +219,9 @@ class SegmentationModule(SavedModule):
         self.log_dict({f"{stage}/{name}": value for name, value in figures.items() if name != "miou"})
         self.log(f"{stage}/miou", figures["miou"], prog_bar=True)
         self.log_dict({f"{stage}/iou/{name}": iou for name, iou in zip(self.classes.names, per_class, strict=True)})
+        if self.net.num_classes == 2:
+            foreground = foreground_figures(matrix)
+            self.log_dict({f"{stage}/{key}/{self.classes.names[1]}": foreground[key] for key in FOREGROUND_KEYS})
         self.last_matrix: Tensor = matrix
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -17,6 +17,7 @@ from torch import Tensor
 import deeplab_lightning
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
+from deeplab_lightning.metrics.iou import FOREGROUND_KEYS
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.models.cost import network_cost
 from deeplab_lightning.module import SegmentationModule
@@ -264,6 +265,10 @@ def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModul
     if f"{stage}/boundary_iou" in metrics:
         figures["boundary_iou"] = or_null(metrics[f"{stage}/boundary_iou"])
     figures["iou"] = {name: or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
+    if len(names) == 2:
+        figures["foreground"] = {
+            key: or_null(metrics.get(f"{stage}/{key}/{names[1]}", math.nan)) for key in FOREGROUND_KEYS
+        }
     return figures
 
 
@@ -286,6 +291,8 @@ def _print_table(title: str, figures: Mapping[str, Any], path: object) -> None:
         table.add_row(escape(name), shown(value))
     table.add_section()
     table.add_row("mIoU", shown(figures["miou"]))
+    for key, value in figures.get("foreground", {}).items():
+        table.add_row(escape(f"{key} of {list(figures['iou'])[1]}"), shown(value))
     if "boundary_iou" in figures:
         table.add_row("boundary IoU", shown(figures["boundary_iou"]))
     table.add_row("pixel accuracy", shown(figures["pixel_accuracy"]))

@@ -15,6 +15,7 @@ they differ in the raw ids that map to it."""
 
 _UNKNOWN = 254  # marks raw ids outside the table while encoding
 MAX_CLASSES = 253
+_VOID_COLORS = ((224, 224, 224), (224, 224, 192))  # ours, and that of VOC's colour masks
 
 
 def voc_palette(num_colors: int) -> list[tuple[int, int, int]]:
@@ -126,11 +127,35 @@ class ClassTable:
         mask[outside] = IGNORE_INDEX
         return mask, unknown
 
+    def encode_colors(self, packed: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int, int]]]:
+        """Convert a mask that shows classes by their colours to train ids.
+
+        A mask with equal channels may hold raw ids instead, which are tried first. Light grey and VOC's (224, 224, 192)
+        are ignored pixels, as in masks that are drawn with `flat_palette` or by VOC.
+
+        Args:
+            packed: (H, W) integers, R * 65536 + G * 256 + B.
+
+        Returns:
+            The (H, W) uint8 train ids, and the colours that are not in the table. Their pixels are ignored.
+        """
+        values, positions = np.unique(packed, return_inverse=True)
+        channels = np.stack([values >> 16, (values >> 8) & 255, values & 255], axis=1)
+        if (channels == channels[:, :1]).all():
+            ids, unknown = self.encode(channels[:, 0].astype(np.uint8))
+            if not unknown:
+                return ids[positions].reshape(packed.shape), []
+        known = dict.fromkeys(_VOID_COLORS, IGNORE_INDEX)
+        known |= {tuple(color): index for index, color in enumerate(self.colors or ())}  # type: ignore[misc]
+        colors = [(int(r), int(g), int(b)) for r, g, b in channels]
+        ids = np.array([known.get(color, IGNORE_INDEX) for color in colors], dtype=np.uint8)
+        return ids[positions].reshape(packed.shape), [color for color in colors if color not in known]
+
     def flat_palette(self) -> list[int]:
         """Return the 256 x 3 values of a palette PNG: the classes' colours, and light grey for ignored pixels."""
         palette = np.zeros((256, 3), dtype=np.uint8)
         palette[: self.num_classes] = np.asarray(self.colors)
-        palette[IGNORE_INDEX] = 224
+        palette[IGNORE_INDEX] = _VOID_COLORS[0]
         return [int(v) for v in palette.reshape(-1)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -171,27 +171,36 @@ class RawMask(NamedTuple):
     """Hold the content of a mask file.
 
     Attributes:
-        ids: (H, W) raw ids, of an integer type, upright.
+        ids: (H, W) raw ids, of an integer type, upright; of a colour file the colours as R * 65536 + G * 256 + B.
         palette: The colours R, G, B of the raw ids 0, 1, ... in a palette file, else None.
         is_turned: Whether its EXIF tag asked for a rotation or reflection.
+        has_colors: Whether the file has three channels.
     """
 
     ids: npt.NDArray[Any]
     palette: bytes | None
     is_turned: bool
+    has_colors: bool = False
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Read the raw ids of an index or palette mask, (H, W) of an integer type, see `read_raw_mask`."""
-    return read_raw_mask(path).ids
+    """Read the raw ids of an index or palette mask, (H, W) of an integer type, see `read_raw_mask`.
+
+    Raises:
+        ValueError: Also if it is a colour image.
+    """
+    raw = read_raw_mask(path)
+    if raw.has_colors:
+        raise UserError(f"{path}: is a colour image; masks must be index or palette PNG files with one channel")
+    return raw.ids
 
 
 def read_raw_mask(path: Path) -> RawMask:
-    """Read an index or palette mask without applying the palette, turned upright by its EXIF tag.
+    """Read an index, palette or colour mask without applying the palette, turned upright by its EXIF tag.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be decoded, is a colour image, was compressed with loss, or holds fractions.
+        ValueError: If it cannot be decoded, was compressed with loss, is partly transparent, or holds fractions.
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such mask")
@@ -216,10 +225,23 @@ def read_raw_mask(path: Path) -> RawMask:
     elif mode == "F":
         array = _whole_numbers(path, array)
     elif mode not in {"P", "L"} and not mode.startswith("I"):
-        raise UserError(
-            f"{path}: is a colour image ({mode}); masks must be index or palette PNG files with one channel"
-        )
+        return RawMask(_packed_colors(path, upright), None, is_turned, has_colors=True)
     return RawMask(array, None if palette is None else bytes(palette), is_turned)
+
+
+def _packed_colors(path: Path, file: Image.Image) -> npt.NDArray[np.int32]:
+    """Return the colours of a mask as one number per pixel, (H, W).
+
+    Raises:
+        ValueError: If it is partly transparent, so that its colours are mixed.
+    """
+    if file.mode in {"RGBA", "LA", "PA"}:
+        alpha = np.asarray(file.getchannel("A"))
+        if ((alpha > 0) & (alpha < 255)).any():
+            raise UserError(f"{path}: is partly transparent ({file.mode}), so its colours name no classes")
+    colors = np.asarray(file.convert("RGB")).astype(np.int32)  # (H, W, 3)
+    packed: npt.NDArray[np.int32] = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+    return packed
 
 
 def _whole_numbers(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 Counts = Any  # an array or a tensor of integers
 Floats = npt.NDArray[np.float64]
+FOREGROUND_KEYS = ("dice", "precision", "recall")
+"""Figures of the foreground of binary segmentation, in addition to its IoU."""
 
 
 def class_iou(matrices: Counts) -> Floats:
@@ -86,6 +88,24 @@ def summarize(matrix: Counts) -> dict[str, float]:
         "mean_accuracy": float(nan_mean(_ratio(hits, truth))),
         "fw_iou": float(_ratio(np.nansum(truth * iou), truth.sum())),
         "dice": float(nan_mean(_ratio(2 * hits, truth + predicted))),
+    }
+
+
+def foreground_figures(matrix: Counts) -> dict[str, float]:
+    """Compute the metrics of the second of two classes, as binary segmentation is reported.
+
+    Args:
+        matrix: (2, 2) counts over the whole set.
+
+    Returns:
+        `iou`, `dice`, `precision` and `recall`, each in [0, 1]; nan where nothing was counted.
+    """
+    hits, truth, predicted = _margins(matrix)
+    return {
+        "iou": float(class_iou(matrix)[1]),
+        "dice": float(_ratio(2 * hits, truth + predicted)[1]),
+        "precision": float(_ratio(hits, predicted)[1]),
+        "recall": float(_ratio(hits, truth)[1]),
     }
 
 

@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from deeplab_lightning import __main__ as program
+from deeplab_lightning.cli import main
+from deeplab_lightning.runs import RunFolder
 from tests.conftest import noise_config, write_image, write_mask
 
 NAMES = {"mask_255": ["background", "building"], "mask_jpeg": ["background", *"abcde"]}
@@ -134,3 +136,34 @@ def test_a_training_stops_where_there_is_nothing_to_learn(binary: list[str], tmp
     assert told.returncode == 0
     assert "warning about the data: data.dataset: 1 class has no pixel in any mask: building" in told.stderr
     assert "`deeplab data check` with the same -c and --data options lists all of them." in told.stderr
+
+
+@pytest.mark.slow
+def test_binary_masks_train_in_one_line_and_report_the_foreground(binary: list[str], tmp_path: Path) -> None:
+    configs = Path(__file__).parents[2] / "configs"
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    del config["data"]["dataset"]
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(config))
+    words = ["fit", "-c", str(configs / "base.yaml"), "-c", str(configs / "data" / "binary.yaml")]
+    root = ["--data.dataset.init_args.root", str(tmp_path)]
+    main(
+        [
+            *words,
+            "-c",
+            str(tmp_path / "small.yaml"),
+            *root,
+            "--name",
+            "binary",
+            "--checkpoint.monitor",
+            "val/dice/foreground",
+        ]
+    )
+    result = RunFolder(tmp_path / "runs" / "binary").read_result()
+    assert result is not None
+    counts = RunFolder(tmp_path / "runs" / "binary").read_confusion()
+    truth, predicted, hits = counts[1].sum(), counts[:, 1].sum(), counts[1, 1]
+    assert truth > 0
+    expected = {"dice": 2 * hits / (truth + predicted), "precision": hits / max(predicted, 1), "recall": hits / truth}
+    found = {key: value or 0.0 for key, value in result["val"]["foreground"].items()}
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert list(result["val"]["iou"]) == ["background", "foreground"]

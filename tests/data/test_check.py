@@ -209,3 +209,28 @@ def test_masks_in_the_folder_of_the_images_are_no_images(folder: Path) -> None:
     (folder / "masks").rename(folder / "images" / "masks")
     nested = MaskFolderDataset(str(folder), "images", masks="images/masks", classes=classes)
     assert nested.names == [f"{index}.png" for index in range(4)]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "grey ids", "unknown colour"])
+def test_colour_masks_are_read_by_the_colours_of_the_table(folder: Path, mode: str) -> None:
+    table = [(0, 0, 0), (128, 0, 0), (7, 200, 9)]
+    ids = stripes(0, 1, 2, 2)
+    colors = np.array([*table, (1, 2, 3), (224, 224, 192)], dtype=np.uint8)
+    shown = ids.copy()
+    if mode == "unknown colour":
+        shown[0, 0] = 3
+    shown[-1, -1] = 4 if mode != "grey ids" else 0
+    for path in (folder / "masks").iterdir():
+        pixels = np.repeat(shown[..., None], 3, axis=2) if mode == "grey ids" else colors[shown]
+        image = Image.fromarray(pixels.astype(np.uint8))
+        (image.convert("RGBA") if mode == "RGBA" else image).save(path)
+    found = part(folder, colors=table)
+    if mode == "unknown colour":
+        assert "holds 1 colours (R, G, B) that are not in classes.colors: (1, 2, 3)" in str(
+            found.statistics.problems[0]
+        )
+        return
+    expected = ids.copy()
+    expected[-1, -1] = 255 if mode != "grey ids" else 0
+    assert found.statistics.problems == []
+    assert found.dataset.read_mask(0).tolist() == expected.tolist()

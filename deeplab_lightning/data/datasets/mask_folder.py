@@ -20,14 +20,15 @@ from deeplab_lightning.data.datasets.base import (
 from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, RawMask, image_size, read_raw_mask
 from deeplab_lightning.data.problems import OnError, Problem
-from deeplab_lightning.errors import DataError, MissingFileError
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import read_lines
 
+_MAX_COLORS = 5  # in one message
 _BLANKS = " \t\r"  # other white space may be part of a name
 
 
 class MaskFolderDataset(SegmentationDataset):
-    """Read images from one folder and index or palette masks from another.
+    """Read images from one folder and masks from another: index or palette files, or colours of the class table.
 
     The mask of an image has the same relative path, with `image_suffix` replaced by `mask_suffix`; the case of a
     file's suffix does not matter. Subfolders are searched. Files and folders whose names begin with a dot are left out,
@@ -101,17 +102,26 @@ class MaskFolderDataset(SegmentationDataset):
 
         Raises:
             FileNotFoundError: If the mask file does not exist.
-            ValueError: If it cannot be decoded, is a colour image, or holds values that are not in the class
-                table.
+            ValueError: If it cannot be decoded, or holds values or colours that are not in the class table.
         """
         return self._encoded(index, read_raw_mask(self.mask_paths[index]))
 
     def inspect_mask(self, index: int) -> MaskFacts:
         """Read the mask of image `index` with its raw values and its palette."""
         raw = read_raw_mask(self.mask_paths[index])
-        return MaskFacts(self._encoded(index, raw), count_values(raw.ids), True, raw.palette, raw.is_turned)
+        mask = self._encoded(index, raw)
+        if raw.has_colors:
+            return MaskFacts(mask, count_values(mask.numpy()), is_turned=raw.is_turned)
+        return MaskFacts(mask, count_values(raw.ids), True, raw.palette, raw.is_turned)
 
     def _encoded(self, index: int, raw: RawMask) -> Tensor:
+        if raw.has_colors:
+            mask, colors = self.classes.encode_colors(raw.ids)
+            if colors:
+                some = ", ".join(map(str, colors[:_MAX_COLORS])) + (", ..." if len(colors) > _MAX_COLORS else "")
+                fault = f"holds {len(colors)} colours (R, G, B) that are not in classes.colors: {some}"
+                raise UserError(f"{self.mask_paths[index]}: {fault}")
+            return to_tensor(mask)
         mask, unknown = self.classes.encode(raw.ids)
         if unknown:
             raise UnknownMaskValuesError(self.mask_paths[index], unknown)

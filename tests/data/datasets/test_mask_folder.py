@@ -106,10 +106,10 @@ def test_unknown_values_are_listed_with_their_files(mask_folder: Path) -> None:
         dataset.report(scan_dataset(dataset).problems)
 
 
-def test_colour_masks_are_refused(mask_folder: Path) -> None:
+def test_photographs_as_masks_are_refused(mask_folder: Path) -> None:
     write_image(mask_folder / "masks" / "01.png")
     dataset = build(mask_folder)
-    with pytest.raises(DataError, match=r"01.png: is a colour image \(RGB\)"):
+    with pytest.raises(DataError, match=r"01.png: holds 3072 colours \(R, G, B\) that are not in classes.colors"):
         dataset.report(scan_dataset(dataset).problems)
 
 
