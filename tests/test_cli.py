@@ -378,6 +378,7 @@ def test_split_writes_the_folds_that_training_uses(
 def test_split_keeps_groups_whole(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--data.groups", "PatternGroups", "--data.groups.pattern", r"^\d", "--data.groups.chunk_size", "5"]
     main(["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path), *options])
+    assert "10 groups of images, the largest of 1: 0-0000, 1-0000" in capsys.readouterr().out
     with (tmp_path / "folds.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert {row["group"] for row in rows} == {f"{index}-0000" for index in range(10)}

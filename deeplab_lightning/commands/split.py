@@ -1,6 +1,7 @@
 """Run `deeplab split`: assign images to folds without training, and show how even the folds are."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,8 @@ from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.runs import SplitFolder
 from deeplab_lightning.tables import or_null, table_console
+
+_MAX_GROUPS = 5  # names that are printed
 
 
 def split(args: list[str]) -> None:
@@ -95,6 +98,11 @@ def _print(
     assert datamodule.dataset is not None
     console, class_names = table_console(), datamodule.foreground_names
     title = f"{datamodule.n_folds} folds of {datamodule.dataset.source}"
+    if datamodule.groups is not None:
+        sizes = Counter(datamodule.fold_table.groups.values())
+        names = ", ".join(sorted(sizes)[:_MAX_GROUPS]) + (", ..." if len(sizes) > _MAX_GROUPS else "")
+        text = f"{len(sizes)} groups of images, the largest of {max(sizes.values())}: {names}"
+        console.print(text, markup=False, soft_wrap=True)
     console.print(_class_table(balances[datamodule.fold_method], class_names, title))
     console.print(_method_table(balances))
     if found:
