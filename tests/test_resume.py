@@ -6,8 +6,6 @@ Every case runs the real command in processes, with dropout, and waits for the c
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +18,7 @@ import yaml
 
 from deeplab_lightning.tables import read_csv
 from tests.conftest import draw_noise_data, noise_config
+from tests.processes import Program, run_program
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
 
@@ -42,32 +41,25 @@ def write_training(folder: Path) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, **config}))
 
 
-def command(folder: Path, name: str, *options: str) -> list[str]:
-    words = ["fit", "-c", str(folder / "config.yaml"), "--name", name, *options]
-    return [sys.executable, "-m", "deeplab_lightning", *words]
+def words_of(folder: Path, name: str, *options: str) -> list[str]:
+    return ["fit", "-c", str(folder / "config.yaml"), "--name", name, *options]
 
 
 def finish(folder: Path, name: str, *options: str) -> None:
-    done = subprocess.run(command(folder, name, *options), env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_program(*words_of(folder, name, *options), env=ENVIRONMENT, check=True)
 
 
 def kill_when(folder: Path, name: str, checkpoint: str, *options: str) -> Path:
     """Start a training and kill it, and all its processes, as soon as a checkpoint exists."""
     path = folder / "runs" / name / "checkpoints" / checkpoint
-    with subprocess.Popen(
-        command(folder, name, *options),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        deadline = time.monotonic() + 120
-        while not path.is_file():
-            assert process.poll() is None, "the training ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
+    process = Program(*words_of(folder, name, *options), env=ENVIRONMENT, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not path.is_file():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     assert not (folder / "runs" / name / "result.json").exists()
     return path
 
@@ -177,13 +169,8 @@ def test_a_training_that_got_sigterm_goes_on_where_it_was(
 ) -> None:
     finish(folder, "whole", *LONG, *options)
     terminate = f"{{class_path: tests.test_resume.Terminate, init_args: {{stage: {stage}, batch: {batch}}}}}"
-    done = subprocess.run(
-        command(folder, "stopped", *LONG, *options, "--trainer.callbacks", f"[{terminate}]"),
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = words_of(folder, "stopped", *LONG, *options, "--trainer.callbacks", f"[{terminate}]")
+    done = run_program(*words, env=ENVIRONMENT)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr[-2000:]
     last = folder / "runs" / "stopped" / "checkpoints" / "last.ckpt"
     steps = torch.load(last, weights_only=True)["global_step"]

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,8 @@ import torch
 
 from deeplab_lightning.runs import RunFolder
 from tests.benchmarks.measure import write
-from tests.test_resume import ENVIRONMENT, command, finish, weights, write_training
+from tests.processes import Program
+from tests.test_resume import ENVIRONMENT, finish, weights, words_of, write_training
 
 KILLS, SEED, MAX_WAIT = 10, 1, 1.0  # seconds, several epochs
 OPTIONS = (
@@ -28,18 +28,13 @@ def test_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(KILLS):
         written = _time(run.last)
         resume = ("--ckpt_path", "last") if written else ()
-        with subprocess.Popen(
-            command(tmp_path, "killed", *OPTIONS, *resume),
-            env=ENVIRONMENT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        ) as process:
-            while _time(run.last) == written:
-                assert process.poll() is None, "the training ended before it could be killed"
-                time.sleep(0.01)
-            time.sleep(moments.uniform(0, MAX_WAIT))
-            os.killpg(process.pid, signal.SIGKILL)
+        process = Program(*words_of(tmp_path, "killed", *OPTIONS, *resume), env=ENVIRONMENT, start_new_session=True)
+        while _time(run.last) == written:
+            assert process.poll() is None, "the training ended before it could be killed"
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, MAX_WAIT))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         assert not run.result.exists(), "the training ended before it could be killed"
         epochs.append(torch.load(run.last, weights_only=True)["epoch"] + 1)  # a complete file at any time
     finish(tmp_path, "killed", *OPTIONS, "--ckpt_path", "last")
