@@ -21,6 +21,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.errors import DataError, UnavailableError, UserError
 from deeplab_lightning.tables import read_csv
 from tests.conftest import draw_noise_data, noise_config, write_image
+from tests.processes import Program, run_program
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 Show = Callable[..., tuple[Any, str]]
@@ -81,11 +82,6 @@ def _only_line(stderr: str) -> str:
     [line] = lines
     assert line.startswith("error: ")
     return line
-
-
-def _process(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "deeplab_lightning", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
 
 CONFIG_COMMANDS: dict[str, list[str]] = {
@@ -358,7 +354,7 @@ def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path:
     (tmp_path / "list.txt").write_text("e.jpg\n")
     images = f"[{tmp_path}, {tmp_path / 'list.txt'}]"
     words = ["--ckpt_path", checkpoint, "--images", images, "--output", str(tmp_path / "out")]
-    result = _process("predict", *words, "--data.num_workers", "1", "--data.eval_batch_size", "2")
+    result = run_program("predict", *words, "--data.num_workers", "1", "--data.eval_batch_size", "2")
     assert result.returncode == 1
     _, _, error = result.stderr.partition("error: ")
     first, *reasons = error.splitlines()
@@ -400,8 +396,7 @@ def test_predictions_stay_inside_their_folder(checkpoint: str, show: Show, tmp_p
 @pytest.mark.slow
 def test_two_trainings_of_one_name_get_two_folders(folder: Path) -> None:
     """Both start before either has read its data; both wrote to one folder."""
-    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), "--name", "both"]
-    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]
+    running = [Program("fit", "-c", str(folder / "config.yaml"), "--name", "both") for _ in range(2)]
     assert [process.wait(timeout=300) for process in running] == [0, 0]
     for name in ("both", "both-2"):
         assert sorted(path.name for path in (folder / "runs" / name).glob("config*")) == ["config.yaml"]
@@ -427,7 +422,7 @@ def test_a_fault_of_the_program_keeps_its_traceback(folder: Path, tmp_path: Path
 
 @pytest.mark.slow
 def test_a_training_says_first_which_data_it_uses(folder: Path) -> None:
-    done = _process("fit", "-c", str(folder / "config.yaml"), "--name", "told")
+    done = run_program("fit", "-c", str(folder / "config.yaml"), "--name", "told")
     assert done.returncode == 0
     first, second = done.stdout.splitlines()[:2]
     assert first == f"Run folder: {folder / 'runs' / 'told'}"
@@ -439,7 +434,7 @@ def test_a_training_says_first_which_data_it_uses(folder: Path) -> None:
 def test_a_process_shows_one_line_and_nothing_else(folder: Path) -> None:
     arguments = {"images": str(folder), "annotations": str(folder / "coco.json"), "class_map": {"cup": "x"}}
     dataset = json.dumps({"class_path": "CocoDataset", "init_args": arguments})
-    done = _process("fit", "-c", str(folder / "config.yaml"), "--name", "never", "--data.dataset", dataset)
+    done = run_program("fit", "-c", str(folder / "config.yaml"), "--name", "never", "--data.dataset", dataset)
     assert done.returncode == 1
     assert "class_map names categories" in _only_line(done.stderr)
     assert done.stdout == ""
@@ -450,7 +445,9 @@ def test_a_disk_without_space_names_the_file_of_a_process(folder: Path, tmp_path
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # bytes of the largest file
 
-    done = _process("split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path), preexec_fn=limit)
+    words = ["split", "-c", str(folder / "config.yaml"), "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "deeplab_lightning", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, preexec_fn=limit)
     assert done.returncode == 1
     [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line == f"error: {tmp_path / 'balance.json'}: File too large"

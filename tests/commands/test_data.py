@@ -1,7 +1,6 @@
 """Check whole data sets as people bring them: what is right, what came before is in the names of the cases."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from deeplab_lightning import __main__ as program
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
 from tests.conftest import noise_config, write_image, write_mask
+from tests.processes import run_program
 
 NAMES = {"mask_255": ["background", "building"], "mask_jpeg": ["background", *"abcde"]}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -126,13 +126,12 @@ def binary(tmp_path: Path) -> list[str]:
 @pytest.mark.slow
 def test_a_training_stops_where_there_is_nothing_to_learn(binary: list[str], tmp_path: Path) -> None:
     """It ended with mIoU 1.000."""
-    command = [sys.executable, "-m", "deeplab_lightning", *binary]
-    stopped = subprocess.run(command, capture_output=True, text=True, check=False)
+    stopped = run_program(*binary)
     assert stopped.returncode == 1
     assert "error: " in stopped.stderr
     assert "only class background has pixels, so there is nothing to learn" in stopped.stderr
     assert "Traceback" not in stopped.stderr
-    told = subprocess.run([*command, "--data.allow_single_class", "true"], capture_output=True, text=True, check=False)
+    told = run_program(*binary, "--data.allow_single_class", "true")
     assert told.returncode == 0
     assert "warning about the data: data.dataset: 1 class has no pixel in any mask: building" in told.stderr
     assert "`deeplab data check` with the same -c and --data options lists all of them." in told.stderr

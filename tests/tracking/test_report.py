@@ -1,13 +1,13 @@
 """The W&B Report, without W&B's own server."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.tracking.report import build_report
+from tests.processes import run_program
 from tests.tracking.wandb_server import PROJECT, WandbServer
 
 v2 = pytest.importorskip("wandb_workspaces.reports.v2", reason="the extra `report` is not installed")
@@ -59,8 +59,7 @@ def test_a_report_is_saved_with_the_classes_that_the_runs_know() -> None:
     server.groups["run"], server.summaries["run"] = ("lite0", "fold"), {"best/miou": 0.5, "best/iou/metal": 0.4}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
     environment |= {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40}
-    command = [sys.executable, "-m", "deeplab_lightning", "wandb-report", "--groups", "lite0", "--project", PROJECT]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    done = run_program("wandb-report", "--groups", "lite0", "--project", PROJECT, env=environment, timeout=120)
     server.stop()
     assert done.returncode == 0, done.stderr
     [report] = server.reports
