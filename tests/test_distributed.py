@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import run_program
+
 SCRIPT = """
 import json, sys
 from pathlib import Path
@@ -73,9 +75,7 @@ def test_the_command_line_trains_on_two_processes(mask_folder: Path, tmp_path: P
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     overlays = [word for name in ("base.yaml", "trainer/debug.yaml") for word in ("-c", str(configs / name))]
-    command = [sys.executable, "-m", "deeplab_lightning", "fit", *overlays, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    run_program("fit", *overlays, *words, check=True)
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["two"]
     assert json.loads((tmp_path / "runs" / "two" / "result.json").read_text())["epochs"] == 1
 

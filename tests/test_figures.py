@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.tables import read_csv
 from tests.conftest import noise_config, write_mask
+from tests.processes import run_program
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
 
@@ -45,11 +44,7 @@ def fit(folder: Path, *options: str) -> str:
     net = {"backbone": "test_efficientnet"}
     config = noise_config(folder, trainer=trainer, net=net, data={"n_folds": 5, "batch_size": 1})
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed_everything": 3, **config}))
-    words = ["fit", "-c", str(folder / "config.yaml"), "--name", "run", *options]
-    command = [sys.executable, "-m", "deeplab_lightning", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return run_program("fit", "-c", str(folder / "config.yaml"), "--name", "run", *options, check=True).stdout
 
 
 @pytest.mark.slow

@@ -4,8 +4,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from deeplab_lightning.commands.training import DeepLabCLI
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.runs import RunFolder
 from tests.conftest import draw_noise_data, noise_config
+from tests.processes import Program, run_program
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
@@ -39,13 +38,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(folder: Path, *words: str, **environment: str) -> "subprocess.Popen[str]":
+def start(folder: Path, *words: str, **environment: str) -> Program:
     """Start `deeplab fit` in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return Program(
+        *("fit", "-c", str(folder / "config.yaml"), *words),
         start_new_session=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2]), **environment},
     )
@@ -55,7 +51,7 @@ def fit(folder: Path, *words: str) -> tuple[int, str]:
     """Run `deeplab fit` to its end, and return its status and all that it printed to stderr."""
     process = start(folder, *words)
     _, stderr = process.communicate(timeout=300)
-    return process.returncode, stderr
+    return process.wait(), stderr
 
 
 class OwnCheckpointIO(TorchCheckpointIO):
@@ -78,7 +74,7 @@ def test_the_trainer_writes_checkpoints_atomically_or_as_the_user_wants(
     assert type(trainer.strategy.checkpoint_io) is kind
 
 
-def wait_for_a_part(checkpoints: Path, process: "subprocess.Popen[str]") -> None:
+def wait_for_a_part(checkpoints: Path, process: Program) -> None:
     """Wait until a process has written `last.ckpt` once, and writes it again."""
     last, whole = checkpoints / "last.ckpt", 0
     while process.poll() is None:
@@ -210,8 +206,7 @@ def test_a_training_that_diverges_ends_in_one_line_and_keeps_the_good_weights(fo
 def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
     rate = ["--model.head_lr_multiplier", "1e30"]
     words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "cv", "--folds", "0", *rate]
-    command = [sys.executable, "-m", "deeplab_lightning", *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    done = run_program(*words)
     assert done.returncode == 1
     assert re.search(r"failed: .*fold_0: error: the training diverged: the loss is not finite", done.stdout)
 
@@ -235,7 +230,7 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 128 + signal.SIGTERM, stderr
+    assert process.wait() == 128 + signal.SIGTERM, stderr
     assert f"stopped by SIGTERM. To continue: deeplab fit --ckpt_path {last}" in stderr
     assert "Traceback" not in stderr
     assert is_whole(last)
