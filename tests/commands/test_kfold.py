@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from deeplab_lightning.commands.kfold import Experiment
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from tests.conftest import noise_config, write_image, write_mask
+from tests.processes import Program, run_program
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
 
@@ -126,16 +125,15 @@ def test_kfold_needs_folds(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.slow
 def test_a_killed_experiment_resumes_to_the_same_result(reference: Path, folder: Path) -> None:
     words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "killed", "--predictions"]
-    command = [sys.executable, "-m", "deeplab_lightning", *words]
     own = folder / "runs" / "killed"
-    process = subprocess.Popen(command)
+    process = Program(*words)
     try:
         _wait_for(own / "fold_0" / "metrics.csv")
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert not (own / "fold_0" / "result.json").exists()
-    subprocess.run([*command, "--resume"], check=True, timeout=600)
+    run_program(*words, "--resume", check=True, timeout=600)
     assert json.loads((own / "cv.json").read_text()) | {"name": "reference"} == json.loads(
         (reference / "cv.json").read_text()
     )
@@ -151,8 +149,7 @@ def test_a_failed_fold_is_named_and_the_others_finish(folder: Path) -> None:
     for fold in (0, 1):
         (own / f"fold_{fold}" / "result.json").unlink()
     (own / "fold_0" / "checkpoints" / "last.ckpt").write_bytes(b"no checkpoint")
-    command = [sys.executable, "-m", "deeplab_lightning", *words, "--resume", "--jobs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = run_program(*words, "--resume", "--jobs", "2", timeout=600)
     assert done.returncode == 1
     assert "failed: failing/fold_0" in done.stdout
     assert (own / "fold_1" / "result.json").is_file()
