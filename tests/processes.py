@@ -122,6 +122,7 @@ def _run(words: list[str], files: list[str], environment: dict[str, str], folder
     if "OMP_NUM_THREADS" in environment:  # read when torch was imported
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = ["deeplab", *words]
+    atexit._clear()  # what the server's imports registered would remove temporary folders that others need
     try:
         runpy.run_module("deeplab_lightning", run_name="__main__", alter_sys=True)
     finally:

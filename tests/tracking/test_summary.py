@@ -14,6 +14,7 @@ import yaml
 from deeplab_lightning.tracking.mode import api_key, choose_mode
 from deeplab_lightning.tracking.runs import offline_runs
 from tests.conftest import noise_config
+from tests.processes import run_program
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -64,10 +65,9 @@ def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: 
     }
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     overlays = [word for name in ("base.yaml", "trainer/debug.yaml") for word in ("-c", str(CONFIGS / name))]
-    command = [sys.executable, "-m", "deeplab_lightning", "fit", *overlays, *words]
     # Without the address of a W&B process that other tests have started.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    subprocess.run(command, check=True, timeout=300, env=environment)
+    run_program("fit", *overlays, *words, check=True, env=environment)
     [log] = (tmp_path / "runs" / "logged" / "wandb").glob("offline-run-*/run-*.wandb")
     inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--summary", "--json", str(log)]
     found = json.loads(subprocess.run(inspect, capture_output=True, text=True, check=True).stdout)
@@ -94,7 +94,7 @@ def test_a_resumed_training_and_its_evaluations_are_one_run(mask_folder: Path) -
         ["test", "--ckpt_path", last],
         ["validate", "--ckpt_path", last],
     ):
-        subprocess.run([sys.executable, "-m", "deeplab_lightning", *words], check=True, timeout=300, env=environment)
+        run_program(*words, check=True, env=environment)
     assert len(list((runs / "run" / "wandb").glob("offline-run-*"))) == 4
     [run] = offline_runs(runs)
     assert [row["epoch"] for row in run.rows] == [0, 1, 2]
