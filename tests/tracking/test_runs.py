@@ -28,6 +28,7 @@ from deeplab_lightning.tracking import experiment as wandb_cv
 from deeplab_lightning.tracking import runs as wandb_runs
 from deeplab_lightning.tracking.runs import LoggedRun, offline_runs, online_runs, write_experiments
 from tests.conftest import CLASSES, write_image, write_mask
+from tests.processes import run_program
 from tests.tracking.wandb_server import PROJECT, WandbServer
 
 Make = Callable[..., LoggedRun]
@@ -267,8 +268,7 @@ def compared(*sources: object, page: Path | None = None, **more: str) -> tuple[l
     table = Path(str(page or sources[0])).parent / "compared.csv"
     words = ["compare", *map(str, sources), "--csv", str(table), *(["--html", str(page)] if page else [])]
     if more:
-        command = [sys.executable, "-m", "deeplab_lightning", *words]
-        done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=300)
+        done = run_program(*words, env=environment(**more))
         assert done.returncode == 0, done.stdout + done.stderr
         output = done.stdout
     else:
@@ -332,7 +332,6 @@ def test_uploaded_runs_give_the_same_as_the_folders(
         (f"wandb:team/{PROJECT}/three", "has no run of the group 'three'"),
         ("wandb:team/other/one", "Check entity and project"),
     ):
-        command = [sys.executable, "-m", "deeplab_lightning", "compare", address]
-        done = subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=120)
+        done = run_program("compare", address, env=environment(**more), timeout=120)
         assert done.returncode == 1
         assert message in done.stderr
