@@ -22,6 +22,7 @@ COMMANDS = {
     "benchmark": "measure the cost of models and the speed of the data loader",
     "data synthetic": "write the built-in litter data set",
     "data check": "read every image and mask once and report all problems",
+    "data show": "write a page that shows images, masks, classes, folds and warnings",
 }
 
 _RUNNERS = {  # module below `commands`, and function; the other commands are Lightning's
@@ -35,6 +36,7 @@ _RUNNERS = {  # module below `commands`, and function; the other commands are Li
     "export": "export.export",
     "data synthetic": "data.synthetic",
     "data check": "data.check",
+    "data show": "data.show",
 }
 
 

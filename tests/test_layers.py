@@ -33,6 +33,7 @@ FLOORS = (
         "optimizers",
         "sync_batchnorm",
         "drawing",
+        "data.page",
         "runs",
         "tracking",
         "tracking.mode",

@@ -1,4 +1,4 @@
-"""Run `deeplab data synthetic` and `deeplab data check`."""
+"""Run `deeplab data synthetic`, `deeplab data check` and `deeplab data show`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from rich.text import Text
 from deeplab_lightning.commands.options import OptionParser, description
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import class_mismatch
-from deeplab_lightning.data.config import DATASETS, datasets_from_args
+from deeplab_lightning.data.config import DATASETS, datamodule_from_args, datasets_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.base import NoImageLeftError
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
@@ -73,6 +73,40 @@ def check(args: list[str]) -> None:
     if errors:
         raise DataError("\n".join(errors))
     sys.exit(1 if num_problems else 0)
+
+
+def show(args: list[str]) -> None:
+    """Write a page that shows the data before training: images with masks, a batch, classes, sizes, folds, warnings.
+
+    All other options are `-c CONFIG` and `--data.*`, as for `deeplab data check`.
+
+    Raises:
+        FileNotFoundError: If a configuration file or the data do not exist.
+        DataError: If the folder holds files of others, or no image can be used.
+    """
+    options = OptionParser(prog="deeplab data show", description=description(show))
+    options.add_argument("--output", required=True, help="folder to write index.html and its pictures to")
+    given, rest = options.parse_known_args(args)
+    folder = Path(given.output)
+    if folder.exists() and not (folder / "index.html").is_file() and any(folder.iterdir()):
+        raise DataError(f"{folder.absolute()} holds other files. Choose another --output.")
+    datamodule = datamodule_from_args(rest, "deeplab data show", on_error="skip")
+    parts: dict[str, Part] = {}
+    for key in DATASETS:
+        if (dataset := getattr(datamodule, key)) is not None:
+            parts[f"data.{key}"] = Part(dataset, scan_dataset(dataset))
+    if not parts:
+        raise DataError("deeplab data show needs data.dataset. Give the -c of the data.")
+    problems = [problem for part in parts.values() for problem in (*part.dataset.problems, *part.statistics.problems)]
+    for part in parts.values():
+        part.dataset.report(part.statistics.problems)  # leaves faulty images out
+    parts = {title: Part(part.dataset, scan_dataset(part.dataset)) for title, part in parts.items()}
+    folds = datamodule.folds if datamodule.split == "folds" and datamodule.dataset is not None else None
+    from deeplab_lightning.data.page import write_page  # draws, which takes a second to import
+
+    lines = problem_lines(problems, max_of_kind=_MAX_OF_KIND)
+    path = write_page(datamodule, parts, lines, find_warnings(parts, folds), folder)
+    table_console().print(f"Written to {path}", markup=False, soft_wrap=True)
 
 
 def _print_part(console: Console, title: str, part: Part, *, is_trained_on: bool) -> int:

@@ -1,6 +1,7 @@
 """Check whole data sets as people bring them: what is right, what came before is in the names of the cases."""
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from deeplab_lightning import __main__ as program
 from deeplab_lightning.cli import main
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.runs import RunFolder
 from tests.conftest import noise_config, write_image, write_mask
 from tests.processes import run_program
@@ -166,3 +169,33 @@ def test_binary_masks_train_in_one_line_and_report_the_foreground(binary: list[s
     found = {key: value or 0.0 for key, value in result["val"]["foreground"].items()}
     assert found == pytest.approx(expected, abs=1e-6)
     assert list(result["val"]["iou"]) == ["background", "foreground"]
+
+
+def test_the_page_shows_images_classes_sizes_folds_and_warnings(binary: list[str], tmp_path: Path) -> None:
+    write_image(tmp_path / "images" / "6.png", (40, 50), seed=0)
+    write_mask(tmp_path / "masks" / "6.png", np.zeros((40, 50), dtype=np.uint8))
+    write_mask(tmp_path / "masks" / "5.png", np.full((48, 64), 9, dtype=np.uint8))
+    names = ["background", "<b>building</b>", "nothing"]
+    classes = {"names": names, "raw_ids": {0: 0, 255: 1, 7: 2}, "ignore_ids": []}
+    options = ["-c", binary[2], "--data.dataset.init_args.classes", yaml.safe_dump(classes)]
+    main(["data", "show", *options, "--output", str(tmp_path / "page")])
+    page = (tmp_path / "page" / "index.html").read_text()
+    for text in (
+        "&lt;b&gt;building&lt;/b&gt;",
+        "mask values [9] are not in the class table",
+        "1 class has no pixel in any mask: nothing",
+        "48x64</td><td>5",
+        "40x50</td><td>1",
+        "6.png: 40x50",
+    ):
+        assert text in page
+    assert "<b>building" not in page
+    shown = [*re.findall(r'src="(.*?)"', page)]
+    assert {"batch.png", "folds.png", "images/00.jpg"} <= set(shown)
+    for name in shown:
+        with Image.open(tmp_path / "page" / name) as picture:
+            assert min(picture.size) > 30
+    assert "images/06.jpg" not in shown  # the faulty one of seven is left out
+    main(["data", "show", *options, "--output", str(tmp_path / "page")])  # again, into the same folder
+    with pytest.raises(DataError, match="holds other files"):
+        main(["data", "show", *options, "--output", str(tmp_path)])
