@@ -19,6 +19,7 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder
 
 _POLL_SECONDS = 0.2
+_MAX_LOCK_WAIT = 15.0  # seconds that the processes of a killed training may take to end
 _STOP_SECONDS = 20.0  # time for a training to end after SIGTERM, before it is killed
 # Variables that another launcher, another training or W&B in this process set for their own children.
 _FOREIGN = ("LOCAL_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
@@ -143,13 +144,23 @@ class LocalLauncher:
             share = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(share))
         with RunFolder(job.folder).lock.open("w") as lock, RunFolder(job.folder).log.open("ab") as log:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"{job.folder}: another process still writes here. Wait until it ends, or stop it."
-                ) from error
+            if not _is_locked(lock):
+                raise UserError(f"{job.folder}: another process still writes here. Wait until it ends, or stop it.")
             return LocalProcess([sys.executable, "-m", "deeplab_lightning", *command], environment, log, lock)
+
+
+def _is_locked(lock: IO[str]) -> bool:
+    """Lock a file, and check whether that succeeded; the processes of a killed training need seconds to end."""
+    end = time.monotonic() + _MAX_LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.1)
+        else:
+            return True
 
 
 @dataclass

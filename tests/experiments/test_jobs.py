@@ -128,9 +128,21 @@ def _state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
-def test_two_processes_never_write_to_one_folder(tmp_path: Path) -> None:
+def test_a_job_waits_for_the_processes_of_a_killed_one(tmp_path: Path) -> None:
+    """`kfold --resume` right after a kill -9 was refused while the reading processes still ended."""
+    (tmp_path / "job").mkdir()
+    hold = "import fcntl, sys, time; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True)"
+    command = [sys.executable, "-c", f"{hold}; time.sleep(1.5)", str(tmp_path / "job" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as dying:
+        assert dying.stdout is not None
+        dying.stdout.readline()
+        assert run(job(tmp_path, ["--version"])) == ["finished"]
+
+
+def test_two_processes_never_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
+    monkeypatch.setattr("deeplab_lightning.experiments.jobs._MAX_LOCK_WAIT", 0.2)
     (tmp_path / "job").mkdir()
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
