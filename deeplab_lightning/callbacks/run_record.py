@@ -10,9 +10,10 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
 import deeplab_lightning
 from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -182,7 +183,7 @@ class RunRecord(L.Callback):
             "epochs": trainer.current_epoch,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": next(filter(None, checkpoints), None),
-            "cost": network_cost(pl_module.net),
+            "cost": _cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "best_epoch": None if best is None else int(best["epoch"]),
             "last": _figures(self.rows[-1], "val", pl_module) if self.rows and "val/miou" in self.rows[-1] else None,
@@ -207,6 +208,17 @@ class RunRecord(L.Callback):
         }
         path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
+
+
+def _cost(net: nn.Module) -> dict[str, float | None]:
+    """Count the cost of a network; its multiply-adds are None where hooks of a profiler or of the user forbid it."""
+    try:
+        return dict(network_cost(net))
+    except Exception as error:  # the result of a training is worth more than its cost
+        rank_zero_warn(
+            f"the multiply-adds cannot be counted ({(str(error).splitlines() or [type(error).__name__])[0]})."
+        )
+        return {"mega_parameters": round(sum(p.numel() for p in net.parameters()) / 1e6, 3), "giga_macs": None}
 
 
 def _gather(images: PerImageConfusion) -> PerImageConfusion:

@@ -133,14 +133,15 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
         entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
-    known, basis = [images for images in sets if images is not None], "folds"
+    known, basis, image_freedom = [images for images in sets if images is not None], "folds", math.inf
     if known:
         groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
         basis = "images" if groups is None else "groups of images"
         resampled = _resample(known, groups, num_resamples)
+        image_freedom = resampled.freedom
         entries = [_over_images(entry, resampled, index, entries[0].iou) for index, entry in enumerate(entries)]
         notes = [*notes, *resampled.notes]
-    entries = _judged(entries, basis, other_truths)
+    entries = _judged(entries, basis, other_truths, image_freedom)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
     notes = [*damaged, *_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
@@ -160,17 +161,18 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
     return results, [f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
 
 
-def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:
+def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int], image_freedom: float) -> list[Entry]:
     """Return the entries with adjusted p-values and verdicts.
 
     Args:
         entries: The experiments, the baseline first.
         basis: What intervals over images are over.
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
+        image_freedom: Degrees of freedom of intervals over images.
     """
     base, configs = entries[0], [_config(entry.folder) for entry in entries]
     decided = [
-        (_UNKNOWN, "", math.nan) if others else _deciding(base, entry, basis)
+        (_UNKNOWN, "", math.nan) if others else _deciding(base, entry, basis, image_freedom)
         for entry, others in zip(entries, other_truths, strict=True)
     ]
     adjusted = holm([math.nan, *(difference.p for difference, _, _ in decided[1:])])
@@ -193,7 +195,7 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
     return judged
 
 
-def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str, float]:
+def _deciding(base: Entry, entry: Entry, basis: str, image_freedom: float) -> tuple[Difference, str, float]:
     """Return the pooled difference with one interval, what the interval is over, and its degrees of freedom.
 
     The interval is over folds where both experiments have at least two in common, since these are repetitions of the
@@ -205,7 +207,7 @@ def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str, f
         share = 1 / max(base.cv.n_folds, 2)
         return corrected_resampled_t(values, test_share=share, center=entry.difference), "folds", len(values) - 1
     if entry.over_images is not None:
-        return entry.over_images, basis, math.inf
+        return entry.over_images, basis, image_freedom
     return Difference(entry.difference, math.nan, math.nan, math.nan), "", math.nan
 
 
@@ -283,6 +285,11 @@ class _Resampled:
     iou: Floats
     is_jackknife: bool
     notes: list[str]
+
+    @property
+    def freedom(self) -> float:
+        """Return the degrees of freedom of the intervals; infinite for a bootstrap."""
+        return max(self.iou.shape[1] - 1, 1) if self.is_jackknife else math.inf
 
     def interval(self, values: Floats, observed: float) -> tuple[float, float]:
         """Return the 95 % interval of a figure from its (R,) values."""

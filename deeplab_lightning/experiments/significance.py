@@ -63,9 +63,11 @@ def corrected_resampled_t(
     if count < 2:
         return Difference(mean if center is None else center, np.nan, np.nan, np.nan)
     variance = float(values.var(ddof=1)) * (1 / count + test_share / (1 - test_share))
+    estimate = mean if center is None else center
     if variance == 0:  # folds that agree to the last digit are no measurement of their spread
-        return Difference(mean, 0.0, 0.0, 1.0) if mean == 0 else Difference(mean, np.nan, np.nan, np.nan)
-    return _of_t(mean if center is None else center, variance**0.5, count - 1, level)
+        is_none = mean == 0 and estimate == 0
+        return Difference(0.0, 0.0, 0.0, 1.0) if is_none else Difference(estimate, np.nan, np.nan, np.nan)
+    return _of_t(estimate, variance**0.5, count - 1, level)
 
 
 def _of_t(mean: float, error: float, freedom: int, level: float) -> Difference:

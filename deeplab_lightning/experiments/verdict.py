@@ -12,6 +12,7 @@ LEVEL = 0.05
 """Adjusted p-values below this one are called a difference."""
 _CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size", "trainer.max_epochs")
 """Settings that change a result without being what experiments usually compare."""
+_SEEDS = ("seed_everything", "data.seed")  # which no recipe consists of
 _OF_DATA = ("data.n_folds", "data.dataset")  # with another split or other data, nothing is comparable
 _OF_THE_MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "logger", "callbacks")
 _OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
@@ -72,6 +73,8 @@ def decide(
         text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (
             "does not show which recipe is better."
         )
+    elif differing and set(differing) <= set(_SEEDS):
+        text = f"{own} and {base} differ: {span}; they are one recipe with two seeds, so this is the effect of chance."
     elif confounded := _confounded(differing):
         text = f"{own} and {base} differ: {span}; they also differ in {_settings(confounded)}, which may explain it."
     else:
@@ -120,9 +123,10 @@ def _span(deciding: Difference, basis: str, p: float) -> str:
 
 def _confounded(differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """Return the settings that may explain a difference besides what was to be compared."""
-    found = {key: values for key, values in differing.items() if key.startswith(_CONFOUNDERS)}
-    is_all = len(found) == len(differing)  # then they are what was to be compared
-    return {key: values for key, values in found.items() if not is_all or key.startswith(_OF_DATA)}
+    settings = {key: values for key, values in differing.items() if key not in _SEEDS}
+    found = {key: values for key, values in settings.items() if key.startswith(_CONFOUNDERS)}
+    is_question = len(settings) == 1  # what was to be compared is this one setting
+    return {key: values for key, values in found.items() if not is_question or key.startswith(_OF_DATA)}
 
 
 def _settings(differing: Mapping[str, tuple[Any, Any]]) -> str:

@@ -1,6 +1,7 @@
 """The record of a run belongs to the epoch of `best.ckpt`."""
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.cli import main
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import RunFolder
+from tests.conftest import noise_config
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
 
@@ -93,3 +95,19 @@ def test_a_training_ends_with_its_record_whatever_a_class_is_called(
     images = folder.read_images()
     assert images is not None
     assert images.total().tolist() == counts.tolist()
+
+
+@pytest.mark.slow
+def test_a_profiler_does_not_cost_the_result(mask_folder: Path) -> None:
+    """Its hooks cannot be copied, and the training ended with a traceback instead of its result."""
+    config = noise_config(mask_folder, trainer={"max_epochs": 1, "limit_train_batches": 1, "profiler": "pytorch"})
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        main(["fit", "-c", str(mask_folder / "config.yaml"), "--name", "profiled"])
+    assert any("the multiply-adds cannot be counted" in str(warning.message) for warning in found)
+    result = RunFolder(mask_folder / "runs" / "profiled").read_result()
+    assert result is not None
+    assert result["val"]["miou"] is not None
+    assert result["cost"]["mega_parameters"] > 1
+    assert result["cost"]["giga_macs"] is None

@@ -52,6 +52,9 @@ def test_too_few_or_equal_folds_have_no_interval() -> None:
     assert np.isnan(corrected_resampled_t([0.1], test_share=0.5).low)
     assert corrected_resampled_t([0.0, 0.0], test_share=0.5).p == 1
     assert np.isnan(corrected_resampled_t([0.1, 0.1], test_share=0.5).p)
+    pooled = corrected_resampled_t([0.0, 0.0], test_share=0.5, center=0.07)
+    assert pooled.mean == 0.07
+    assert np.isnan(pooled.p)
 
 
 def test_the_detectable_difference_is_found_in_four_of_five_repetitions() -> None:

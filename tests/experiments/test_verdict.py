@@ -141,6 +141,27 @@ def test_what_was_to_be_compared_may_be_the_epochs(write: Write) -> None:
     assert entry.verdict.differing == {"trainer.max_epochs": (10, 20)}
 
 
+def test_two_seeds_are_no_two_recipes(write: Write) -> None:
+    config = {"model": {"net": "same"}, "seed_everything": 0}
+    a = write("a", images(0.80), config=config)
+    entry = judged(a, write("b", images(0.85, seed=1), config={**config, "seed_everything": 1}))
+    assert entry.verdict is not None
+    assert "they are one recipe with two seeds, so this is the effect of chance" in entry.verdict.sentence
+    assert "better" not in entry.verdict.sentence
+
+
+def test_of_two_confounders_none_is_called_better(write: Write) -> None:
+    config = {"model": {"net": "same"}, "data": {"n_folds": 4, "train_transforms": {"init_args": {"crop_size": 256}}}}
+    other = {"model": {"net": "same"}, "data": {"n_folds": 4, "train_transforms": {"init_args": {"crop_size": 512}}}}
+    a = write("a", images(0.80), config=config)
+    entry = judged(a, write("b", images(0.85, seed=1), config={**other, "trainer": {"max_epochs": 20}}))
+    assert entry.verdict is not None
+    assert "crop_size (512 and 256), trainer.max_epochs (20 and 10), which may explain it" in entry.verdict.sentence
+    crop = judged(a, write("c", images(0.85, seed=1), config=other))
+    assert crop.verdict is not None
+    assert crop.verdict.sentence.startswith("c is better than a")
+
+
 def test_no_difference_says_what_could_have_been_found(write: Write) -> None:
     entry = judged(write("a", images(0.80)), write("b", images(0.80, seed=1)))
     assert entry.verdict is not None
