@@ -51,7 +51,7 @@ def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: p
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(config.read_text())
-    (run / "result.json").write_text(json.dumps({"val": {"miou": 0.5}}))
+    (run / "result.json").write_text(json.dumps({"fold": None, "n_folds": None, "val": {"miou": 0.5, "iou": {}}}))
     output = tmp_path / "bench"
     words = ["-c", str(config), "--backbones", "resnet18,resnet34", "--repeats", "1", "--output", str(output)]
     main(["benchmark", *words, "--runs", str(run)])
