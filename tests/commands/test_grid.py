@@ -1,6 +1,6 @@
 import csv
-import re
 import json
+import re
 import shlex
 from pathlib import Path
 
