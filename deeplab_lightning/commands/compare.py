@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
-from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
+from deeplab_lightning.experiments.comparison import Comparison, Entry, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
     comparison_json,
@@ -205,11 +205,17 @@ def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
         table.add_row(
             name,
             f"{entry.difference:+.3f}",
-            _interval_of(entry.over_folds),
+            _interval_of(_over_folds(entry)),
             *([_interval_of(entry.over_images)] if has_interval else []),
             p_text(entry.adjusted_p),
         )
     return table
+
+
+def _over_folds(entry: Entry) -> Difference | None:
+    """Return the difference over folds: the pooled one where it decides, as in the sentence of the verdict."""
+    decides = entry.verdict is not None and entry.verdict.basis == "folds"
+    return entry.verdict.deciding if decides and entry.verdict is not None else entry.over_folds
 
 
 def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:
