@@ -48,7 +48,7 @@ FLOORS = (
         *("export.tracing", "export.formats", "export"),
     ),
     (
-        *("experiments", "experiments.jobs", "experiments.job_table", "experiments.experiment"),
+        *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),
         *("experiments.significance", "experiments.verdict", "experiments.aggregate", "experiments.comparison"),
         *("experiments.comparison_table", "experiments.report.charts", "experiments.report.gallery"),
         "experiments.report",

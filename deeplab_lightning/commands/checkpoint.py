@@ -13,7 +13,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.experiments.experiment import MACHINE_KEYS
+from deeplab_lightning.experiments.settings import MACHINE_KEYS
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.usage import usage_error
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datasets.base import SegmentationDataset
@@ -182,7 +183,7 @@ def _by_digest(part: Part) -> dict[int, list[str]]:
     return found
 
 
-def _images(part: Part, is_meant: "np.typing.NDArray[np.bool_]") -> str:
+def _images(part: Part, is_meant: npt.NDArray[np.bool_]) -> str:
     """Count and name images, followed by a verb: `2 images (a, b) are`."""
     names = [part.statistics.names[index] for index in np.flatnonzero(is_meant)]
     return f"{len(names)} image{'s' if len(names) > 1 else ''} ({_some(names)}) {'are' if len(names) > 1 else 'is'}"

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -163,26 +163,31 @@ class SegmentationDataModule(L.LightningDataModule):
         """
         if stage == "predict":
             return
-        for dataset in self._datasets():
-            problems = scan_dataset(dataset, is_quiet=True).problems
-            dataset.report(problems)
+        parts: dict[str, Part] = {}
+        for key in ("dataset", "val_dataset", "test_dataset"):
+            dataset: SegmentationDataset | None = getattr(self, key)
+            if dataset is None:
+                continue
+            statistics = scan_dataset(dataset, is_quiet=True)
+            dataset.report(statistics.problems)
+            if statistics.problems:  # their images were left out
+                statistics = scan_dataset(dataset, is_quiet=True)
+            parts[f"data.{key}"] = Part(dataset, statistics)
             if dataset.problems:
                 lines = "\n  ".join(map(str, dataset.problems))
                 rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
         if stage == "fit":
-            self._warn()
+            self._warn(parts)
 
-    def _warn(self) -> None:
+    def _warn(self, parts: Mapping[str, Part]) -> None:
         """Stop where there is nothing to learn, and print the first warning about the data.
+
+        Args:
+            parts: The data sets by their keys in the configuration.
 
         Raises:
             DataError: If at most one class has pixels, unless `allow_single_class` is set.
         """
-        parts = {
-            f"data.{key}": Part(dataset, scan_dataset(dataset, is_quiet=True))
-            for key in ("dataset", "val_dataset", "test_dataset")
-            if (dataset := getattr(self, key)) is not None
-        }
         nothing = single_class_problem(parts["data.dataset"]) if "data.dataset" in parts else None
         if nothing is not None and not self.allow_single_class:
             raise DataError(str(nothing))

@@ -216,8 +216,6 @@ def read_raw_mask(path: Path) -> RawMask:
             upright = ImageOps.exif_transpose(file) if is_turned else file
             mode, array = upright.mode, np.asarray(upright)
             palette = file.getpalette("RGB") if mode == "P" else None
-    except UserError:
-        raise
     except _UNREADABLE as error:
         raise _decoding_error(path, error) from error
     if mode == "1":

@@ -2,21 +2,19 @@
 
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deeplab_lightning.class_paths import canonical, init_args_of
+from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
+from deeplab_lightning.experiments.settings import setting_differences
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
-
-MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
-"""Trainer settings that describe the machine rather than the training."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,8 @@ class Experiment:
     def job(self, fold: int, *, has_predictions: bool) -> Job:
         """Return the remaining commands of a fold; none if it is finished.
 
+        A folder whose matrices are damaged is moved aside first, so that the fold is trained again.
+
         Args:
             fold: 0-based fold.
             has_predictions: Whether the held-out images are predicted as well.
@@ -179,34 +179,13 @@ def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None
     """Raise an error if an experiment would continue with other settings; the machine may differ."""
     differing = [
         f"{key}: {_short(before)} then, {_short(after)} now"
-        for key, before, after in _differences(canonical(_of_training(then)), canonical(_of_training(now)))
+        for key, (before, after) in setting_differences(then, now).items()
     ]
     if differing:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
             "Resume with the same settings, or choose another --name."
         )
-
-
-def _of_training(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings that a result depends on."""
-    config = copy.deepcopy(config)
-    for key in ("wandb", "output_dir", "name", "ckpt_path"):
-        config.pop(key, None)
-    for key in (*MACHINE_KEYS, "enable_progress_bar", "logger", "callbacks"):
-        config["trainer"].pop(key, None)
-    for key in ("fold", "fold_file", "num_workers", "cache", "eval_batch_size"):
-        config["data"].pop(key, None)
-    return config
-
-
-def _differences(then: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield key and values of the settings that differ; a newer version may know more keys, which are left out."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        for key in sorted(then.keys() & now.keys()):
-            yield from _differences(then[key], now[key], f"{prefix}.{key}" if prefix else str(key))
-    elif then != now:
-        yield prefix, then, now
 
 
 def _short(value: Any) -> str:

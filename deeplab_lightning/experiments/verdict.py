@@ -1,11 +1,11 @@
 """Say in one sentence what a comparison shows, and no more than its design can show."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deeplab_lightning.class_paths import canonical
+from deeplab_lightning.experiments.settings import setting_differences
 from deeplab_lightning.experiments.significance import Difference
 
 LEVEL = 0.05
@@ -14,9 +14,6 @@ _CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size
 """Settings that change a result without being what experiments usually compare."""
 _SEEDS = ("seed_everything", "data.seed")  # which no recipe consists of
 _OF_DATA = ("data.n_folds", "data.dataset")  # with another split or other data, nothing is comparable
-_OF_THE_MACHINE = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm", "logger", "callbacks")
-_OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
-_OF_LOADING = ("fold", "fold_file", "num_workers", "cache", "eval_batch_size")
 _MAX_NAMED = 4  # settings in one sentence
 _MAX_VALUE = 40  # characters of a value in a sentence
 
@@ -106,8 +103,7 @@ def differing_settings(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[
     """
     if not base or not own:
         return {}
-    found = dict(_leaves(_of_training(canonical(base)), _of_training(canonical(own))))
-    return {key.replace(".init_args", ""): values for key, values in found.items()}
+    return {key.replace(".init_args", ""): values for key, values in setting_differences(base, own).items()}
 
 
 def p_sentence(p: float) -> str:
@@ -137,21 +133,3 @@ def _settings(differing: Mapping[str, tuple[Any, Any]]) -> str:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _MAX_VALUE else f"{text[: _MAX_VALUE - 3]}..."
-
-
-def _of_training(config: Any) -> dict[str, Any]:
-    """Return the settings that a result depends on."""
-    kept = {key: value for key, value in config.items() if key not in _OF_THE_RUN}
-    for part, left_out in (("trainer", (*_OF_THE_MACHINE, "enable_progress_bar")), ("data", _OF_LOADING)):
-        if isinstance(kept.get(part), Mapping):
-            kept[part] = {key: value for key, value in kept[part].items() if key not in left_out}
-    return kept
-
-
-def _leaves(base: Any, own: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Yield key and both values of the settings that differ; a newer version may know more keys, which are left out."""
-    if isinstance(base, Mapping) and isinstance(own, Mapping):
-        for key in sorted(base.keys() & own.keys()):
-            yield from _leaves(base[key], own[key], f"{prefix}.{key}" if prefix else str(key))
-    elif base != own:
-        yield prefix, (base, own)
