@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["DEEPLAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     del os.environ["DEEPLAB_CACHE"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have all temporary folders, also those of killed processes, where pytest removes them."""
+    before, tempfile.tempdir = tempfile.gettempdir(), str(tmp_path_factory.mktemp("scratch"))
+    os.environ["TMPDIR"] = tempfile.tempdir
+    yield
+    del os.environ["TMPDIR"]
+    tempfile.tempdir = before
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +75,7 @@ def noise_config(
     """Return the configuration of a small training on the data of `draw_noise_data`, in seconds on a CPU."""
     dataset = {"root": str(folder), "images": "images", "masks": "masks"}
     classes = {"names": list(CLASSES), "ignore_ids": [11]}
-    of_net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False, **net}
+    of_net = {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False, **net}
     return {
         "wandb": "disabled",
         "output_dir": str(folder / "runs"),

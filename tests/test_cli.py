@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model": {
             "net": {
                 "class_path": "DeepLabV3",
-                "init_args": {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False},
+                "init_args": {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False},
             },
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
         },

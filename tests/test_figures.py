@@ -164,7 +164,7 @@ class Waits(TorchDispatchMode):
 )
 @pytest.mark.parametrize("is_void", [False, True])
 def test_a_training_step_does_not_wait_for_the_device(loss: torch.nn.Module, is_void: bool) -> None:
-    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, pretrained=False, auxiliary_weight=0.4)
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False, auxiliary_weight=0.4)
     module = SegmentationModule(net, loss, classes=TABLE)
     mask = torch.full((2, 32, 32), 255 if is_void else 1, dtype=torch.uint8)
     batch = Batch(

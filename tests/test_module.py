@@ -22,7 +22,7 @@ TABLE = ClassTable(CLASSES, ignore_ids=[11])
 
 def tiny_net(num_classes: int = 3) -> DeepLabV3:
     torch.manual_seed(0)
-    return DeepLabV3(num_classes, backbone="resnet18", aspp_channels=8, pretrained=False)
+    return DeepLabV3(num_classes, backbone="test_resnet", aspp_channels=8, pretrained=False)
 
 
 def tiny_data(folder: Path) -> SegmentationDataModule:
@@ -249,7 +249,7 @@ def test_weights_without_names_keep_the_score_layer_and_say_so(
     source = tiny_net()
     torch.save(source.state_dict(), tmp_path / "w.pth")
     torch.manual_seed(1)
-    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, weights=str(tmp_path / "w.pth"))
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, weights=str(tmp_path / "w.pth"))
     SegmentationModule(net, classes=TABLE)
     assert "The weights do not name their classes: the score layer keeps them" in capsys.readouterr().out
     assert torch.equal(net.head.state_dict()["2.weight"], source.head.state_dict()["2.weight"])

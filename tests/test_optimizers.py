@@ -17,7 +17,7 @@ MULTIPLIERS = {"head_lr_multiplier": 10.0, "head_bias_lr_multiplier": 20.0}
 
 
 def test_groups_hold_every_parameter_once_with_its_multiplier() -> None:
-    net = DeepLabV3(3, backbone="resnet18", aspp_channels=8, pretrained=False)
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)
     groups = parameter_groups(net, head_lr_multiplier=10, head_bias_lr_multiplier=20)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in net.parameters())
     assert {g["name"]: g["lr_multiplier"] for g in groups} == {

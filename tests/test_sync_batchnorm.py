@@ -41,7 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sync")
     draw_noise_data(folder)
     dataset = {"root": str(folder), "images": "images", "masks": "masks", "classes": {"names": [*CLASSES]}}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    net = {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False}
     content = {
         "wandb": "disabled",
         "output_dir": str(folder / "runs"),

@@ -66,7 +66,7 @@ def test_a_training_ends_with_its_record_whatever_a_class_is_called(
     names = ["sky", "road", car]
     classes = {"names": names, "ignore_ids": [11]}
     dataset = {"root": str(mask_folder), "images": "images", "masks": "masks", "classes": classes}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    net = {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False}
     transforms = "deeplab_lightning.data.transforms.TrainTransforms"
     config = {
         "wandb": "disabled",

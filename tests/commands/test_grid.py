@@ -103,7 +103,7 @@ def test_what_a_sweep_agent_passes_parses(
 
 @pytest.mark.slow
 def test_what_a_sweep_agent_passes_trains(folder: Path) -> None:
-    words = "--model.net.init_args.backbone=resnet18 --data.fold=1 --trainer.max_epochs=1 --name sweep"
+    words = "--model.net.init_args.backbone=test_resnet --data.fold=1 --trainer.max_epochs=1 --name sweep"
     main(["fit", "-c", str(folder / "config.yaml"), *shlex.split(words)])
     result = json.loads((folder / "runs" / "sweep" / "result.json").read_text())
     assert result["fold"] == 1

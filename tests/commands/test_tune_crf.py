@@ -18,7 +18,7 @@ from deeplab_lightning.errors import UserError
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tune")
     dataset = {"root": str(root / "data"), "num_images": 9, "size": 32}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    net = {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False}
     config = {
         "wandb": "disabled",
         "output_dir": str(root / "runs"),

@@ -35,7 +35,7 @@ def fit(folder: Path, root: Path, url: str, *more: str) -> subprocess.Popen[str]
         "data.batch_size": "2",
         "data.num_workers": "0",
         "data.train_transforms.init_args.crop_size": "32",
-        "model.net.backbone": "resnet18",
+        "model.net.backbone": "test_resnet",
         "model.net.pretrained": "false",
         "model.net.aspp_channels": "8",
         "trainer.accelerator": "cpu",

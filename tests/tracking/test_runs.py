@@ -212,7 +212,7 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mask = np.repeat(np.arange(3, dtype=np.uint8), (12 + index, 18, 18 - index))
         write_mask(root / "masks" / f"{index}.png", np.tile(mask, (40, 1)))
     dataset = {"root": str(root), "images": "images", "masks": "masks", "classes": {"names": list(CLASSES)}}
-    net = {"backbone": "resnet18", "aspp_channels": 8, "pretrained": False}
+    net = {"backbone": "test_resnet", "aspp_channels": 8, "pretrained": False}
     transforms = "deeplab_lightning.data.transforms.TrainTransforms"
     logger = {"class_path": "lightning.pytorch.loggers.WandbLogger", "init_args": {"project": PROJECT}}
     content: dict[str, Any] = {

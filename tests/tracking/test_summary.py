@@ -57,7 +57,7 @@ def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: 
         "data.dataset.size": "32",
         "data.n_folds": "2",
         "data.train_transforms.init_args.crop_size": "32",
-        "model.net.backbone": "resnet18",
+        "model.net.backbone": "test_resnet",
         "model.net.pretrained": "false",
         "wandb": "offline",
         "output_dir": str(tmp_path / "runs"),
