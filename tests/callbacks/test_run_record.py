@@ -109,5 +109,5 @@ def test_a_profiler_does_not_cost_the_result(mask_folder: Path) -> None:
     result = RunFolder(mask_folder / "runs" / "profiled").read_result()
     assert result is not None
     assert result["val"]["miou"] is not None
-    assert result["cost"]["mega_parameters"] > 1
+    assert result["cost"]["mega_parameters"] > 0.3
     assert result["cost"]["giga_macs"] is None
