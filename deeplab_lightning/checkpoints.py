@@ -117,7 +117,7 @@ def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:
             network["postprocess"] = class_path_of(module.postprocess)
     else:
         content["config"] = config
-        arguments = {**config["model"], "net": _with_all_arguments(config["model"]["net"], net.num_classes)}
+        arguments = {**config["model"], "net": _with_all_arguments(config["model"]["net"], net)}
     arguments |= {"classes": classes, "_instantiator": "lightning.pytorch.cli.instantiate_module"}
     return {**content, "hparams_name": "kwargs", _ARGUMENTS_KEY: arguments}
 
@@ -214,11 +214,13 @@ def uncompiled(net: Any) -> Any:
     return getattr(net, "_orig_mod", net)
 
 
-def _with_all_arguments(net: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Complete the entry of a network in a configuration, without pretrained weights."""
-    arguments = {**net.get("init_args", {}), "num_classes": num_classes}
+def _with_all_arguments(entry: Mapping[str, Any], net: Any) -> dict[str, Any]:
+    """Complete the entry of a network in a configuration by what the data decide, without pretrained weights."""
+    arguments = {**entry.get("init_args", {}), "num_classes": net.num_classes}
+    if net.in_channels != 3:
+        arguments["in_channels"] = net.in_channels
     arguments |= {key: value for key, value in NO_PRETRAINED.items() if key in arguments}
-    return {**net, "init_args": arguments}
+    return {**entry, "init_args": arguments}
 
 
 def _arguments_of(module: Any) -> dict[str, Any]:

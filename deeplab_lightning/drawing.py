@@ -14,6 +14,20 @@ Pixels = npt.NDArray[np.uint8]
 _LEGEND_ROW = 18  # pixels
 
 
+def viewable(pixels: Pixels) -> Pixels:
+    """Return an image to look at, (H, W, 3): grey for one channel, the first three of more.
+
+    Args:
+        pixels: (H, W, C) uint8.
+    """
+    channels = pixels.shape[-1]
+    if channels == 1:
+        return np.repeat(pixels, 3, axis=-1)
+    if channels == 2:
+        return np.concatenate([pixels, np.zeros_like(pixels[..., :1])], axis=-1)
+    return pixels[..., :3]
+
+
 def colorize(mask: Pixels, class_table: ClassTable) -> Pixels:
     """Colour a mask with the colours of its classes.
 

@@ -21,7 +21,7 @@ def label_images(module: Any, images: Tensor, *, door: Door, postprocess: Postpr
 
     Args:
         module: A `SegmentationModule` in evaluation mode.
-        images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+        images: (B, C, H, W) or (C, H, W) uint8, of any H and W; RGB if C is 3.
         door: See `find_labels`.
         postprocess: See `find_labels`.
 
@@ -32,7 +32,7 @@ def label_images(module: Any, images: Tensor, *, door: Door, postprocess: Postpr
         ValueError: If the images have another shape or dtype.
     """
     size, preprocess = (images.shape[-2], images.shape[-1]), module.net.preprocess
-    shrunk = preprocess.shrink(image_batch(images).to(preprocess.mean.device))
+    shrunk = preprocess.shrink(image_batch(images, module.net.in_channels).to(preprocess.mean.device))
     labels = find_labels(door.logits(module, shrunk), shrunk, size, door=door, postprocess=postprocess)
     return labels.reshape(*images.shape[:-3], *size)
 

@@ -105,7 +105,7 @@ class SegmentationModule(SavedModule):
         self.door = kernels.open_door(self.net, self.trainer.strategy.root_device, is_wanted=self.cpu_kernels)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:
-        """Compute the network's output for images (B, 3, H, W) uint8 or normalised float: logits (B, K, H, W)."""
+        """Compute the network's output for images (B, C, H, W) uint8 or normalised float: logits (B, K, H, W)."""
         return self.net(images)
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
@@ -113,7 +113,7 @@ class SegmentationModule(SavedModule):
         return self.net.coarse_logits(self.net.preprocess(images))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Convert (B, 3, H, W) uint8 RGB to float of zero mean and unit deviation; return float images unchanged."""
+        """Convert (B, C, H, W) uint8 to float of zero mean and unit deviation; return float images unchanged."""
         return self.net.preprocess.normalize(images) if images.dtype == torch.uint8 else images
 
     @torch.no_grad()
@@ -121,7 +121,7 @@ class SegmentationModule(SavedModule):
         """Find the class of each pixel, as `deeplab predict` does for image files.
 
         Args:
-            images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+            images: (B, C, H, W) or (C, H, W) uint8, of any H and W; RGB if C is 3.
 
         Returns:
             (B, H, W) or (H, W) uint8 train ids.

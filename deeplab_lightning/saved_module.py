@@ -8,9 +8,10 @@ from torch import nn
 
 from deeplab_lightning.checkpoints import MissingLoss, describe, saved_arguments, saved_use, uncompiled
 from deeplab_lightning.class_paths import class_path_of
+from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.models.deeplab import DeepLab
-from deeplab_lightning.models.saving import restore_use
+from deeplab_lightning.models.saving import normalize_by, restore_use
 
 _COMPILED = "_orig_mod."  # what `torch.compile` adds to the names of weights
 
@@ -26,9 +27,19 @@ class SavedModule(L.LightningModule):
     """The resolved configuration, set by the command line and stored in checkpoints."""
 
     def setup(self, stage: str) -> None:
-        """Adopt the evaluation size of the data."""
+        """Adopt the evaluation size of the data, and in training the format of the images."""
         if self._eval_transforms is not None:
             follow(self.net, self._eval_transforms)
+        data = getattr(self._trainer, "datamodule", None)
+        if stage == "fit" and isinstance(data, SegmentationDataModule):
+            self._adopt_format(data)
+
+    def _adopt_format(self, data: SegmentationDataModule) -> None:
+        """Normalise images as the data module says, and remember the format of its files."""
+        net = uncompiled(self.net)
+        if statistics := data.channel_statistics():
+            normalize_by(net, *statistics)
+        net.preprocess.image_format = None if data.image_format.is_plain else data.image_format.to_dict()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store the module's arguments as plain values, without weights to start from."""

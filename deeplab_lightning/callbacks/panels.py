@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.drawing import panel
+from deeplab_lightning.drawing import panel, viewable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.labels import find_labels
 from deeplab_lightning.module import SegmentationModule
@@ -133,5 +133,5 @@ def _log_to_wandb(
 
 def _row(sample: Sample, prediction: torch.Tensor) -> Row:
     assert sample.mask is not None
-    image = sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy()
+    image = viewable(sample.image.as_subclass(torch.Tensor).permute(1, 2, 0).numpy())
     return image, sample.mask.as_subclass(torch.Tensor).numpy(), prediction.numpy()

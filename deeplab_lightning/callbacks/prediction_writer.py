@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 
 from deeplab_lightning.data.batch import Unreadable
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.data.images import read_image
-from deeplab_lightning.drawing import overlay, palette_image
+from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.module import SegmentationModule
@@ -41,6 +42,7 @@ class PredictionWriter(L.Callback):
         loader: Any = trainer.predict_dataloaders
         dataset = loader.dataset.dataset
         self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
+        self._format: ImageFormat = getattr(dataset, "image_format", PLAIN)
         self._stems = prediction_stems(dataset.names)
         if trainer.is_global_zero:
             self._files.begin(self._stems)
@@ -60,7 +62,7 @@ class PredictionWriter(L.Callback):
         self._unreadable += [item for item in batch if isinstance(item, Unreadable)]
         for name, prediction in outputs:
             mask, stem = prediction.numpy(), self._stems[name]
-            image = read_image(self._paths[name]).permute(1, 2, 0).numpy()
+            image = viewable(read_image(self._paths[name], self._format).permute(1, 2, 0).numpy())
             drawn = Image.fromarray(overlay(image, mask, pl_module.classes))
             write_atomically(self._files.overlay(stem), partial(drawn.save, format="JPEG", quality=_JPEG_QUALITY))
             # The mask is written last, so that it exists only if both files of its image are complete.

@@ -165,7 +165,7 @@ class _Training:
     ) -> None:
         self._precision = _precision(config["trainer"]["precision"] or "32-true", device)
         module = SegmentationModule(
-            _build(net, num_classes), _loss(config), channels_last=config["model"]["channels_last"]
+            _build(net, num_classes, config), _loss(config), channels_last=config["model"]["channels_last"]
         )
         module.door = open_door(module.net, device, is_wanted=config["model"]["cpu_kernels"])
         self.module: SegmentationModule = self._precision.convert_module(module).to(device)  # type: ignore[assignment]
@@ -234,11 +234,14 @@ def _candidates(
         yield run.name, own_net, values.get("miou")
 
 
-def _build(net: Mapping[str, Any], num_classes: int) -> DeepLab:
+def _build(net: Mapping[str, Any], num_classes: int, config: Mapping[str, Any]) -> DeepLab:
     """Build the network with random weights, since the cost does not depend on them."""
     module_name, _, class_name = str(net["class_path"]).rpartition(".")
     network = getattr(importlib.import_module(module_name or "deeplab_lightning"), class_name)
     init_args = {**net.get("init_args", {}), "num_classes": num_classes}
+    image_format = config["data"].get("image_format") or {}
+    if (channels := image_format.get("channels", 3)) != 3:
+        init_args["in_channels"] = channels
     if "pretrained" in init_args or issubclass(network, DeepLab):
         init_args["pretrained"] = False
     built: DeepLab = network(**init_args)

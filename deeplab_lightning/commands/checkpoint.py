@@ -120,13 +120,17 @@ def _config_from_python(checkpoint: dict[str, Any], path: str) -> dict[str, Any]
         raise UserError(f"{path} {problem}. Give its configuration by -c.")
     saved, names = checkpoint["hyper_parameters"], inspect.signature(SegmentationModule).parameters
     model = {key: value for key, value in saved.items() if key in names and key != "classes"}
-    of_net = {key: value for key, value in model["net"]["init_args"].items() if key != "num_classes"}
+    of_net = {
+        key: value for key, value in model["net"]["init_args"].items() if key not in {"num_classes", "in_channels"}
+    }
     for text in gaps(checkpoint).values():
         print(f"Note: {path} {text}.", flush=True)
     use = {"max_size": saved_use(checkpoint).get("max_size")}
     data: dict[str, Any] = {
         "eval_transforms": {"class_path": f"{EvalTransforms.__module__}.EvalTransforms", "init_args": use}
     }
+    if image_format := saved_use(checkpoint).get("image_format"):
+        data["image_format"] = image_format
     split = checkpoint.get(SegmentationDataModule.__qualname__, {})  # where Lightning keeps the datamodule's state
     data |= {key: split[key] for key in ("n_folds", "split_seed", "fold_method", "fold") if key in split}
     return {"model": {**model, "net": {**model["net"], "init_args": of_net}}, "data": data}

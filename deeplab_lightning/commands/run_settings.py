@@ -37,8 +37,11 @@ def refuse_contradictions(command: str, config: Namespace) -> None:
     check_values(command, config.as_dict())
     if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
         usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
-    if config.model.net.get("init_args", Namespace()).get("num_classes") is not None:
+    of_net = config.model.net.get("init_args", Namespace())
+    if of_net.get("num_classes") is not None:
         usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
+    if of_net.get("in_channels", 3) != 3:
+        usage_error("model.net.init_args.in_channels comes from data.image_format.channels; leave it out.")
 
 
 def choose_folder(command: str, config: Namespace) -> RunFolder:

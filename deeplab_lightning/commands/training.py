@@ -171,6 +171,7 @@ class DeepLabCLI(LightningCLI):
                 help="Folder of the predictions; in the run's folder if null.",
             )
         parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_channels", "model.net.init_args.in_channels", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
 
     def _parse_ckpt_path(self) -> None:

@@ -1,7 +1,8 @@
 """Define samples and batches, the values that travel from the data to the network.
 
 Shape letters of the whole package: B batch, C channels, H height and W width in pixels, K classes (void
-not counted), s output stride. Images are RGB; `mask` holds train ids in [0, K) or `IGNORE_INDEX`.
+not counted), s output stride. Images are RGB unless `data.image_format` says otherwise;
+`mask` holds train ids in [0, K) or `IGNORE_INDEX`.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ class Sample(NamedTuple):
     """Hold one image with its mask.
 
     Attributes:
-        image: (3, H, W) uint8, RGB.
+        image: (C, H, W) uint8.
         mask: (H, W) uint8 train ids, or None without labels (predict).
         name: Key of the image in its data set, a relative path.
         size: (height, width) of the file in pixels, before any transform.
@@ -47,7 +48,7 @@ class Batch(NamedTuple):
     """Hold images of one size with their masks.
 
     Attributes:
-        image: (B, 3, H, W) uint8 from the loader; float and normalised once it is on the device.
+        image: (B, C, H, W) uint8 from the loader; float and normalised once it is on the device.
         mask: (B, H, W) uint8 train ids, or None.
         names: B image keys.
         sizes: B pairs (height, width) of the files, in pixels.
@@ -73,7 +74,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     masks = [s.mask.as_subclass(Tensor) for s in samples if s.mask is not None]
     mask = torch.stack(masks) if masks else None  # (B, H, W)
     return Batch(
-        image=torch.stack([s.image.as_subclass(Tensor) for s in samples]),  # (B, 3, H, W)
+        image=torch.stack([s.image.as_subclass(Tensor) for s in samples]),  # (B, C, H, W)
         mask=mask,
         names=[s.name for s in samples],
         sizes=[s.size for s in samples],

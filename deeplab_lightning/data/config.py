@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.data.image_format import ImageFormat
 from deeplab_lightning.data.problems import OnError
 from deeplab_lightning.errors import MissingFileError, UserError, unwrapped
 from deeplab_lightning.usage import OneLineUsage
@@ -87,7 +88,9 @@ def datasets_from_args(args: Sequence[str], program: str) -> Iterator[tuple[str,
             continue
         data[key].init_args.on_error = "skip"
         try:
-            yield f"data.{key}", parser.instantiate(Namespace(data=data[key])).data
+            dataset: SegmentationDataset = parser.instantiate(Namespace(data=data[key])).data
+            dataset.image_format = ImageFormat(**(data.get("image_format") or {}))
+            yield f"data.{key}", dataset
         except Exception as error:
             cause = unwrapped(error)
             if not isinstance(cause, UserError):

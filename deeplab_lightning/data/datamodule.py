@@ -25,12 +25,14 @@ from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.data.loaders import EpochSampler, EvalView, PredictView, ResumableLoader, TrainView, Transforms
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.tables import csv_text, read_csv_text
 
+_MEASURED_IMAGES = 200
 _MAYBE_TRAINED = "Images that it was trained on may be evaluated."
 
 
@@ -73,6 +75,7 @@ class SegmentationDataModule(L.LightningDataModule):
             image only, not on the number of workers.
         allow_single_class: Whether to train where at most one class has pixels, which is nearly always a mistake in the
             class table.
+        image_format: Channels of the images, and the values of files of more than 8 bits; RGB of 8 bits if null.
 
     Raises:
         ValueError: If the fold is outside [0, n_folds), an official split has no `val_dataset`, or there is
@@ -104,6 +107,7 @@ class SegmentationDataModule(L.LightningDataModule):
         cache: CacheMode = "none",
         seed: int = 0,
         allow_single_class: bool = False,
+        image_format: ImageFormat | None = None,
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
@@ -124,6 +128,9 @@ class SegmentationDataModule(L.LightningDataModule):
         self._caches: dict[int, DecodedDataset] = {}
         self._classes = classes if dataset is None else dataset.classes
         self.allow_single_class = allow_single_class
+        self.image_format = image_format or PLAIN
+        for part in self._datasets():
+            part.image_format = self.image_format
         named = {"data.dataset": dataset, "data.val_dataset": val_dataset, "data.test_dataset": test_dataset}
         if mismatch := class_mismatch({key: part.classes for key, part in named.items() if part is not None}):
             raise DataError(mismatch)
@@ -138,6 +145,31 @@ class SegmentationDataModule(L.LightningDataModule):
     def num_classes(self) -> int:
         """Return K, the number of classes without void."""
         return self.classes.num_classes
+
+    @property
+    def in_channels(self) -> int:
+        """Return C, the number of channels of the images."""
+        return self.image_format.channels
+
+    def channel_statistics(self) -> tuple[list[float], list[float]] | None:
+        """Return mean and standard deviation of each channel on the scale of 0-1.
+
+        They are those of the image format, or of up to 200 training images, evenly spaced in their order; None for RGB
+        of 8 bits, which the backbone's ImageNet weights have values for.
+        """
+        if self.image_format.mean is not None and self.image_format.std is not None:
+            return self.image_format.mean, self.image_format.std
+        if self.image_format.is_plain or self.dataset is None:
+            return None
+        indices = self._train_indices()
+        chosen = np.linspace(0, len(indices) - 1, min(_MEASURED_IMAGES, len(indices))).round().astype(int)
+        count, total, squares = 0, np.zeros(self.in_channels), np.zeros(self.in_channels)
+        for place in chosen.tolist():
+            pixels = self.dataset.read_image(indices[place]).flatten(1).numpy().astype(np.float64) / 255
+            count, total, squares = count + pixels.shape[1], total + pixels.sum(1), squares + np.square(pixels).sum(1)
+        mean = total / count
+        std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+        return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # a channel without contrast is not blown up
 
     @property
     def has_validation(self) -> bool:
@@ -325,10 +357,7 @@ class SegmentationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Build the loader of shuffled training crops. An incomplete last batch is dropped if there are others."""
         assert self.dataset is not None
-        indices = range(len(self.dataset))
-        if self.split == "folds" and self.fold is not None:
-            indices = self._fold_indices(is_validation=False)  # type: ignore[assignment]
-        view = TrainView(self._decoded(self.dataset), list(indices), self.train_transforms, self.seed)
+        view = TrainView(self._decoded(self.dataset), self._train_indices(), self.train_transforms, self.seed)
         sampler = EpochSampler(view, seed=self.seed, batch_size=self.batch_size, position=self._training_position)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
 
@@ -382,11 +411,16 @@ class SegmentationDataModule(L.LightningDataModule):
         if not self.predict_images:
             raise DataError("predict needs images: set --images FOLDER (or data.predict_images).")
         sources = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
-        dataset = ImageFolderDataset(sources)
+        dataset = ImageFolderDataset(sources, self.image_format)
         return self._eval_loader(dataset, range(len(dataset)), is_tolerant=True)
 
     def _datasets(self) -> list[SegmentationDataset]:
         return [d for d in (self.dataset, self.val_dataset, self.test_dataset) if d is not None]
+
+    def _train_indices(self) -> list[int]:
+        assert self.dataset is not None
+        is_part = self.split == "folds" and self.fold is not None
+        return self._fold_indices(is_validation=False) if is_part else list(range(len(self.dataset)))
 
     def _fold_indices(self, *, is_validation: bool) -> list[int]:
         assert self.dataset is not None

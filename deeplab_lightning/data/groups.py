@@ -147,9 +147,10 @@ class DuplicateGroups(Grouping):
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
         """Return the name of the first image in each image's group of near-duplicates."""
-        keys = [content_key(path.absolute(), *_size_and_time(path)) for path in dataset.paths]
+        form = filter(None, [dataset.image_format.key])
+        keys = [content_key(path.absolute(), *_size_and_time(path), *form) for path in dataset.paths]
         store = cache_folder() / "hashes" / f"{content_key(dataset.source)}.npz"
-        rows = cached_rows(store, keys, 1, lambda missing: _hashes([dataset.paths[i] for i in missing]))
+        rows = cached_rows(store, keys, 1, lambda missing: _hashes(dataset, missing))
         hashes = np.array([rows[key][0] for key in keys], dtype=np.int64).view(np.uint64)
         component = _linked_components(hashes, self.max_distance)
         _, first = np.unique(component, return_index=True)
@@ -166,15 +167,18 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _hashes(paths: Sequence[Path]) -> Iterable[npt.NDArray[np.int64]]:
+def _hashes(dataset: SegmentationDataset, indices: Sequence[int]) -> Iterable[npt.NDArray[np.int64]]:
     """Compute the hashes of image files in threads and yield them in order."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        yield from pool.map(_hash, paths)
+        yield from pool.map(lambda index: _hash(dataset, index), indices)
 
 
-def _hash(path: Path) -> npt.NDArray[np.int64]:
+def _hash(dataset: SegmentationDataset, index: int) -> npt.NDArray[np.int64]:
     """Compute the 64 bits of an image file's hash as one number, (1,)."""
-    with Image.open(path) as image:
+    if not dataset.image_format.is_plain:  # Pillow may not read it
+        grey = dataset.read_image(index).float().mean(dim=0).round().byte().numpy()
+        return np.packbits(imagehash.phash(Image.fromarray(grey)).hash.reshape(-1)).view(np.int64)
+    with Image.open(dataset.paths[index]) as image:
         image.draft("L", _HASHED_SIZE)
         bits = imagehash.phash(image).hash
     return np.packbits(bits.reshape(-1)).view(np.int64)

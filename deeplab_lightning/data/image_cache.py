@@ -18,7 +18,7 @@ from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import write_atomically
 
 CacheMode = Literal["none", "ram", "disk"]
-Pixels = npt.NDArray[np.uint8]  # (H, W, 3)
+Pixels = npt.NDArray[np.uint8]  # (H, W, C)
 Mask = npt.NDArray[np.uint8]  # (H, W)
 _MEMORY = Path("/proc/meminfo")  # Linux
 
@@ -42,9 +42,10 @@ class DecodedDataset(SegmentationDataset):
         super().__init__(dataset.on_error)
         self._dataset, self._mode, self._num_processes = dataset, mode, num_processes
         self.classes, self.names, self.paths = dataset.classes, dataset.names, dataset.paths
+        self.image_format = dataset.image_format
         self._has_files = type(dataset).open_image is SegmentationDataset.open_image
         self._sizes = [self._size(index) for index in range(len(dataset))]
-        self.num_bytes = sum(4 * height * width for height, width in self._sizes)
+        self.num_bytes = sum((self.image_format.channels + 1) * height * width for height, width in self._sizes)
         self._pixels: list[Pixels] = []
         self._masks: list[Mask] = []
         self._folder = cache_folder() / "decoded"
@@ -62,7 +63,7 @@ class DecodedDataset(SegmentationDataset):
             images = [i for i in images if not self._pixel_file(i).is_file()]
             masks = [i for i in masks if not self._mask_file(i).is_file()]
         areas = [height * width for height, width in self._sizes]
-        self._require_space(3 * sum(areas[i] for i in images) + sum(areas[i] for i in masks))
+        self._require_space(self.image_format.channels * sum(areas[i] for i in images) + sum(areas[i] for i in masks))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             if self._mode == "ram":
                 self._pixels = list(pool.map(self._decode, images))
@@ -94,7 +95,7 @@ class DecodedDataset(SegmentationDataset):
         """Return the pixels of image `index` without a copy, so do not write to them.
 
         Returns:
-            (3, H, W) uint8 RGB, not contiguous.
+            (C, H, W) uint8, not contiguous.
         """
         # Copy-on-write instead of read-only, since torch has no read-only tensors.
         pixels = self._pixels[index] if self._mode == "ram" else np.load(self._pixel_file(index), mmap_mode="c")
@@ -120,13 +121,14 @@ class DecodedDataset(SegmentationDataset):
         if not self._has_files:
             return self._folder / f"{self._dataset.fingerprint(index)}.pixels.npy"
         path, stat = self.paths[index], self.paths[index].stat()
-        return self._folder / f"{content_key(path.absolute(), stat.st_size, stat.st_mtime_ns)}.pixels.npy"
+        parts = [path.absolute(), stat.st_size, stat.st_mtime_ns, *filter(None, [self.image_format.key])]
+        return self._folder / f"{content_key(*parts)}.pixels.npy"
 
     def _mask_file(self, index: int) -> Path:
         return self._folder / f"{self._dataset.fingerprint(index)}.mask.npy"
 
     def _decode(self, index: int) -> Pixels:
-        pixels = self._dataset.open_image(index).pixels()  # (3, H, W), in any memory order
+        pixels = self._dataset.open_image(index).pixels()  # (C, H, W), in any memory order
         return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
 
     def _decode_mask(self, index: int) -> Mask:

@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES, array_shape, read_array
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat, Pixels, split_shape
 from deeplab_lightning.errors import MissingFileError, UserError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", *TIFF_SUFFIXES, ARRAY_SUFFIX)
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image or mask: Pillow refuses more, since a small file may fill the memory."""
 _EXIF_ORIENTATION = 0x0112
@@ -45,8 +47,8 @@ class ImageSource(ABC):
             reduction: 1 for the full size, or any value up to the one that `reduction` returned.
 
         Returns:
-            (3, ceil(H / reduction), ceil(W / reduction)) uint8 RGB, in any memory order. It may share memory
-            with the source, so do not write to it.
+            (C, ceil(H / reduction), ceil(W / reduction)) uint8, in any memory order. It may share memory with the
+            source, so do not write to it.
         """
 
     def reduction(self, scale: float) -> int:
@@ -65,7 +67,7 @@ class DecodedImage(ImageSource):
     """Wrap an image that is already decoded.
 
     Args:
-        image: (3, H, W) uint8 RGB.
+        image: (C, H, W) uint8.
     """
 
     def __init__(self, image: Tensor) -> None:
@@ -73,7 +75,7 @@ class DecodedImage(ImageSource):
         self.size = (image.shape[-2], image.shape[-1])
 
     def pixels(self, reduction: int = 1) -> Tensor:
-        """Return the image itself, (3, H, W) uint8 RGB."""
+        """Return the image itself, (C, H, W) uint8."""
         return self._image
 
 
@@ -85,6 +87,7 @@ class ImageFile(ImageSource):
 
     Args:
         path: The file.
+        image_format: Channels and values of its pixels.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -92,14 +95,14 @@ class ImageFile(ImageSource):
             more than `MAX_PIXELS` pixels; `pixels` raises it if the rest of the file cannot be decoded.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, image_format: ImageFormat = PLAIN) -> None:
+        self._path, self._format = path, image_format
         try:
             self._bytes = path.read_bytes()
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingFileError(f"{path}: no such image") from error
         size = _plain_jpeg_size(self._bytes)
-        self._is_plain_jpeg = size is not None
+        self._is_plain_jpeg = size is not None and image_format.is_plain
         self.size = self._opened_size() if size is None else size
         if self.size[0] * self.size[1] > MAX_PIXELS:
             raise _size_error(path, self.size[0] * self.size[1])
@@ -109,16 +112,18 @@ class ImageFile(ImageSource):
         return next(r for r in (8, 4, 2, 1) if r == 1 or (self._is_plain_jpeg and scale * r <= 1))
 
     def pixels(self, reduction: int = 1) -> Tensor:
-        """Decode the file to (3, ceil(H / reduction), ceil(W / reduction)) uint8 RGB, in any memory order."""
+        """Decode the file to (C, ceil(H / reduction), ceil(W / reduction)) uint8, in any memory order."""
         try:
             if self._is_plain_jpeg:  # the same pixels as Pillow's, in two thirds of the time
                 min_size = {"min_height": -(-self.size[0] // reduction), "min_width": -(-self.size[1] // reduction)}
                 array = simplejpeg.decode_jpeg(self._bytes, "RGB", min_factor=reduction, **min_size)  # (H, W, 3)
             else:
-                array = np.array(ImageOps.exif_transpose(self._file).convert("RGB"))  # (H, W, 3)
+                array = self._format.from_pillow(ImageOps.exif_transpose(self._file), self._path)  # (H, W, C)
+        except UserError:
+            raise
         except (*_UNREADABLE, ValueError) as error:
             raise _decoding_error(self._path, error) from error
-        return torch.from_numpy(array).permute(2, 0, 1)  # (3, H, W)
+        return _tensor(array)
 
     def _opened_size(self) -> tuple[int, int]:
         """Open the file with Pillow and return its upright (height, width)."""
@@ -128,23 +133,58 @@ class ImageFile(ImageSource):
             size = _upright_size(self._file)
         except _UNREADABLE as error:
             raise _decoding_error(self._path, error) from error
-        if self._file.mode.startswith("I") or self._file.mode == "F":
-            raise UserError(f"{self._path}: has more than 8 bits per channel; convert it to 8 bits")
         return size
 
 
-def read_image(path: Path) -> Tensor:
-    """Read an image as contiguous (3, H, W) uint8 RGB, turned upright by its EXIF tag.
+class ArrayFile(ImageSource):
+    """Read an image from a `.npy` or TIFF file as an array. The header is read at once, the values later.
+
+    Args:
+        path: The file.
+        image_format: Channels and values of its pixels.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be decoded, or has more than 8 bits per channel.
+        ValueError: If it holds no array of two or three axes; `pixels` raises it if the array does not fit the format.
     """
-    return planar(ImageFile(path).pixels())
+
+    def __init__(self, path: Path, image_format: ImageFormat) -> None:
+        self._path, self._format = path, image_format
+        self.size, _ = split_shape(array_shape(path), path)
+
+    def pixels(self, reduction: int = 1) -> Tensor:
+        """Read the array as (C, H, W) uint8, in any memory order."""
+        return _tensor(self._format.from_array(read_array(self._path), self._path))
+
+
+def open_image(path: Path, image_format: ImageFormat = PLAIN) -> ImageSource:
+    """Open an image file of any kind without decoding it.
+
+    Args:
+        path: The file.
+        image_format: Channels and values of its pixels.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no image.
+    """
+    suffix = path.suffix.lower()
+    is_array = suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and not image_format.is_plain)
+    return ArrayFile(path, image_format) if is_array else ImageFile(path, image_format)
+
+
+def read_image(path: Path, image_format: ImageFormat = PLAIN) -> Tensor:
+    """Read an image as contiguous (C, H, W) uint8, turned upright by its EXIF tag.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it cannot be decoded, or does not fit the format.
+    """
+    return planar(open_image(path, image_format).pixels())
 
 
 def planar(pixels: Tensor) -> Tensor:
-    """Make (3, H, W) uint8 pixels contiguous, without a copy if they are contiguous already.
+    """Make (C, H, W) uint8 pixels contiguous, without a copy if they are contiguous already.
 
     NumPy changes the memory order faster than torch.
     """
@@ -158,11 +198,17 @@ def image_size(path: Path) -> tuple[int, int]:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is not that of an image.
     """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return split_shape(array_shape(path), path)[0]
     try:
         with Image.open(path) as file:
             return _upright_size(file)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such image") from error
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() in TIFF_SUFFIXES:  # Pillow knows few kinds of bands
+            return split_shape(array_shape(path), path)[0]
+        raise _decoding_error(path, error) from error
     except _UNREADABLE as error:
         raise _decoding_error(path, error) from error
 
@@ -261,6 +307,11 @@ def _is_lossy(path: Path, file: Image.Image) -> bool:
         with path.open("rb") as content:
             return b"VP8 " in content.read(_WEBP_HEAD)  # lossless pixels are in a chunk named VP8L
     return file.format in {"JPEG", "MPO", "JPEG2000"} or file.info.get("compression") in {"jpeg", "tiff_jpeg"}
+
+
+def _tensor(array: Pixels) -> Tensor:
+    """Return (H, W, C) pixels as a tensor (C, H, W), which shares their memory if it can be written to."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from deeplab_lightning.data.check import Part
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.loaders import TrainView
-from deeplab_lightning.drawing import colorize, draw_balance
+from deeplab_lightning.drawing import colorize, draw_balance, viewable
 from deeplab_lightning.files import naming_errors, write_text
 
 Pixels = npt.NDArray[np.uint8]
@@ -118,7 +118,7 @@ def _chosen(part: Part) -> list[int]:
 def _draw_image(part: Part, index: int, place: int, folder: Path) -> dict[str, str]:
     """Write an image beside its mask, and return its file, name and size."""
     dataset = part.dataset
-    image = dataset.read_image(index).permute(1, 2, 0).numpy()
+    image = viewable(dataset.read_image(index).permute(1, 2, 0).numpy())
     mask = colorize(dataset.read_mask(index).numpy(), dataset.classes)
     file = f"images/{place:02d}.jpg"
     _beside(image, mask, _WIDTH).save(folder / file, quality=_QUALITY)
@@ -136,7 +136,7 @@ def _draw_batch(datamodule: SegmentationDataModule, folder: Path) -> str:
     for place in places.tolist():
         sample = view[0, place]
         assert sample.mask is not None
-        crop = sample.image.as_subclass(Tensor).permute(1, 2, 0).numpy()
+        crop = viewable(sample.image.as_subclass(Tensor).permute(1, 2, 0).numpy())
         mask = colorize(sample.mask.as_subclass(Tensor).numpy(), dataset.classes)
         pairs.append(np.asarray(_beside(crop, mask, _CROP_WIDTH)))
     rows = [np.concatenate(pairs[start : start + 2], axis=1) for start in range(0, len(pairs) - len(pairs) % 2, 2)]

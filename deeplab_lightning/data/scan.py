@@ -137,7 +137,7 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
 
 def _key(dataset: SegmentationDataset, index: int) -> str:
     try:
-        return dataset.fingerprint(index)
+        return dataset.fingerprint(index) + dataset.image_format.key
     except OSError:  # the file is missing: the inspection reports it
         return f"unreadable {index}"
 

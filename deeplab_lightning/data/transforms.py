@@ -35,7 +35,8 @@ class TrainTransforms:
         contrast: Largest relative change of the contrast, as for brightness.
         saturation: Largest relative change of the saturation, as for brightness.
         fill: RGB colour in 0-255 where a crop extends beyond the image. The default is the ImageNet mean,
-            which becomes about zero in normalisation. Masks are padded with the ignore index.
+            which becomes about zero in normalisation. Images of other channels get its mean in each. Masks are padded
+            with the ignore index.
 
     Raises:
         ValueError: If a size or scale is not positive, the scales are not ordered, or a jitter is negative.
@@ -68,11 +69,11 @@ class TrainTransforms:
         All random numbers are drawn from torch's global generator.
 
         Args:
-            image: (3, h, w) uint8 RGB, or an image that is not decoded yet.
+            image: (C, h, w) uint8, or an image that is not decoded yet.
             mask: (h, w) uint8 train ids.
 
         Returns:
-            Image (3, H, W) and mask (H, W) in uint8, where (H, W) is the crop size.
+            Image (C, H, W) and mask (H, W) in uint8, where (H, W) is the crop size.
         """
         source = image if isinstance(image, ImageSource) else DecodedImage(image)
         scale = _uniform(*self.scale_range)
@@ -96,7 +97,9 @@ class TrainTransforms:
         if (height, width) == self.crop_size:
             return tv_tensors.Image(image), tv_tensors.Mask(mask)
         inside = (..., slice(above, above + height), slice(left, left + width))
-        full_image = torch.tensor(self.fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.crop_size)
+        channels = len(image)
+        fill = self.fill if channels == len(self.fill) else [round(sum(self.fill) / len(self.fill))] * channels
+        full_image = torch.tensor(fill, dtype=torch.uint8)[:, None, None].repeat(1, *self.crop_size)
         full_mask = torch.full(self.crop_size, IGNORE_INDEX, dtype=torch.uint8)
         full_image[inside], full_mask[inside] = image, mask
         return tv_tensors.Image(full_image), tv_tensors.Mask(full_mask)
@@ -120,7 +123,7 @@ class EvalTransforms:
         self.max_size = max_size
 
     def __call__(self, image: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Shrink an image (3, h, w) and its mask (h, w) until the longer side is at most `max_size` pixels."""
+        """Shrink an image (C, h, w) and its mask (h, w) until the longer side is at most `max_size` pixels."""
         small = shrink(image, self.max_size)
         if small is image or mask is None:
             return small, mask
@@ -146,21 +149,27 @@ def adjust_colors(image: Tensor, brightness: float, contrast: float, saturation:
 
     Saturation mixes each pixel with its grey value, contrast mixes it with the mean grey value of the image,
     and brightness multiplies it. Apart from clamping, the three commute, so no random order is needed.
-    Values are clamped and rounded once at the end, where torchvision does so after each step.
+    Values are clamped and rounded once at the end, where torchvision does so after each step. Of images that are not
+    RGB the grey value is the mean of the channels, and they have no saturation.
 
     Args:
-        image: (3, H, W) uint8 RGB, in any memory order.
+        image: (C, H, W) uint8, in any memory order.
         brightness: Factor; 1 changes nothing.
         contrast: Factor; 1 changes nothing.
         saturation: Factor; 1 changes nothing.
 
     Returns:
-        (3, H, W) uint8, contiguous, in its own memory.
+        (C, H, W) uint8, contiguous, in its own memory.
     """
+    is_rgb = len(image) == 3
+    saturation = saturation if is_rgb else 1.0
     if brightness == contrast == saturation == 1:
         return torch.from_numpy(np.array(image.numpy(), order="C"))
     colors = planar(image.as_subclass(Tensor)).float()
-    grey = torch.mul(colors[0], _GREY[0]).add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
+    if is_rgb:
+        grey = torch.mul(colors[0], _GREY[0]).add_(colors[1], alpha=_GREY[1]).add_(colors[2], alpha=_GREY[2])
+    else:
+        grey = colors.mean(dim=0)
     offset = brightness * (1 - contrast) * float(grey.mean()) + 0.5  # 0.5: conversion to uint8 truncates
     grey.mul_(brightness * contrast * (1 - saturation)).add_(offset)
     colors.mul_(brightness * contrast * saturation).add_(grey).clamp_(0, 255)

@@ -51,7 +51,7 @@ class InferenceModel(nn.Module):
         """Compute logits (B, K, H, W) float or labels (B, H, W) uint8.
 
         Args:
-            images: (B, 3, H, W), uint8 or normalised float.
+            images: (B, C, H, W), uint8 or normalised float.
         """
         logits = self.logits(images)
         return logits.argmax(dim=1).to(torch.uint8) if self.has_argmax else logits
@@ -104,14 +104,16 @@ class InferenceModel(nn.Module):
     def example_images(self, batch: int, height: int, width: int) -> Tensor:
         """Draw images of patches and noise in the format of `forward`, the same in each call."""
         generator = torch.Generator().manual_seed(height * width)
-        patches = torch.rand(batch, 3, 5, 7, generator=generator) * 200
-        noise = torch.rand(batch, 3, height, width, generator=generator) * 55
+        patches = torch.rand(batch, self.net.in_channels, 5, 7, generator=generator) * 200
+        noise = torch.rand(batch, self.net.in_channels, height, width, generator=generator) * 55
         pixels = resize(patches, (height, width)) + noise
         return pixels.to(torch.uint8) if self.has_preprocessing else (pixels - self.mean) / self.std
 
     def metadata(self) -> dict[str, str]:
         """Return the description of the file's inputs, outputs and classes; lists and `max_size` as JSON."""
-        pixels = "uint8 RGB, 0-255" if self.has_preprocessing else "float32 RGB, (pixel / 255 - mean) / std"
+        channels = self.net.in_channels
+        kind = "RGB" if channels == 3 else f"of {channels} channels"
+        pixels = f"uint8 {kind}, 0-255" if self.has_preprocessing else f"float32 {kind}, (pixel / 255 - mean) / std"
         limit = f"the longer side to at most {self.max_size} pixels, bilinear and antialiased"
         size = f"H and W at least {self.min_size}"
         if self.max_size is not None:
@@ -124,7 +126,7 @@ class InferenceModel(nn.Module):
             "mean": json.dumps([round(float(v) / scale, 6) for v in self.mean.flatten()]),
             "std": json.dumps([round(float(v) / scale, 6) for v in self.std.flatten()]),
             "max_size": json.dumps(self.max_size),
-            "input": f"images: (B, 3, H, W) {pixels}; {size}",
+            "input": f"images: (B, {channels}, H, W) {pixels}; {size}",
             "output": output,
             "network": f"{net.__module__}.{net.__qualname__}",
             "producer": f"deeplab_lightning {deeplab_lightning.__version__}",

@@ -7,6 +7,7 @@ from typing import Any, cast
 import segmentation_models_pytorch as smp
 import timm
 import torchvision
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UnavailableError, UserError
@@ -52,16 +53,18 @@ class Backbone(nn.Module):
     Attributes:
         channels: Channels of each stage's map, from the shallowest to the deepest.
         strides: Stride of each stage's map in pixels; the last is the output stride.
-        mean: Mean of the pixels (RGB, 0-1) that the pretrained weights were trained with.
+        mean: Mean of the pixels (RGB, 0-1) that the pretrained weights were trained with, or of each channel.
         std: Standard deviation of these pixels.
+        in_channels: Channels C of the images.
         imagenet_weights: Name of the ImageNet weights that were loaded, such as `resnet50.a1_in1k`; None if none were.
     """
 
     channels: list[int]
     strides: list[int]
     imagenet_weights: str | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    in_channels: int = 3
 
     @property
     def out_channels(self) -> int:
@@ -93,7 +96,7 @@ class Backbone(nn.Module):
         """Compute a map (B, C_i, H/s_i, W/s_i) per stage i.
 
         Args:
-            images: (B, 3, H, W) float, normalised by `mean` and `std`.
+            images: (B, C, H, W) float, normalised by `mean` and `std`.
         """
         raise NotImplementedError
 
@@ -301,7 +304,12 @@ class TorchvisionBackbone(Backbone):
 
 
 def build_backbone(
-    name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule = "torchvision"
+    name: str,
+    *,
+    output_stride: int,
+    pretrained: bool,
+    dilation: DilationRule = "torchvision",
+    in_channels: int = 3,
 ) -> Backbone:
     """Build a feature extractor by name.
 
@@ -315,14 +323,26 @@ def build_backbone(
         pretrained: Load the ImageNet weights.
         dilation: `torchvision` keeps the pretrained receptive field; `smp` is for weights of
             segmentation_models_pytorch. See `dilate`.
+        in_channels: Channels C of the images. Other than 3, the first layer's weights are adapted as timm does: added
+            up for one channel, else repeated in turn and rescaled by 3 / C; mean and std become 0.5 and 0.25.
 
     Raises:
-        ValueError: If the name is unknown (similar names are listed), output_stride is not 8, 16 or 32, or the model
-            cannot be dilated to it.
+        ValueError: If the name is unknown (similar names are listed), output_stride is not 8, 16 or 32, in_channels is
+            below 1, or the model cannot be dilated.
         RuntimeError: If the weights are not on this machine and the hub cannot be reached.
     """
     if output_stride not in OUTPUT_STRIDES:
         raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
+    if in_channels < 1:
+        raise UserError(f"in_channels must be at least 1, got {in_channels}.")
+    backbone = _rgb_backbone(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
+    if in_channels != backbone.in_channels:
+        _adapt_first_layer(backbone, in_channels)
+    return backbone
+
+
+def _rgb_backbone(name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule) -> Backbone:
+    """Build a feature extractor of RGB images."""
     name = name.removesuffix(f".{_VGG_TAG}") if name.startswith("vgg") else name
     if name.removesuffix("_bn") in VGG_STAGES:
         if dilation != "torchvision":
@@ -345,6 +365,17 @@ def build_backbone(
         raise UserError(f"no backbone is called {name!r}. Similar: {', '.join(similar) or 'none'}.")
     backbone: Backbone = kind(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
     return backbone
+
+
+def _adapt_first_layer(backbone: Backbone, in_channels: int) -> None:
+    """Change a backbone of RGB images to another number of channels, with its weights."""
+    layers = (m for m in backbone.modules() if isinstance(m, nn.Conv2d) and m.in_channels == backbone.in_channels)
+    first = next(layers, None)
+    if first is None or first.groups != 1:
+        raise UserError(f"the first layer of {type(backbone).__name__} takes RGB images only; take another backbone.")
+    first.weight = nn.Parameter(adapt_input_conv(in_channels, first.weight.detach()).to(first.weight.dtype))
+    first.in_channels = backbone.in_channels = in_channels
+    backbone.mean, backbone.std = (0.5,) * in_channels, (0.25,) * in_channels
 
 
 def _with_tag(name: str) -> str:

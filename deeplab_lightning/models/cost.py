@@ -18,6 +18,6 @@ def network_cost(net: nn.Module) -> dict[str, float]:
     shadow = copy.deepcopy(net).to("meta", torch.float32).eval()  # computes shapes only
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        shadow(torch.empty(1, 3, COST_SIZE, COST_SIZE, device="meta"))
+        shadow(torch.empty(1, getattr(net, "in_channels", 3), COST_SIZE, COST_SIZE, device="meta"))
     parameters = sum(parameter.numel() for parameter in net.parameters())
     return {"mega_parameters": round(parameters / 1e6, 3), "giga_macs": round(counter.get_total_flops() / 2e9, 3)}

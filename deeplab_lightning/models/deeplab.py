@@ -54,6 +54,7 @@ class DeepLab(nn.Module, HubFolder):
         preprocess: Module that prepares uint8 images: it shrinks them to the evaluation size and normalises them.
         class_names: K names; None if unknown.
         palette: K colours (R, G, B) in 0-255; None if unknown.
+        in_channels: Channels C of the images.
 
     Raises:
         ValueError: If num_classes is below 1, auxiliary_weight is negative, or a scale is not positive.
@@ -78,6 +79,7 @@ class DeepLab(nn.Module, HubFolder):
         if not scales or min(scales) <= 0:
             raise UserError(f"scales must be one or more positive factors, got {list(scales)}.")
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
+        self.in_channels: int = backbone.in_channels
         self.auxiliary_weight, self.scales = auxiliary_weight, tuple(scales)
         self.auxiliary = _fcn_head(backbone.channels[-2], num_classes) if auxiliary_weight else None
         self.preprocess = Preprocessing(backbone.mean, backbone.std)
@@ -86,8 +88,8 @@ class DeepLab(nn.Module, HubFolder):
         """Compute the logits of images at their size.
 
         Args:
-            images: (B, 3, H, W) with any H and W: uint8 RGB, which `preprocess` prepares, or float, normalised by the
-                backbone's mean and std.
+            images: (B, C, H, W) with any H and W: uint8, which `preprocess` prepares, or float, normalised by the
+                backbone's mean and std. C is 3 (RGB) unless the network was built with other `in_channels`.
 
         Returns:
             Logits (B, K, H, W) float, unnormalised; in training, `TrainingLogits` if the network has an auxiliary head
@@ -106,7 +108,7 @@ class DeepLab(nn.Module, HubFolder):
         """Find the class of each pixel, in evaluation mode and without gradients.
 
         Args:
-            images: (B, 3, H, W) or (3, H, W) uint8 RGB, of any H and W.
+            images: (B, C, H, W) or (C, H, W) uint8, of any H and W; RGB if C is 3.
 
         Returns:
             (B, H, W) or (H, W) uint8 indices into `class_names`.
@@ -114,7 +116,7 @@ class DeepLab(nn.Module, HubFolder):
         Raises:
             ValueError: If the images have another shape or dtype.
         """
-        batch, was_training = image_batch(images).to(self.preprocess.mean.device), self.training
+        batch, was_training = image_batch(images, self.in_channels).to(self.preprocess.mean.device), self.training
         logits = self.eval()(batch)
         self.train(was_training)
         return logits.argmax(dim=1).to(torch.uint8).reshape(*images.shape[:-3], *images.shape[-2:])
@@ -154,6 +156,7 @@ class DeepLabV1(DeepLab):
         dropout: Probability of dropping a channel after fc6 and after fc7.
         pretrained: Start from ImageNet weights.
         weights: Path or URL of weights to start from instead, see `load_weights`.
+        in_channels: Channels of the images; the command line takes them from `data.image_format`.
 
     Raises:
         ValueError: If num_classes is below 1, the backbone is unknown, or the weights do not fit it.
@@ -170,9 +173,12 @@ class DeepLabV1(DeepLab):
         dropout: float = 0.5,
         pretrained: bool = True,
         weights: str | None = None,
+        in_channels: int = 3,
     ) -> None:
         _check_num_classes(num_classes)
-        features = build_backbone(backbone, output_stride=8, pretrained=pretrained and weights is None)
+        features = build_backbone(
+            backbone, output_stride=8, pretrained=pretrained and weights is None, in_channels=in_channels
+        )
         head = ASPPSum(
             features.out_channels,
             num_classes,
@@ -204,6 +210,7 @@ class DeepLabV2(DeepLab):
             in training each has a loss (DeepLab v2, section 4.3, with 0.5, 0.75 and 1).
         pretrained: Start from ImageNet weights.
         weights: Path or URL of weights to start from instead, see `load_weights`.
+        in_channels: Channels of the images; the command line takes them from `data.image_format`.
 
     Raises:
         ValueError: If num_classes is below 1, the backbone is unknown, or the weights do not fit it.
@@ -223,10 +230,15 @@ class DeepLabV2(DeepLab):
         scales: Sequence[float] = (1.0,),
         pretrained: bool = True,
         weights: str | None = None,
+        in_channels: int = 3,
     ) -> None:
         _check_num_classes(num_classes)
         features = build_backbone(
-            backbone, output_stride=8, pretrained=pretrained and weights is None, dilation=dilation
+            backbone,
+            output_stride=8,
+            pretrained=pretrained and weights is None,
+            dilation=dilation,
+            in_channels=in_channels,
         )
         head = ASPPSum(
             features.out_channels,
@@ -262,6 +274,7 @@ class DeepLabV3(DeepLab):
             alike, for weights that were trained so.
         pretrained: Start from ImageNet weights.
         weights: Path or URL of weights to start from instead, see `load_weights`.
+        in_channels: Channels of the images; the command line takes them from `data.image_format`.
 
     Raises:
         ValueError: If num_classes is below 1, output_stride is not 8, 16 or 32, the backbone is unknown, multi_grid is
@@ -283,10 +296,15 @@ class DeepLabV3(DeepLab):
         dilation: DilationRule = "torchvision",
         pretrained: bool = True,
         weights: str | None = None,
+        in_channels: int = 3,
     ) -> None:
         _check_num_classes(num_classes)
         features = build_backbone(
-            backbone, output_stride=output_stride, pretrained=pretrained and weights is None, dilation=dilation
+            backbone,
+            output_stride=output_stride,
+            pretrained=pretrained and weights is None,
+            dilation=dilation,
+            in_channels=in_channels,
         )
         if multi_grid is not None:
             _apply_multi_grid(features, multi_grid)
@@ -318,6 +336,7 @@ class DeepLabV3Plus(DeepLab):
             alike, for weights that were trained so.
         pretrained: Start from ImageNet weights.
         weights: Path or URL of weights to start from instead, see `load_weights`.
+        in_channels: Channels of the images; the command line takes them from `data.image_format`.
 
     Raises:
         ValueError: If num_classes is below 1, output_stride is not 8, 16 or 32, the backbone is unknown or has no map
@@ -338,10 +357,15 @@ class DeepLabV3Plus(DeepLab):
         dilation: DilationRule = "torchvision",
         pretrained: bool = True,
         weights: str | None = None,
+        in_channels: int = 3,
     ) -> None:
         _check_num_classes(num_classes)
         features = build_backbone(
-            backbone, output_stride=output_stride, pretrained=pretrained and weights is None, dilation=dilation
+            backbone,
+            output_stride=output_stride,
+            pretrained=pretrained and weights is None,
+            dilation=dilation,
+            in_channels=in_channels,
         )
         rates = DEFAULT_ATROUS_RATES[output_stride] if atrous_rates is None else atrous_rates
         head = _Decoder(

@@ -1,6 +1,7 @@
 """Prepare images for a network as in the evaluation of its training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,57 +16,69 @@ class Preprocessing(nn.Module):
     It has no weights and adds nothing to a state dict.
 
     Args:
-        mean: Mean of the pixels (RGB, 0-1).
-        std: Standard deviation of these pixels.
+        mean: Mean of each channel (RGB, 0-1).
+        std: Standard deviation of each channel.
 
     Attributes:
         max_size: Longer side in pixels to which larger images are shrunk, except in training; None for no limit.
         transforms: Class path of evaluation transforms that are not `EvalTransforms`, and that users have to apply
             themselves; None if there are none.
+        image_format: Arguments of the `ImageFormat` of the training images; None for RGB of 8 bits.
         memory_format: Memory format of the normalised images.
     """
 
-    mean: Tensor  # (3, 1, 1), on the scale of 0-255
+    mean: Tensor  # (C, 1, 1), on the scale of 0-255
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.max_size: int | None = None
         self.transforms: str | None = None
+        self.image_format: dict[str, Any] | None = None
         self.memory_format = torch.contiguous_format
         for name, values in (("mean", mean), ("std", std)):
-            pixels = torch.tensor(values, dtype=torch.float32)[:, None, None] * 255
-            self.register_buffer(name, pixels, persistent=False)
+            self.register_buffer(name, _of_pixels(values), persistent=False)
+
+    def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Normalise by other values, one per channel, on the scale of 0-1."""
+        for buffer, values in ((self.mean, mean), (self.std, std)):
+            buffer.copy_(_of_pixels(values))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Convert (B, 3, H, W) uint8 RGB to normalised float (B, 3, h, w); return float images unchanged."""
+        """Convert (B, C, H, W) uint8 to normalised float (B, C, h, w); return float images unchanged."""
         if images.dtype != torch.uint8:
             return images
         return self.normalize(images if self.training else self.shrink(images))
 
     def shrink(self, images: Tensor) -> Tensor:
-        """Shrink (..., 3, H, W) uint8 until the longer side is at most `max_size` pixels."""
+        """Shrink (..., C, H, W) uint8 until the longer side is at most `max_size` pixels."""
         return shrink(images, self.max_size)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Convert (B, 3, H, W) uint8 RGB to float of zero mean and unit deviation."""
+        """Convert (B, C, H, W) uint8 to float of zero mean and unit deviation."""
         scaled = (images.float() - self.mean) / self.std
         # The dtype of the buffers is that of the network, not float32 with precision bf16-true.
         return scaled.to(self.mean.dtype).contiguous(memory_format=self.memory_format)
 
 
-def image_batch(images: Tensor) -> Tensor:
-    """Return images as a batch (B, 3, H, W).
+def _of_pixels(values: Sequence[float]) -> Tensor:
+    """Return values per channel as (C, 1, 1) on the scale of 0-255."""
+    return torch.tensor(values, dtype=torch.float32)[:, None, None] * 255
+
+
+def image_batch(images: Tensor, channels: int = 3) -> Tensor:
+    """Return images as a batch (B, C, H, W).
 
     Args:
-        images: (B, 3, H, W) or (3, H, W) uint8.
+        images: (B, C, H, W) or (C, H, W) uint8.
+        channels: Number of channels C.
 
     Raises:
         ValueError: If they have another shape or dtype.
     """
-    if images.dtype != torch.uint8 or images.ndim not in {3, 4} or images.shape[-3] != 3:
+    if images.dtype != torch.uint8 or images.ndim not in {3, 4} or images.shape[-3] != channels:
         raise UserError(
-            "predict takes RGB images in 0-255, (B, 3, H, W) or (3, H, W) uint8, got "
-            f"{tuple(images.shape)} {images.dtype}."
+            f"predict takes {'RGB images' if channels == 3 else f'images of {channels} channels'} in 0-255, "
+            f"(B, {channels}, H, W) or ({channels}, H, W) uint8, got {tuple(images.shape)} {images.dtype}."
         )
     return images if images.ndim == 4 else images[None]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from huggingface_hub import PyTorchModelHubMixin
 
 from deeplab_lightning.errors import MissingFileError, UserError
@@ -125,6 +124,7 @@ def describe_use(net: HubFolder) -> dict[str, Any]:
         "std": list(net.backbone.std),
         "max_size": preprocess.max_size,
         "eval_transforms": preprocess.transforms,
+        "image_format": preprocess.image_format,
         "imagenet_weights": net.backbone.imagenet_weights,
     }
 
@@ -139,10 +139,15 @@ def restore_use(net: HubFolder, saved: Mapping[str, Any]) -> None:
     net.backbone.imagenet_weights = saved.get("imagenet_weights", net.backbone.imagenet_weights)
     net.preprocess.max_size = saved.get("max_size", net.preprocess.max_size)
     net.preprocess.transforms = saved.get("eval_transforms", net.preprocess.transforms)
+    net.preprocess.image_format = saved.get("image_format", net.preprocess.image_format)
     if "mean" in saved and "std" in saved:  # another version of timm may have others for the same backbone
-        net.backbone.mean, net.backbone.std = tuple(saved["mean"]), tuple(saved["std"])
-        for buffer, values in ((net.preprocess.mean, saved["mean"]), (net.preprocess.std, saved["std"])):
-            buffer.copy_(torch.tensor(values, dtype=torch.float32)[:, None, None] * 255)
+        normalize_by(net, saved["mean"], saved["std"])
+
+
+def normalize_by(net: HubFolder, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Let a network normalise images by other values, one per channel, on the scale of 0-1."""
+    net.backbone.mean, net.backbone.std = tuple(mean), tuple(std)
+    net.preprocess.set_statistics(mean, std)
 
 
 def _argument_names(net: HubFolder) -> list[str]:

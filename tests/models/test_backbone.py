@@ -139,3 +139,41 @@ def test_a_network_knows_the_weights_that_it_started_from(tmp_path: Path, monkey
         for name, pretrained in (("resnet18", True), ("resnet18.tv_in1k", True), ("resnet18", False))
     ]
     assert weights == ["resnet18.a1_in1k", "resnet18.tv_in1k", None]
+
+
+CHANNEL_NAMES = [
+    "vgg11_bn",
+    "resnet18",
+    "mobilenetv3_small_100",
+    "mobilenet_v2",
+    "tv-mobilenet_v3_small",
+    "caffe_resnet50",
+]
+
+
+@pytest.mark.parametrize("name", CHANNEL_NAMES)
+def test_one_channel_is_seen_as_the_same_grey_in_all_three(name: str) -> None:
+    """The adapted first layer is that of the RGB network, so ImageNet weights keep their meaning."""
+    torch.manual_seed(0)
+    rgb = build_backbone(name, output_stride=16, pretrained=False).eval()
+    grey = build_backbone(name, output_stride=16, pretrained=False).eval()
+    grey.load_state_dict(rgb.state_dict())
+    backbone_module._adapt_first_layer(grey, 1)
+    images = torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        for one, three in zip(grey(images), rgb(images.expand(1, 3, 64, 64)), strict=True):
+            assert torch.allclose(one, three, atol=1e-4 * float(three.abs().max()))
+
+
+@pytest.mark.parametrize("name", CHANNEL_NAMES)
+@pytest.mark.parametrize("channels", [2, 5, 13])
+def test_bands_of_any_number_have_maps(name: str, channels: int) -> None:
+    net = build_backbone(name, output_stride=16, pretrained=False, in_channels=channels).eval()
+    with torch.no_grad():
+        assert [x.shape[1] for x in net(torch.zeros(1, channels, 64, 64))] == net.channels
+    assert net.in_channels == len(net.mean) == len(net.std) == channels
+
+
+def test_channels_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
+        build_backbone("resnet18", output_stride=16, pretrained=False, in_channels=0)

@@ -15,7 +15,8 @@ from torchvision import tv_tensors
 
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
-from deeplab_lightning.data.images import ImageFile, ImageSource, planar
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
+from deeplab_lightning.data.images import ImageSource, open_image, planar
 from deeplab_lightning.data.problems import OnError, Problem, data_error
 from deeplab_lightning.errors import DataError, UserError
 
@@ -84,8 +85,10 @@ class SegmentationDataset(Dataset[Sample], ABC):
         names: One key per image, a relative path; unique and sorted.
         paths: The image files.
         problems: The problems that `on_error: skip` recorded.
+        image_format: Channels and values of the images, which the data module sets.
     """
 
+    image_format: ImageFormat = PLAIN
     classes: ClassTable
     names: list[str]
     paths: list[Path]
@@ -150,11 +153,11 @@ class SegmentationDataset(Dataset[Sample], ABC):
 
     def open_image(self, index: int) -> ImageSource:
         """Open image `index` without decoding it. Override this method for images that are not files."""
-        return ImageFile(self.paths[index])
+        return open_image(self.paths[index], self.image_format)
 
     @final
     def read_image(self, index: int) -> Tensor:
-        """Read image `index`: (3, H, W) uint8 RGB."""
+        """Read image `index`: (C, H, W) uint8."""
         return planar(self.open_image(index).pixels())
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ from torchvision import tv_tensors
 
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.folder_index import FolderIndex
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, read_image
 from deeplab_lightning.data.problems import Problem, data_error
 from deeplab_lightning.errors import MissingFileError
@@ -20,6 +21,7 @@ class ImageFolderDataset(Dataset[Sample]):
     Args:
         sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
             per line, relative to the text file's folder, or a path and the image's key with a tab between them.
+        image_format: Channels and values of the images.
 
     Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
     error when it is asked for, so that the others can be predicted.
@@ -29,7 +31,8 @@ class ImageFolderDataset(Dataset[Sample]):
         DataError: If no image was found.
     """
 
-    def __init__(self, sources: Sequence[str]) -> None:
+    def __init__(self, sources: Sequence[str], image_format: ImageFormat = PLAIN) -> None:
+        self.image_format = image_format
         found: dict[str, Path] = {}
         for source in map(Path, sources):
             for name, path in _images(source).items():
@@ -52,7 +55,7 @@ class ImageFolderDataset(Dataset[Sample]):
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.paths[index])
+        image = read_image(self.paths[index], self.image_format)
         return Sample(tv_tensors.Image(image), None, self.names[index], (image.shape[1], image.shape[2]))
 
 

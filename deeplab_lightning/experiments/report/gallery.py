@@ -13,7 +13,7 @@ from PIL import Image
 
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datasets import SegmentationDataset
-from deeplab_lightning.drawing import Pixels, overlay
+from deeplab_lightning.drawing import Pixels, overlay, viewable
 from deeplab_lightning.experiments.comparison import Comparison, Entry
 from deeplab_lightning.metrics.iou import mean_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -103,7 +103,7 @@ def _drawn(
         if len(paths) < len(predictions) or not all(path.is_file() for path in paths.values()):
             continue
         try:
-            image = dataset.read_image(index).permute(1, 2, 0).numpy()
+            image = viewable(dataset.read_image(index).permute(1, 2, 0).numpy())
             views = {_IMAGE: image, _TRUTH: overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
             for view, path in paths.items():
                 with Image.open(path) as prediction:

@@ -1,0 +1,78 @@
+"""Read images that are stored as arrays: `.npy` files, and TIFF files of any number of bands."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
+
+ARRAY_SUFFIX = ".npy"
+TIFF_SUFFIXES = (".tif", ".tiff")
+
+
+def read_array(path: Path) -> npt.NDArray[Any]:
+    """Read the array of a `.npy` or TIFF file.
+
+    Raises:
+        ValueError: If it cannot be read.
+        RuntimeError: If it is a TIFF, and tifffile is not installed.
+    """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return np.array(_open_npy(path))
+    with _naming(path):
+        return np.asarray(_tifffile().imread(path))
+
+
+def array_shape(path: Path) -> tuple[int, ...]:
+    """Read the shape of the array of a `.npy` or TIFF file from its header.
+
+    Raises:
+        ValueError: If it cannot be read.
+        RuntimeError: If it is a TIFF, and tifffile is not installed.
+    """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return _open_npy(path).shape
+    with _naming(path), _tifffile().TiffFile(path) as file:
+        return tuple(file.series[0].shape)
+
+
+def _open_npy(path: Path) -> npt.NDArray[Any]:
+    """Map the array of a `.npy` file into memory."""
+    with _naming(path):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: is an archive of arrays; save each array as a .npy file")
+    return array
+
+
+def _tifffile() -> Any:
+    """Import tifffile.
+
+    Raises:
+        RuntimeError: If it is not installed.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise UnavailableError(
+            "TIFF files of other than RGB images of 8 bits need tifffile: pip install 'deeplab_lightning[multiband]'"
+        ) from error
+    return tifffile
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in all errors of its reader; tifffile and NumPy raise many kinds for damaged files."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such image") from error
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path}: cannot be decoded ({reason})") from error

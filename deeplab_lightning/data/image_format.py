@@ -1,0 +1,159 @@
+"""Turn image files of any number of channels and bits into uint8 pixels."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deeplab_lightning.errors import UserError
+
+_DEEP_MODES = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits, all with one channel
+Range = tuple[float, float]
+Pixels = npt.NDArray[np.uint8]  # (H, W, C)
+
+
+@dataclass(frozen=True)
+class ImageFormat:
+    """Say how image files become the input of the network: their channels, and values of more than 8 bits.
+
+    Within the package images are uint8. Values of other types are clipped to `value_range` and scaled to 0-255, which
+    keeps 256 steps between its two numbers, so these should lie close around the values that matter.
+
+    Args:
+        channels: Number of channels C: 1 for grey, 3 for RGB, otherwise the bands of `.npy` arrays or TIFF files. The
+            first layer's ImageNet weights are adapted as timm does: added up for one channel, else repeated in turn
+            and rescaled.
+        value_range: (low, high), the values that become 0 and 255, or a list of such pairs, one per channel. Null for
+            files of 8 bits.
+        mean: Mean of each channel on the scale of 0-1, after `value_range`. If null, that of the backbone's ImageNet
+            weights for RGB of 8 bits, else that of the training images.
+        std: Standard deviation of each channel, likewise.
+
+    Raises:
+        ValueError: If `channels` is less than 1, a range is empty, a deviation is not positive, or a list has not one
+            entry per channel.
+    """
+
+    channels: int = 3
+    value_range: Range | list[Range] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise UserError(f"image_format.channels must be at least 1, got {self.channels}.")
+        pairs = self._pairs
+        if len(pairs) not in {1, self.channels} or not (np.isfinite(pairs).all() and (pairs[:, 0] < pairs[:, 1]).all()):
+            raise UserError(
+                "image_format.value_range must be [low, high] with low below high, or such a pair for each of the "
+                f"{self.channels} channels, got {self.value_range}."
+            )
+        lists = [values for values in (self.mean, self.std) if values is not None]
+        if len(lists) == 1 or any(len(values) != self.channels for values in lists):
+            raise UserError(
+                f"image_format.mean and std must both be null, or hold one value for each of the {self.channels} "
+                f"channels, got {self.mean} and {self.std}."
+            )
+        if self.std is not None and min(self.std) <= 0:
+            raise UserError(f"image_format.std must be positive, got {self.std}.")
+
+    @property
+    def _pairs(self) -> npt.NDArray[np.float32]:
+        """Return (low, high) of all channels, (1, 2), or of each, (C, 2)."""
+        return np.array(self.value_range or (0, 255), dtype=np.float32).reshape(-1, 2)
+
+    @property
+    def is_plain(self) -> bool:
+        """Check whether images are RGB of 8 bits."""
+        return self.channels == 3 and self.value_range is None
+
+    @property
+    def key(self) -> str:
+        """Return a text that differs between formats which give other pixels; empty for RGB of 8 bits."""
+        return "" if self.is_plain else f"{self.channels} {self.value_range}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments as plain values, for checkpoints."""
+        ranges = None if self.value_range is None else np.asarray(self.value_range, dtype=float).tolist()
+        return {"channels": self.channels, "value_range": ranges, "mean": self.mean, "std": self.std}
+
+    def from_array(self, array: npt.NDArray[Any], path: Path) -> Pixels:
+        """Convert an array to (H, W, C) uint8.
+
+        Args:
+            array: (H, W), (H, W, C) or (C, H, W), see `split_shape`. One channel is repeated for RGB.
+            path: Its file, for messages.
+
+        Raises:
+            ValueError: If it has another number of channels, or more than 8 bits without `value_range`.
+        """
+        if array.dtype.kind not in "buif" or not array.size:
+            raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}, but images are arrays of numbers")
+        size, channels = split_shape(array.shape, path)
+        if channels != self.channels and not (channels == 1 and self.channels == 3):
+            raise _channel_error(path, channels, self.channels)
+        if array.shape[:2] != size:  # (C, H, W)
+            array = np.moveaxis(array, 0, -1)
+        array = np.broadcast_to(array.reshape(*size, channels), (*size, self.channels))
+        if array.dtype == bool:
+            return array.astype(np.uint8) * np.uint8(255)
+        if self.value_range is None:
+            if array.dtype == np.uint8:
+                return array
+            raise _depth_error(path, array)
+        low, high = self._pairs.T
+        values = np.clip(np.where(np.isnan(array), low, array), low, high)  # no value is the lowest one
+        scaled: Pixels = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+        return scaled
+
+    def from_pillow(self, file: Image.Image, path: Path) -> Pixels:
+        """Convert an image that Pillow opened to (H, W, C) uint8.
+
+        Raises:
+            ValueError: If it has another number of channels, or more than 8 bits without `value_range`.
+        """
+        if file.mode.startswith(_DEEP_MODES):
+            return self.from_array(np.asarray(file), path)
+        if isinstance(file.info.get("transparency"), bytes):  # of a palette, which Pillow warns of
+            file = file.convert("RGBA")
+        if self.channels == 3:
+            return self.from_array(np.asarray(file.convert("RGB")), path)
+        if self.channels == 1:
+            return self.from_array(np.asarray(file if file.mode == "L" else file.convert("RGB").convert("L")), path)
+        if len(file.getbands()) != self.channels:
+            raise _channel_error(path, len(file.getbands()), self.channels)  # Pillow would make the others up
+        return self.from_array(np.asarray(file), path)
+
+
+PLAIN = ImageFormat()
+"""RGB of 8 bits."""
+
+
+def split_shape(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, int], int]:
+    """Return (height, width) and the number of channels of an array: its first or last axis, whichever is shorter.
+
+    Raises:
+        ValueError: If it has neither two nor three axes.
+    """
+    if len(shape) == 2:
+        return (shape[0], shape[1]), 1
+    if len(shape) != 3:
+        raise UserError(f"{path}: holds an array of shape {shape}, but images are (H, W), (H, W, C) or (C, H, W)")
+    height, width, channels = shape if shape[2] <= shape[0] else (*shape[1:], shape[0])
+    return (height, width), channels
+
+
+def _channel_error(path: Path, found: int, wanted: int) -> UserError:
+    return UserError(
+        f"{path}: has {found} channels, and the network takes {wanted}; set data.image_format.channels to {found}"
+    )
+
+
+def _depth_error(path: Path, array: npt.NDArray[Any]) -> UserError:
+    return UserError(
+        f"{path}: has more than 8 bits per channel (values {np.nanmin(array):g} to {np.nanmax(array):g}); set "
+        "data.image_format.value_range to the values that become black and white, such as [0, 65535]"
+    )

@@ -1,0 +1,115 @@
+"""Turn values of any type and number of channels into pixels."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from deeplab_lightning.data.array_files import array_shape, read_array
+from deeplab_lightning.data.image_format import ImageFormat
+from deeplab_lightning.data.images import image_size, open_image, read_image
+from deeplab_lightning.drawing import viewable
+from deeplab_lightning.errors import UserError
+
+HERE = Path("a.npy")
+
+
+def test_values_are_clipped_and_scaled() -> None:
+    values = np.array([[-5.0, 0.0, 1.0], [2.0, 9.0, np.nan]], dtype=np.float64)
+    pixels = ImageFormat(1, (0, 2)).from_array(values, HERE)
+    assert pixels[..., 0].tolist() == [[0, 0, 128], [255, 255, 0]]
+    infinite = np.array([[np.inf, -np.inf]])
+    assert ImageFormat(1, (0, 2)).from_array(infinite, HERE)[..., 0].tolist() == [[255, 0]]
+
+
+def test_each_channel_has_its_range() -> None:
+    values = np.full((4, 5, 2), 50, dtype=np.int32)
+    assert ImageFormat(2, [(0, 50), (0, 100)]).from_array(values, HERE)[0, 0].tolist() in ([255, 128], [255, 127])
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (6, 7, 1), (1, 6, 7)])
+def test_one_channel_is_grey_or_repeated(shape: tuple[int, ...]) -> None:
+    values = np.arange(42, dtype=np.uint8).reshape(shape)
+    grey = ImageFormat(1).from_array(values, HERE)
+    assert grey.shape == (6, 7, 1)
+    rgb = ImageFormat(3).from_array(values, HERE)
+    assert rgb.shape == (6, 7, 3)
+    assert all(np.array_equal(rgb[..., c], np.arange(42).reshape(6, 7)) for c in range(3))
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (np.zeros((4, 5, 2), np.uint8), "has 2 channels, and the network takes 3"),
+        (np.zeros((4, 5, 3), np.uint16), "more than 8 bits"),
+        (np.zeros((4, 5, 3), np.float32), "more than 8 bits"),
+        (np.zeros((2, 4, 5, 3), np.uint8), "(2, 4, 5, 3)"),
+        (np.zeros((4, 5, 3), complex), "arrays of numbers"),
+        (np.zeros((0, 5, 3), np.uint8), "arrays of numbers"),
+        (np.array(["a"]), "arrays of numbers"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(array: Any, text: str) -> None:
+    with pytest.raises(UserError, match=text.replace("(", r"\(").replace(")", r"\)")):
+        ImageFormat().from_array(array, HERE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"channels": 0},
+        {"value_range": (3, 3)},
+        {"value_range": (0, float("nan"))},
+        {"channels": 4, "value_range": [(0, 1), (0, 1)]},
+        {"mean": [0.5, 0.5, 0.5]},
+        {"channels": 1, "mean": [0.5, 0.5], "std": [0.5, 0.5]},
+        {"channels": 1, "mean": [0.5], "std": [0.0]},
+    ],
+)
+def test_formats_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="image_format"):
+        ImageFormat(**arguments)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 1), ("P", 1), ("RGBA", 3), ("LA", 3), ("RGBA", 4)])
+def test_pillow_images_have_the_channels_that_are_asked_for(tmp_path: Path, mode: str, channels: int) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8), "RGBA").convert(mode)
+    image.save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", ImageFormat(channels)).shape == (channels, 5, 6)
+
+
+def test_an_alpha_channel_is_not_made_up(tmp_path: Path) -> None:
+    Image.new("RGB", (6, 5)).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="has 3 channels, and the network takes 4"):
+        read_image(tmp_path / "a.png", ImageFormat(4))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY\x01\x00", b"no array", b"\x93NUMPY" + b"\xff" * 40])
+@pytest.mark.parametrize("suffix", [".npy", ".tif"])
+def test_damaged_files_are_named(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"a{suffix}"):
+        open_image(path, ImageFormat(5)).pixels()
+    with pytest.raises(UserError, match=f"a{suffix}"):
+        image_size(path)
+
+
+def test_pickled_arrays_are_not_executed(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(UserError, match="cannot be decoded"):
+        read_array(tmp_path / "a.npy")
+
+
+def test_cut_arrays_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((50, 60, 4), dtype=np.uint8))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-10])
+    with pytest.raises(UserError, match="cannot be decoded"):
+        array_shape(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 7])
+def test_any_image_can_be_looked_at(channels: int) -> None:
+    assert viewable(np.ones((4, 5, channels), dtype=np.uint8)).shape == (4, 5, 3)
