@@ -10,7 +10,16 @@ PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 FLOORS = (
     ("lazy", "openmp", "class_paths", "errors", "usage", "files", "connection", "tables", "resizing", "data.classes"),
     (
-        *("data.problems", "data.cache", "data.images", "data.batch", "data.folds", "data.folds.balance"),
+        *(
+            "data.problems",
+            "data.cache",
+            "data.array_files",
+            "data.image_format",
+            "data.images",
+            "data.batch",
+            "data.folds",
+            "data.folds.balance",
+        ),
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
         *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
         *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
