@@ -17,7 +17,13 @@ if TYPE_CHECKING:
     from deeplab_lightning.drawing import overlay as overlay
     from deeplab_lightning.experiments.comparison import compare_experiments as compare_experiments
     from deeplab_lightning.kernels import speed_up as speed_up
+    from deeplab_lightning.losses import BoundaryCrossEntropyLoss as BoundaryCrossEntropyLoss
     from deeplab_lightning.losses import CrossEntropyLoss as CrossEntropyLoss
+    from deeplab_lightning.losses import DiceLoss as DiceLoss
+    from deeplab_lightning.losses import FocalLoss as FocalLoss
+    from deeplab_lightning.losses import OhemCrossEntropyLoss as OhemCrossEntropyLoss
+    from deeplab_lightning.losses import SumLoss as SumLoss
+    from deeplab_lightning.losses import TverskyLoss as TverskyLoss
     from deeplab_lightning.metrics.iou import mean_iou as mean_iou
     from deeplab_lightning.metrics.iou import summarize as summarize
     from deeplab_lightning.models.deeplab import DeepLabV1 as DeepLabV1
@@ -31,15 +37,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 limit_spinning()  # at import, since it has to come before torch
 _HOMES = {
+    "BoundaryCrossEntropyLoss": "losses",
     "CrossEntropyLoss": "losses",
     "DeepLabV1": "models.deeplab",
     "DeepLabV2": "models.deeplab",
     "DeepLabV3": "models.deeplab",
     "DeepLabV3Plus": "models.deeplab",
     "DenseCRF": "crf",
+    "DiceLoss": "losses",
+    "FocalLoss": "losses",
+    "OhemCrossEntropyLoss": "losses",
     "SegmentationDataModule": "data.datamodule",
     "SegmentationModule": "module",
+    "SumLoss": "losses",
     "TimmSyncBatchNorm": "sync_batchnorm",
+    "TverskyLoss": "losses",
     "colorize": "drawing",
     "compare_experiments": "experiments.comparison",
     "load_weights": "models.weights",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from deeplab_lightning.class_paths import class_path_of, import_error, init_args_of
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.losses import known_weights
 from deeplab_lightning.models.saving import (
     NO_PRETRAINED,
     describe_use,
@@ -25,6 +26,8 @@ from deeplab_lightning.models.saving import (
 
 CLASSES_KEY = "classes"
 """Key of the class table in a checkpoint, as plain lists."""
+CLASS_WEIGHTS_KEY = "class_weights"
+"""Key of the class weights that were measured on the training images, see `losses.known_weights`."""
 NETWORK_KEY = "network"
 """Key of the network's class, of the preprocessing of its images and of what a checkpoint names but does not hold."""
 _ARGUMENTS_KEY = "hyper_parameters"  # Lightning's
@@ -110,7 +113,11 @@ def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     net, classes = uncompiled(module.net), module.classes.to_dict()
     network = {"class_path": class_path_of(net), "unknown_arguments": unknown_arguments(net), **describe_use(net)}
-    content: dict[str, Any] = {CLASSES_KEY: classes, NETWORK_KEY: network}
+    content: dict[str, Any] = {
+        CLASSES_KEY: classes,
+        NETWORK_KEY: network,
+        CLASS_WEIGHTS_KEY: known_weights(module.loss),
+    }
     if config is None:
         arguments = _arguments_of(module)
         if module.postprocess is not None and "postprocess" not in arguments:
@@ -242,8 +249,15 @@ def _description(part: object) -> dict[str, Any] | None:
     if not type(part).__module__.startswith("deeplab_lightning."):
         return None
     values = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
-    plain = {name: value.tolist() if isinstance(value, Tensor) else value for name, value in values.items()}
+    plain = {name: _plain(value) for name, value in values.items()}
     return {"class_path": class_path_of(part), "init_args": json.loads(json.dumps(plain))}
+
+
+def _plain(value: object) -> Any:
+    """Return an argument as a plain value."""
+    if isinstance(value, nn.ModuleList):
+        return [_description(part) for part in value]
+    return value.tolist() if isinstance(value, Tensor) else value
 
 
 def _build(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:

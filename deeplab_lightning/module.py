@@ -79,9 +79,10 @@ class SegmentationModule(SavedModule):
             compare_classes(net, classes.names)
         self.loss = loss or CrossEntropyLoss()
         check_number_of_weights(self.loss, self.classes.names)
-        ignored = getattr(self.loss, "ignore_index", self.classes.ignore_index)
-        if ignored != self.classes.ignore_index:
-            raise UserError(f"the loss ignores {ignored}, but void is {self.classes.ignore_index}: set ignore_index.")
+        void = self.classes.ignore_index
+        for part in self.loss.modules():
+            if (ignored := getattr(part, "ignore_index", void)) != void:
+                raise UserError(f"the loss ignores {ignored}, but void is {void}: set ignore_index.")
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier

@@ -4,12 +4,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from deeplab_lightning.checkpoints import MissingLoss, describe, saved_arguments, saved_use, uncompiled
+from deeplab_lightning.checkpoints import (
+    CLASS_WEIGHTS_KEY,
+    MissingLoss,
+    describe,
+    saved_arguments,
+    saved_use,
+    uncompiled,
+)
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
+from deeplab_lightning.losses import ClassPixels, measure_weights, needs_pixels, set_weights
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.models.saving import normalize_by, restore_use
 
@@ -23,16 +32,18 @@ class SavedModule(L.LightningModule):
     """
 
     net: DeepLab
+    loss: nn.Module
     config: dict[str, Any] | None = None
     """The resolved configuration, set by the command line and stored in checkpoints."""
 
     def setup(self, stage: str) -> None:
-        """Adopt the evaluation size of the data, and in training the format of the images."""
+        """Adopt the evaluation size of the data; in training, also the format of its images and its class weights."""
         if self._eval_transforms is not None:
             follow(self.net, self._eval_transforms)
         data = getattr(self._trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, SegmentationDataModule):
             self._adopt_format(data)
+            self._measure_weights(data)
 
     def _adopt_format(self, data: SegmentationDataModule) -> None:
         """Normalise images as the data module says, and remember the format of its files."""
@@ -85,6 +96,15 @@ class SavedModule(L.LightningModule):
             checkpoint_path, map_location, hparams_file, strict, weights_only, **arguments
         )
 
+    def _measure_weights(self, data: SegmentationDataModule) -> None:
+        """Apply the rules of the class weights to the training images, and print the weights."""
+        if not needs_pixels(self.loss):
+            return
+        names = data.classes.names
+        for rule, weights in measure_weights(self.loss, ClassPixels(*data.class_pixels())).items():
+            of_class = ", ".join(f"{name} {weight:.3g}" for name, weight in zip(names, weights, strict=True))
+            rank_zero_info(f"Class weights ({rule}, of the training images): {of_class}.")
+
     @property
     def _eval_transforms(self) -> object | None:
         """Return the evaluation transforms of the trainer's datamodule, if there are any."""
@@ -116,6 +136,7 @@ def restore(module: SavedModule, checkpoint: dict[str, Any], *, has_transforms: 
     if has_transforms:
         saved |= {"max_size": net.preprocess.max_size, "eval_transforms": net.preprocess.transforms}
     restore_use(net, saved)
+    set_weights(module.loss, checkpoint.get(CLASS_WEIGHTS_KEY, {}))
     own = {key.replace(_COMPILED, ""): key for key in module.state_dict()}
     state = {own.get(key.replace(_COMPILED, ""), key): value for key, value in checkpoint["state_dict"].items()}
     if isinstance(module.loss, MissingLoss):

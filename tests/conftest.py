@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(autouse=True, scope="session")
 def _own_scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Have all temporary folders, also those of killed processes, where pytest removes them."""
+    get_temp_dir()  # of this process, which multiprocessing removes at the very end
     before, tempfile.tempdir = tempfile.gettempdir(), str(tmp_path_factory.mktemp("scratch"))
     os.environ["TMPDIR"] = tempfile.tempdir
     yield

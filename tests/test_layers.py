@@ -36,7 +36,7 @@ FLOORS = (
         "data.datamodule",
         "data.config",
         "labels",
-        "losses",
+        *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",
         "schedules",
         "optimizers",

@@ -171,6 +171,16 @@ class SegmentationDataModule(L.LightningDataModule):
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
         return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # a channel without contrast is not blown up
 
+    def class_pixels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Count the pixels of the classes in the training images.
+
+        Returns:
+            (K,) pixels of each class, and (K,) pixels of all classes in the images that hold a class.
+        """
+        assert self.dataset is not None
+        pixels = scan_dataset(self.dataset, is_quiet=True).pixels[self._train_indices()]  # (N, K)
+        return pixels.sum(axis=0), ((pixels > 0) * pixels.sum(axis=1, keepdims=True)).sum(axis=0)
+
     @property
     def has_validation(self) -> bool:
         """Check whether there are validation images."""
