@@ -23,7 +23,7 @@ FLOORS = (
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
         *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
         *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
-        *("data.groups", "data.image_cache", "data.scan", "data.check", "data.transforms"),
+        *("data.groups", "data.image_cache", "data.scan", "data.check", "data.augmentations", "data.transforms"),
         *("models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
         *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),

@@ -29,6 +29,7 @@ VERBS = {  # that a description may start with; add the verb of a new name
     ),
     *("Concatenate", "Count", "Describe", "Draw", "Evaluate", "Extract", "Find", "Group", "Hold", "Load", "Measure"),
     *(
+        "Paste",
         "Provide",
         "Read",
         "Refine",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from deeplab_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from deeplab_lightning.data.augmentations import CopyPaste as CopyPaste
     from deeplab_lightning.data.batch import Batch as Batch
     from deeplab_lightning.data.batch import Sample as Sample
     from deeplab_lightning.data.classes import IGNORE_INDEX as IGNORE_INDEX
@@ -32,6 +33,7 @@ _HOMES = {
     "Batch": "data.batch",
     "ClassTable": "data.classes",
     "CocoDataset": "data.datasets.coco",
+    "CopyPaste": "data.augmentations",
     "DuplicateGroups": "data.groups",
     "EvalTransforms": "data.transforms",
     "IGNORE_INDEX": "data.classes",

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from deeplab_lightning.data.augmentations import CopyPaste
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
@@ -76,6 +77,9 @@ class SegmentationDataModule(L.LightningDataModule):
         allow_single_class: Whether to train where at most one class has pixels, which is nearly always a mistake in the
             class table.
         image_format: Channels of the images, and the values of files of more than 8 bits; RGB of 8 bits if null.
+        copy_paste: Pastes objects of other training images into crops; null pastes nothing.
+        repeat_rare: Share t of the training images, in [0, 1]: images with a class that is in fewer of them, in the
+            share f, are shown sqrt(t / f) times per epoch, rounded up (Gupta et al. 2019); 0 shows each once.
 
     Raises:
         ValueError: If the fold is outside [0, n_folds), an official split has no `val_dataset`, or there is
@@ -108,6 +112,8 @@ class SegmentationDataModule(L.LightningDataModule):
         seed: int = 0,
         allow_single_class: bool = False,
         image_format: ImageFormat | None = None,
+        copy_paste: CopyPaste | None = None,
+        repeat_rare: float = 0.0,
     ) -> None:
         super().__init__()
         if split == "folds" and (n_folds < 2 or (fold is not None and not 0 <= fold < n_folds)):
@@ -127,6 +133,9 @@ class SegmentationDataModule(L.LightningDataModule):
         self.eval_transforms = eval_transforms or EvalTransforms()
         self._caches: dict[int, DecodedDataset] = {}
         self._classes = classes if dataset is None else dataset.classes
+        if not 0 <= repeat_rare <= 1:
+            raise UserError(f"data.repeat_rare must be a share of the images in [0, 1], got {repeat_rare}.")
+        self.copy_paste, self.repeat_rare = copy_paste, repeat_rare
         self.allow_single_class = allow_single_class
         self.image_format = image_format or PLAIN
         for part in self._datasets():
@@ -367,9 +376,35 @@ class SegmentationDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Build the loader of shuffled training crops. An incomplete last batch is dropped if there are others."""
         assert self.dataset is not None
-        view = TrainView(self._decoded(self.dataset), self._train_indices(), self.train_transforms, self.seed)
+        view = self.train_view(self._decoded(self.dataset))
         sampler = EpochSampler(view, seed=self.seed, batch_size=self.batch_size, position=self._training_position)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
+
+    def train_view(self, dataset: SegmentationDataset) -> TrainView:
+        """Return the augmented training images, as an epoch shows them.
+
+        Args:
+            dataset: The data set, or its decoded form.
+        """
+        transforms = self.train_transforms
+        own = transforms if isinstance(transforms, TrainTransforms) else None
+        needs_pixels = self.copy_paste is not None or (own is not None and own.rare_class_probability > 0)
+        pixels = self.class_pixels()[0] if needs_pixels else None
+        if own is not None:
+            own.class_pixels = pixels
+        indices = self._repeated(self._train_indices())
+        return TrainView(dataset, indices, transforms, self.seed, copy_paste=self.copy_paste, class_pixels=pixels)
+
+    def _repeated(self, indices: list[int]) -> list[int]:
+        """Repeat the images of rare classes, see `repeat_rare`."""
+        if not self.repeat_rare or not indices:
+            return indices
+        assert self.dataset is not None
+        is_present = scan_dataset(self.dataset, is_quiet=True).pixels[indices] > 0  # (N, K)
+        share = is_present.mean(axis=0)
+        of_class = np.sqrt(self.repeat_rare / np.maximum(share, 1 / len(indices))).clip(min=1)  # (K,)
+        times = np.ceil(np.where(is_present, of_class, 1).max(axis=1)).astype(int)
+        return np.repeat(indices, times).tolist()
 
     def _training_position(self) -> tuple[int, int] | None:
         """Return the epoch that the trainer is in and the batches of it that are done; None without a trainer.

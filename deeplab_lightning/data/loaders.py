@@ -1,20 +1,25 @@
 """Read the images of a training or an evaluation, and go on where a resumed training stopped."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
+from deeplab_lightning.data.augmentations import CopyPaste
 from deeplab_lightning.data.batch import Batch, Sample, Unreadable
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.transforms import TrainTransforms
+from deeplab_lightning.errors import UserError
 
 Transforms = Callable[[Any, Any], tuple[Tensor, Tensor | None]]
 """Function of an image and its mask."""
@@ -80,10 +85,34 @@ class EpochSampler(DistributedSampler[Sample]):
 
 
 class TrainView(Dataset[Sample]):
-    """Augment some images of a data set by random numbers that depend on seed, epoch and image only."""
+    """Augment some images of a data set by random numbers that depend on seed, epoch and image only.
 
-    def __init__(self, dataset: SegmentationDataset, indices: Sequence[int], transforms: Transforms, seed: int) -> None:
+    Args:
+        dataset: The data set.
+        indices: Its images to show in an epoch; one that is repeated has other crops each time.
+        transforms: The transforms.
+        seed: The seed.
+        copy_paste: Pastes objects of other images of `indices`; None pastes nothing.
+        class_pixels: (K,) pixels of the classes in the training images, for `copy_paste`.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        indices: Sequence[int],
+        transforms: Transforms,
+        seed: int,
+        *,
+        copy_paste: CopyPaste | None = None,
+        class_pixels: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
+        self.copy_paste, self.class_pixels = copy_paste, class_pixels
+        earlier: Counter[int] = Counter()
+        self._copies: list[int] = []  # how often the image was named before
+        for index in indices:
+            self._copies.append(earlier[index])
+            earlier[index] += 1
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -91,19 +120,36 @@ class TrainView(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         # A plain position comes from the sampler of Lightning's overfit_batches, with the same crops in each epoch.
         epoch, position = key if isinstance(key, tuple) else (0, key)
-        index = self.indices[position]
-        name, source, mask = self.dataset.names[index], self.dataset.open_image(index), self.dataset.read_mask(index)
-        # Our transforms decode only the pixels they need; those of other libraries take decoded images.
-        is_own = isinstance(self.transforms, TrainTransforms)
-        image: Any = source if is_own else tv_tensors.Image(planar(source.pixels()))
-        seed = int(content_key(self.seed, epoch, name)[:15], 16)
+        index, copy = self.indices[position], self._copies[position]
+        name = self.dataset.names[index]
+        seed = int(content_key(self.seed, epoch, name, *([copy] if copy else []))[:15], 16)
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # torch.manual_seed takes a millisecond to seed GPUs as well
             random.seed(seed)  # for transforms of other libraries
-            crop, labels = self.transforms(image, tv_tensors.Mask(mask))
+            crop, labels, size = self._crop(index)
+            if self.copy_paste is not None and float(torch.rand(())) < self.copy_paste.probability:
+                assert labels is not None
+                crop, labels = self._pasted(self.copy_paste, crop, labels)
         random.setstate(python_state)
-        return Sample(crop, labels, name, source.size)
+        return Sample(crop, labels, name, size)
+
+    def _crop(self, index: int) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
+        """Cut an augmented crop out of image `index`; return it with its mask and the size of the file."""
+        source, mask = self.dataset.open_image(index), self.dataset.read_mask(index)
+        # Our transforms decode only the pixels they need; those of other libraries take decoded images.
+        is_own = isinstance(self.transforms, TrainTransforms)
+        image: Any = source if is_own else tv_tensors.Image(planar(source.pixels()))
+        return *self.transforms(image, tv_tensors.Mask(mask)), source.size
+
+    def _pasted(self, copy_paste: CopyPaste, crop: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Paste objects of another image into a crop."""
+        other, other_labels, _ = self._crop(self.indices[int(torch.randint(len(self.indices), ()))])
+        if other_labels is None or other.shape != crop.shape:
+            raise UserError("data.copy_paste needs train_transforms that give crops of one size with masks.")
+        assert self.class_pixels is not None
+        has_background = self.dataset.classes.names[0] == "background"
+        return copy_paste((crop, labels), (other, other_labels), self.class_pixels, has_background=has_background)
 
 
 class EvalView(Dataset[Sample]):

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from deeplab_lightning.data.check import Part
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.data.loaders import TrainView
 from deeplab_lightning.drawing import colorize, draw_balance, viewable
 from deeplab_lightning.files import naming_errors, write_text
 
@@ -130,8 +129,8 @@ def _draw_batch(datamodule: SegmentationDataModule, folder: Path) -> str:
     dataset = datamodule.dataset
     if dataset is None:
         return ""
-    view = TrainView(dataset, range(len(dataset)), datamodule.train_transforms, datamodule.seed)
-    places = np.linspace(0, len(dataset) - 1, min(_NUM_CROPS, len(dataset))).round().astype(int)
+    view = datamodule.train_view(dataset)
+    places = np.linspace(0, len(view) - 1, min(_NUM_CROPS, len(view))).round().astype(int)
     pairs = []
     for place in places.tolist():
         sample = view[0, place]
