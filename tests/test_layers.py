@@ -50,7 +50,7 @@ FLOORS = (
     ("checkpoints", "saved_module", "module"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
-        "callbacks.cudnn_benchmark",
+        *("callbacks.cudnn_benchmark", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress"),
         *("callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),

@@ -1,10 +1,19 @@
-"""Record a run, draw panels, write predictions, print progress and stop a training that diverges."""
+"""Record a run, draw panels, write predictions, print progress, freeze layers and stop a training that diverges."""
 
 from deeplab_lightning.callbacks.divergence import StopOnDivergence
+from deeplab_lightning.callbacks.freeze import FreezeBackbone
 from deeplab_lightning.callbacks.panels import PredictionPanels
 from deeplab_lightning.callbacks.prediction_writer import PredictionWriter
 from deeplab_lightning.callbacks.progress import EpochLines
 from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.callbacks.save_config import SaveConfig
 
-__all__ = ["EpochLines", "PredictionPanels", "PredictionWriter", "RunRecord", "SaveConfig", "StopOnDivergence"]
+__all__ = [
+    "EpochLines",
+    "FreezeBackbone",
+    "PredictionPanels",
+    "PredictionWriter",
+    "RunRecord",
+    "SaveConfig",
+    "StopOnDivergence",
+]

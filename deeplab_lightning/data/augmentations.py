@@ -1,5 +1,6 @@
 """Apply transforms of other libraries to a crop and its mask, and paste objects of other images into it."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,8 +39,12 @@ def augment(image: Tensor, mask: Tensor, augmentations: Sequence[Callable[..., A
     size, channels = mask.shape, len(image)
     for transform in augmentations:
         if isinstance(transform, nn.Module):
-            coverage = [tv_tensors.Mask(torch.full(size, value, dtype=torch.uint8)) for value in _COVERAGE]
-            image, mask, *covered = transform(tv_tensors.Image(image), tv_tensors.Mask(mask), *coverage)
+            coverage: list[Tensor] = [
+                tv_tensors.Mask(torch.full(size, value, dtype=torch.uint8)) for value in _COVERAGE
+            ]
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*is currently passing through inputs.*")  # cutout of images
+                image, mask, *covered = transform(tv_tensors.Image(image), tv_tensors.Mask(mask), *coverage)
             is_inside = torch.stack([c == v for c, v in zip(covered, _COVERAGE, strict=True)]).all(dim=0)
             mask = mask.where(is_inside, IGNORE_INDEX) if is_inside.shape == mask.shape else mask
         else:
