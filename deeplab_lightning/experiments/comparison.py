@@ -123,12 +123,29 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         ValueError: If the classes differ, or the experiments share no image.
     """
     results, epoch_notes = _read(folders, epoch)
+    return compare_results(folders, results, num_resamples=num_resamples, notes=epoch_notes)
+
+
+def compare_results(
+    folders: Sequence[Path], results: Sequence[CrossValidation], *, num_resamples: int = 2000, notes: Sequence[str] = ()
+) -> Comparison:
+    """Compare experiments whose results were read before.
+
+    Args:
+        folders: Folder of each experiment, which gives its name, configuration, groups and cost where it has them.
+        results: Pooled folds of each experiment; the first is the baseline.
+        num_resamples: Number of bootstrap resamples of the images.
+        notes: Further limits of the comparison, one sentence each.
+
+    Raises:
+        ValueError: If the classes differ, or the experiments share no image.
+    """
     class_names = results[0].class_names
     for folder, result in zip(folders, results, strict=True):
         if result.class_names != class_names:
             raise DataError(f"{folder} has the classes {result.class_names}, but {folders[0]} has {class_names}.")
     labels = [_label(folder, folders) for folder in folders]
-    sets, notes = _shared_images(labels, results)
+    sets, found_notes = _shared_images(labels, results)
     other_truths = [0 if own is None or sets[0] is None else _count_other_truths(sets[0], own) for own in sets]
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
@@ -140,12 +157,12 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         resampled = _resample(known, groups, num_resamples)
         image_freedom = resampled.freedom
         entries = [_over_images(entry, resampled, index, entries[0].iou) for index, entry in enumerate(entries)]
-        notes = [*notes, *resampled.notes]
+        found_notes = [*found_notes, *resampled.notes]
     entries = _judged(entries, basis, other_truths, image_freedom)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
-    notes = [*damaged, *_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
-    return Comparison(entries, class_names, num_images, basis, notes)
+    all_notes = [*damaged, *_class_notes(entries), *found_notes, *_fold_notes(entries), *notes]
+    return Comparison(entries, class_names, num_images, basis, all_notes)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
