@@ -49,7 +49,13 @@ FLOORS = (
     ),
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),
-        *("experiments.significance", "experiments.verdict", "experiments.aggregate", "experiments.comparison"),
+        *(
+            "experiments.significance",
+            "experiments.contributions",
+            "experiments.verdict",
+            "experiments.aggregate",
+            "experiments.comparison",
+        ),
         *("experiments.comparison_table", "experiments.report.charts", "experiments.report.gallery"),
         "experiments.report",
     ),
