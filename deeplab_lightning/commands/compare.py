@@ -169,7 +169,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:
         return
-    star = f"*: differs (p < {LEVEL:g} over {comparison.basis}, Holm over the classes)"
+    star = f"*: differs (p < {LEVEL:g} over {comparison.class_basis}, Holm over the classes)"
     console.print(f"IoU of each class; {star}", style="bold")
     for start in range(0, len(entries), _MAX_COLUMNS):
         chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))

@@ -50,8 +50,8 @@ class Entry:
         over_folds: Difference from the baseline, paired by fold; None for the baseline, or if the folds differ.
         over_images: Difference from the baseline, paired by image; None for the baseline, or without per-image
             matrices.
-        per_class: (K,) differences of the IoU, paired by image, or by fold without per-image matrices; None for the
-            baseline, or if neither is possible.
+        per_class: (K,) differences of the IoU, paired by fold where folds decide for all experiments, otherwise by
+            image; None for the baseline, or if neither is possible.
         adjusted_p: p-value of the deciding difference, adjusted by Holm over all comparisons; paired by fold if
             possible, otherwise by image; nan if neither is.
         adjusted_class_p: (K,) p-values of the classes, adjusted by Holm over the classes; empty for the baseline.
@@ -97,7 +97,8 @@ class Comparison:
         entries: Experiments in the given order.
         class_names: K names.
         num_images: Number of shared images; None if any experiment has no per-image matrices.
-        basis: What the intervals of the classes are over: `images`, `groups of images` or `folds`.
+        basis: What the intervals of mIoU are over: `images` or `groups of images`; `folds` if there are none.
+        class_basis: What the differences of the classes are over: `folds`, `images` or `groups of images`.
         notes: Limits of the comparison, one sentence each.
     """
 
@@ -105,6 +106,7 @@ class Comparison:
     class_names: list[str]
     num_images: int | None
     basis: str
+    class_basis: str
     notes: list[str]
 
 
@@ -149,6 +151,7 @@ def compare_results(
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
         entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
+    folds_decide = all(_are_folds_compared(entries[0], entry) for entry in entries[1:])
     known, basis = [images for images in sets if images is not None], "folds"
     if known:
         groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
@@ -158,12 +161,15 @@ def compare_results(
         units = np.unique(np.asarray(labels_of_units), return_inverse=True)[1].reshape(-1)
         of_units = [image_margins(images, units) for images in known]  # (U, 3, K) each
         entries = [_over_images(entry, resampled, index, of_units) for index, entry in enumerate(entries)]
+        if not folds_decide:
+            entries = [_classes_over_images(entry, of_units, index) for index, entry in enumerate(entries)]
         found_notes = [*found_notes, *resampled.notes]
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
     all_notes = [*damaged, *_class_notes(entries), *found_notes, *_fold_notes(entries), *notes]
-    return Comparison(entries, class_names, num_images, basis, all_notes)
+    class_basis = "folds" if folds_decide else basis
+    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -218,7 +224,7 @@ def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:
     The interval is over folds where both experiments have at least two in common, since these are repetitions of the
     training; otherwise over images.
     """
-    if entry.over_folds is not None and len(_common_folds(base.cv, entry.cv, entry.images)) > 1:
+    if entry.over_folds is not None and _are_folds_compared(base, entry):
         return entry.over_folds, "folds"
     if entry.over_images is not None:
         return entry.over_images, basis
@@ -356,8 +362,19 @@ def _over_images(entry: Entry, resampled: _Resampled, index: int, of_units: Sequ
     entry = replace(entry, interval=resampled.interval(nan_mean(resampled.iou[index]), entry.miou))
     if index == 0:
         return entry
-    by_unit = Contributions.of(of_units[0], of_units[index])
-    return replace(entry, over_images=by_unit.miou(), per_class=by_unit.classes())
+    return replace(entry, over_images=Contributions.of(of_units[0], of_units[index]).miou())
+
+
+def _classes_over_images(entry: Entry, of_units: Sequence[Ints], index: int) -> Entry:
+    """Add the differences of the classes over images, see `_over_images`."""
+    if index == 0:
+        return entry
+    return replace(entry, per_class=Contributions.of(of_units[0], of_units[index]).classes())
+
+
+def _are_folds_compared(base: Entry, entry: Entry) -> bool:
+    """Check whether both have folds in common that repeat the training."""
+    return len(_common_folds(base.cv, entry.cv, entry.images)) > 1
 
 
 def _count_other_truths(base: PerImageConfusion, own: PerImageConfusion) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 from scipy.optimize import brentq
 
 from deeplab_lightning.errors import UserError
@@ -109,8 +109,8 @@ def _freedom(shares: Floats, squares: float, scale: Floats) -> float:
 
 def _of_t(mean: float, error: float, freedom: float, level: float) -> Difference:
     """Return a difference with Student's t interval."""
-    reach = float(stats.t.ppf((1 + level) / 2, freedom)) * error
-    return Difference(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, freedom)), freedom)
+    reach = float(special.stdtrit(freedom, (1 + level) / 2)) * error
+    return Difference(mean, mean - reach, mean + reach, float(2 * special.stdtr(freedom, -abs(mean) / error)), freedom)
 
 
 def detectable_difference(found: Difference, *, level: float = 0.95, power: float = 0.8) -> float:
@@ -127,10 +127,10 @@ def detectable_difference(found: Difference, *, level: float = 0.95, power: floa
     if np.isnan(found.low) or found.high <= found.low:
         return float("nan")
     freedom = min(found.freedom, _LARGE)
-    reach = float(stats.t.ppf((1 + level) / 2, freedom))
+    reach = float(special.stdtrit(freedom, (1 + level) / 2))
     error = (found.high - found.low) / (2 * reach)
     # Where the true difference is `errors` errors, difference / error has a noncentral t distribution.
-    errors = brentq(lambda errors: float(stats.nct.sf(reach, freedom, errors)) - power, 0, 20 * reach)
+    errors = brentq(lambda errors: 1 - float(special.nctdtr(freedom, errors, reach)) - power, 0, 2 * reach + 4)
     return float(errors) * error
 
 

@@ -1,7 +1,7 @@
 """Draw K-fold experiments of known quality: the confusion matrices of images by models that differ by chance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,7 +15,7 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_PIXELS = 2000  # of an image
+_PIXELS = 50_000  # of an image
 _LARGE = 3000  # images to compute expectations with
 
 
@@ -41,21 +41,17 @@ class World:
             amount to every training that it is part of, in [0, 1].
     """
 
-    num_images: int = 60
+    num_images: int = 100
     n_folds: int = 5
     presence: Sequence[float] = (1.0, 0.9, 0.7, 0.5, 0.5)
     fold_shares: Sequence[float] = ()
     seed_sd: float = 0.007
     class_scale: Sequence[float] = ()
-    image_sd: float = 0.2
+    image_sd: float = 0.1
     group_sd: float = 0.0
     group_size: int = 1
     shared: float = 0.0
     of_images: float = 0.0
-    _presence: Floats = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_presence", np.asarray(self.presence, dtype=np.float64))
 
     @property
     def num_classes(self) -> int:
@@ -99,16 +95,15 @@ class World:
         """Return the logit that all classes must gain for a difference of mIoU."""
         if difference == 0:
             return 0.0
-        base = self._expected_miou(np.zeros(self.num_classes))
-        key = ("shift", difference)
-        if key not in self._shifts:
-            self._shifts[key] = float(
+        if difference not in self._shifts:
+            base = self._expected_miou(np.zeros(self.num_classes))
+            self._shifts[difference] = float(
                 brentq(lambda x: self._expected_miou(np.full(self.num_classes, x)) - base - difference, -3, 3)
             )
-        return self._shifts[key]
+        return self._shifts[difference]
 
     @cached_property
-    def _shifts(self) -> dict[tuple[str, float], float]:
+    def _shifts(self) -> dict[float, float]:
         return {}
 
     def _expected_miou(self, effects: Floats) -> float:
@@ -120,7 +115,7 @@ class World:
 
     def _images(self, rng: np.random.Generator, count: int) -> tuple[Ints, Floats]:
         """Draw the (count, C) pixels of each class and the (count, C) difficulty of images."""
-        is_present = rng.random((count, self.num_classes)) < self._presence
+        is_present = rng.random((count, self.num_classes)) < np.asarray(self.presence)
         is_present[:, 0] = True
         is_present[rng.integers(0, count, self.num_classes), np.arange(self.num_classes)] = True  # a class is somewhere
         area = is_present * rng.lognormal(0, 0.7, is_present.shape)
@@ -155,7 +150,7 @@ class World:
             of_groups = rng.normal(0, self.group_sd, (-(-count // self.group_size), c))
             own = own + np.repeat(of_groups, self.group_size, axis=0)[:count]
         right = 1 / (1 + np.exp(-(difficulty + own + effects)))
-        confusion = np.tile(self._presence, (c, 1)) * (1 - np.eye(c))
+        confusion = np.tile(np.asarray(self.presence), (c, 1)) * (1 - np.eye(c))
         confusion /= confusion.sum(axis=1, keepdims=True)
         return np.asarray(right[..., None] * np.eye(c) + (1 - right[..., None]) * confusion)
 
