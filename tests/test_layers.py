@@ -63,6 +63,7 @@ FLOORS = (
     (
         *(
             "commands",
+            "commands.parsers",
             "commands.options",
             "commands.option_values",
             "commands.checkpoint",
