@@ -117,9 +117,13 @@ def repeat(world: World, compare: Compare, differences: Sequence[float] = (0.0, 
         stars.append(any(entry.is_starred(index) for entry in entries[1:] for index in range(world.num_classes)))
         printed.append(verdicts[0].detectable)
         values.append(verdicts[0].deciding.mean)
-    figures = {"found": np.mean(found), "starred": np.mean(stars), "mean": np.mean(values), "sd": np.std(values)}
-    figures = {key: float(value) for key, value in figures.items()}
-    return figures | {"detectable": float(np.sqrt(np.mean(np.square(printed))))}
+    return {
+        "found": float(np.mean(found)),
+        "starred": float(np.mean(stars)),
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values)),
+        "detectable": float(np.sqrt(np.mean(np.square(printed)))),
+    }
 
 
 @pytest.mark.parametrize("name", EXACT)
