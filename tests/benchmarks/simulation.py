@@ -39,6 +39,7 @@ class World:
         shared: Correlation of the effects of a recipe's K trainings, as of one seed for all of them, in [0, 1].
         of_images: Share of the effects' variance that comes from the training images, each of which adds the same
             amount to every training that it is part of, in [0, 1].
+        data_seed: Seed of the images and their folds, which are then the same in all repetitions; None for new ones.
     """
 
     num_images: int = 100
@@ -52,6 +53,7 @@ class World:
     group_size: int = 1
     shared: float = 0.0
     of_images: float = 0.0
+    data_seed: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -73,10 +75,11 @@ class World:
 
         Args:
             rng: Generator.
-            differences: True mIoU of each recipe, minus that of the first one's kind, whose difference is 0.
+            differences: True mIoU of each recipe, minus that of a recipe whose difference is 0.
         """
-        truth, difficulty = self._images(rng, self.num_images)
-        folds = self._folds(rng)
+        data_rng = rng if self.data_seed is None else np.random.default_rng(self.data_seed)
+        truth, difficulty = self._images(data_rng, self.num_images)
+        folds = self._folds(data_rng)
         made = []
         for index, difference in enumerate(differences):
             effects = self._effects(rng, folds)[folds] + self._shift(difference)

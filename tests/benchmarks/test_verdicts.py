@@ -22,6 +22,7 @@ from tests.benchmarks.simulation import World
 REPEATS = 1500  # standard error of a rate of 5 %: .56 %
 LARGEST, SMALLEST = 0.06, 0.04  # rates that are taken for 5 %
 RARE, NOISY = (1, 0.9, 0.7, 0.03, 0.03), (1, 1, 1, 3, 3)  # about three of 100 images show each rare class
+RAREST = (1, 0.9, 0.7, 0.005, 0.005)  # one or two images, in one or two folds
 UNEQUAL = (0.3, 0.25, 0.2, 0.15, 0.1)
 VERY_UNEQUAL = (0.4, 0.15, 0.15, 0.15, 0.15)
 
@@ -39,8 +40,11 @@ CONSERVATIVE = {
     "3 folds": World(n_folds=3),
     "5 folds": World(),
     "10 folds": World(n_folds=10),
+    "5 folds, new trainings on the same images": World(data_seed=3),
     "5 folds, rare classes": World(presence=RARE, class_scale=NOISY),
     "5 folds, rare classes, correlation 1/5": World(presence=RARE, class_scale=NOISY, shared=1 / 5),
+    "5 folds, classes of one or two images": World(presence=RAREST, class_scale=NOISY),
+    "5 folds, classes of one or two images, correlation 1/5": World(presence=RAREST, class_scale=NOISY, shared=1 / 5),
     "5 folds, rare classes, of equal effects": World(presence=RARE, shared=1 / 5),
     "5 folds of 30 to 10 % of the images, correlation 1/5": World(fold_shares=UNEQUAL, shared=1 / 5),
     "5 folds of 40 and 15 % of the images, correlation 1/5": World(fold_shares=VERY_UNEQUAL, shared=1 / 5),
