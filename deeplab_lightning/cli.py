@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import deeplab_lightning
+from deeplab_lightning.commands.parsers import PARSERS
 from deeplab_lightning.usage import usage_error
 
 COMMANDS = {
@@ -59,10 +60,12 @@ def main(args: Sequence[str] | None = None) -> None:
     command = " ".join(words[:2]) if words[0] == "data" else words[0]
     if command not in COMMANDS:
         if words[0] == "data" and (len(words) == 1 or words[1] in {"-h", "--help"}):
-            print(_usage(), file=sys.stderr)
-            sys.exit(2)
+            print(_usage(), file=sys.stderr if len(words) == 1 else sys.stdout)
+            sys.exit(2 if len(words) == 1 else 0)
         usage_error(f"no command is called {command!r}. `deeplab --help` lists the commands.")
     rest = words[len(command.split()) :]
+    if command in PARSERS and not {"-h", "--help"}.isdisjoint(rest):
+        PARSERS[command]().parse_known_args(["--help"])  # before the imports of the command
     _runner(command)(rest)
 
 

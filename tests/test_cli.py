@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.cli import COMMANDS, main
+from deeplab_lightning.commands.parsers import PARSERS
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.errors import DataError, UserError
 from tests.conftest import CLASSES, write_image, write_mask
@@ -454,6 +456,30 @@ def test_help_lists_every_command_without_importing_torch() -> None:
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.strip().endswith("False")
     assert all(f"  {command} " in output for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", PARSERS)
+def test_help_of_a_command_is_whole_without_importing_its_libraries(command: str) -> None:
+    """`deeplab kfold --help` took 5 s."""
+    heavy = ("torch", "lightning", "torchvision", "timm", "jsonargparse", "wandb", "matplotlib", "scipy", "numpy")
+    code = "import sys; import deeplab_lightning.__main__ as m\n"
+    code += f"try: m.run()\nfinally: print([name for name in {heavy} if name in sys.modules])"
+    words = [sys.executable, "-c", code, *command.split(), "--help"]
+    output = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    *lines, imported = output.splitlines()
+    assert imported == "[]"
+    assert lines[0].startswith(f"usage: deeplab {command} ")
+    options = {
+        option
+        for action in PARSERS[command]()._actions
+        if action.help != "==SUPPRESS=="
+        for option in action.option_strings
+    }
+    assert options <= set(re.findall(r"--?[\w-]+", output))
+
+
+def test_commands_with_options_of_their_own_have_a_quick_help() -> None:
+    assert set(COMMANDS) - set(PARSERS) == {"fit", "validate", "test", "predict"}  # all options of all classes
 
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -58,7 +58,13 @@ FLOORS = (
     ),
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),
-        *("experiments.significance", "experiments.verdict", "experiments.aggregate", "experiments.comparison"),
+        *(
+            "experiments.significance",
+            "experiments.contributions",
+            "experiments.verdict",
+            "experiments.aggregate",
+            "experiments.comparison",
+        ),
         *("experiments.comparison_table", "experiments.report.charts", "experiments.report.gallery"),
         "experiments.report",
     ),
@@ -66,6 +72,7 @@ FLOORS = (
     (
         *(
             "commands",
+            "commands.parsers",
             "commands.options",
             "commands.option_values",
             "commands.checkpoint",

@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.precision import Precision
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.parsers import benchmark_parser
 from deeplab_lightning.commands.training import resolve_fit_config, user_mistakes
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.config import datamodule_from_config
@@ -67,22 +67,11 @@ class Cost:
 def benchmark(args: list[str]) -> None:
     """Measure models at the configuration's crop size, batch size, precision and memory format.
 
-    All other options are those of `deeplab fit`, such as `--model.net.init_args.output_stride 8`. Writes
-    `benchmark.csv`, `benchmark.json` and, with `--runs`, `benchmark.png` (mIoU against cost).
-
     Raises:
         FileNotFoundError: If a configuration file or a run's record does not exist.
         SystemExit: With status 2, if a key or a type is wrong, or the configuration has no data or no network.
     """
-    options = OptionParser(prog="deeplab benchmark", description=description(benchmark))
-    options.add_argument("-c", "--config", action="append", default=[], help="configuration file; later ones override")
-    options.add_argument("--backbones", help="comma-separated backbones to measure instead of the configuration's")
-    options.add_argument(
-        "--runs", nargs="+", default=[], help="folders of finished runs to measure, and to plot by mIoU and cost"
-    )
-    options.add_argument("--repeats", type=int, default=5, help="steps per measurement, after one to warm up (5)")
-    options.add_argument("--output", default="runs/bench", help="folder to write to (runs/bench)")
-    given, rest = options.parse_known_args(args)
+    given, rest = benchmark_parser().parse_known_args(args)
     if given.repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {given.repeats}.")
     # Parsed as by `fit`, so that all its options work and a typo is an error.

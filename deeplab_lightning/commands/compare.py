@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab_lightning.commands.options import OptionParser
+from deeplab_lightning.commands.parsers import compare_parser
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
 from deeplab_lightning.experiments.comparison import Comparison, Entry, compare_experiments
@@ -36,22 +36,7 @@ _MAX_COLUMNS = 8  # experiments side by side in the table of classes
 
 def compare(args: list[str]) -> None:
     """Compare experiments, print the tables, and write the files that the options name."""
-    parser = OptionParser(
-        prog="deeplab compare",
-        description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
-    )
-    parser.add_argument(
-        "sources",
-        nargs="+",
-        help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
-    )
-    parser.add_argument(
-        "--epoch", choices=("last", "best"), default="last", help="epoch of each training to compare (last)"
-    )
-    parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
-    parser.add_argument("--json", type=Path, help="JSON file to write verdicts, table and notes to")
-    parser.add_argument("--html", type=Path, help="HTML file to write a page with curves, classes and images to")
-    given = parser.parse_args(args)
+    given = compare_parser().parse_args(args)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
         compare_folders(
@@ -169,7 +154,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(_cost_table(comparison, names))
     if len(entries) == 1:
         return
-    star = f"*: differs (p < {LEVEL:g} over {comparison.basis}, Holm over the classes)"
+    star = f"*: differs (p < {LEVEL:g} over {comparison.class_basis}, Holm over the classes)"
     console.print(f"IoU of each class; {star}", style="bold")
     for start in range(0, len(entries), _MAX_COLUMNS):
         chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))

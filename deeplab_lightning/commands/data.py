@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.parsers import show_parser, synthetic_parser
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import class_mismatch
 from deeplab_lightning.data.config import DATASETS, datamodule_from_args, datasets_from_args
@@ -27,12 +27,7 @@ _MAX_OF_KIND = 100  # lines for problems of one kind
 
 def synthetic(args: list[str]) -> None:
     """Write the built-in data set: scenes of overlapping litter with COCO annotations."""
-    parser = OptionParser(prog="deeplab data synthetic", description=description(synthetic))
-    parser.add_argument("--output", required=True, help="folder to write to")
-    parser.add_argument("--num_images", type=int, default=200, help="number of images (200)")
-    parser.add_argument("--size", type=int, default=256, help="height and width of the images in pixels (256)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (0)")
-    given = parser.parse_args(args)
+    given = synthetic_parser().parse_args(args)
     with naming_errors(Path(given.output)):
         path = write_synthetic(given.output, num_images=given.num_images, size=given.size, seed=given.seed)
     print(f"{given.num_images} scenes: {path}")
@@ -78,15 +73,11 @@ def check(args: list[str]) -> None:
 def show(args: list[str]) -> None:
     """Write a page that shows the data before training: images with masks, a batch, classes, sizes, folds, warnings.
 
-    All other options are `-c CONFIG` and `--data.*`, as for `deeplab data check`.
-
     Raises:
         FileNotFoundError: If a configuration file or the data do not exist.
         DataError: If the folder holds files of others, or no image can be used.
     """
-    options = OptionParser(prog="deeplab data show", description=description(show))
-    options.add_argument("--output", required=True, help="folder to write index.html and its pictures to")
-    given, rest = options.parse_known_args(args)
+    given, rest = show_parser().parse_known_args(args)
     folder = Path(given.output)
     if folder.exists() and not (folder / "index.html").is_file() and any(folder.iterdir()):
         raise DataError(f"{folder.absolute()} holds other files. Choose another --output.")

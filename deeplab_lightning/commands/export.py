@@ -1,52 +1,29 @@
 """Run `deeplab export`: write a checkpoint as one file that runs without this package."""
 
-import argparse
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from deeplab_lightning.checkpoints import gaps, network_problem, read_checkpoint
-from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.parsers import export_parser
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
 from deeplab_lightning.export.formats import quietly, run_onnx, run_program, write_onnx, write_program
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.module import SegmentationModule
 
-FORMATS = ("onnx", "torch_export")
-PLACES = ("graph", "metadata")
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def export(args: list[str]) -> None:
     """Write the network of a checkpoint, including what its images go through before, as one file.
 
-    The file takes any batch size, height and width, and holds classes, colours, mean, standard deviation and evaluation
-    size in its metadata. It is loaded again and compared with the network before it replaces an older file.
-
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
         ValueError: If the checkpoint is damaged, or does not describe its network.
         RuntimeError: If a package is missing, the network cannot be traced, or the file gives other results.
     """
-    options = OptionParser(prog="deeplab export", description=description(export))
-    options.add_argument("--ckpt_path", required=True, help="checkpoint of a training; its data are not needed")
-    options.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
-    )
-    options.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
-    options.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
-    options.add_argument(
-        "--preprocess",
-        choices=PLACES,
-        default="graph",
-        help="place of the preprocessing: graph takes uint8 RGB in 0-255 of any size and shrinks it to the evaluation "
-        "size; metadata takes normalised floats of that size, and describes both (graph)",
-    )
-    options.add_argument(  # the option of version 0.1.0
-        "--no_preprocessing", action="store_const", dest="preprocess", const="metadata", help=argparse.SUPPRESS
-    )
-    given = options.parse_args(args)
+    given = export_parser().parse_args(args)
     if given.format == "onnx":
         _require_onnx()
     model = InferenceModel(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
-from deeplab_lightning.commands.kfold import add_launcher_options, refuse_under_a_launcher, run_experiments
-from deeplab_lightning.commands.options import OptionParser
+from deeplab_lightning.commands.kfold import refuse_under_a_launcher, run_experiments
+from deeplab_lightning.commands.parsers import grid_parser
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
@@ -102,17 +102,7 @@ def grid(args: list[str]) -> None:
     Raises:
         SystemExit: With status 1, if a fold failed; 130 or 143 after a signal; 2, if the command line is wrong.
     """
-    parser = OptionParser(
-        prog="deeplab grid",
-        description="Run a K-fold experiment for every combination of a grid file's axes. The same command continues "
-        "an interrupted grid. All other options are those of `deeplab fit`, for all experiments.",
-    )
-    parser.add_argument("-c", "--config", required=True, help="grid file, such as configs/grids/backbones.yaml")
-    parser.add_argument("--name", help="name of the grid's folder; that of the grid file if not given")
-    parser.add_argument("--output_dir", help="folder that holds the grid's folder; that of the grid file if not given")
-    parser.add_argument("--list", action="store_true", help="list the experiments with their options, and stop")
-    add_launcher_options(parser)
-    given, more = parser.parse_known_args(args)
+    given, more = grid_parser().parse_known_args(args)
     grid_file = Grid.read(Path(given.config))
     chosen = {name: [*options, *more] for name, options in grid_file.experiments().items()}
     if given.list:

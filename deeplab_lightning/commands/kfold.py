@@ -1,6 +1,5 @@
 """Run `deeplab kfold`: train every fold in a process of its own, and pool the results."""
 
-import argparse
 import os
 import shlex
 import sys
@@ -8,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deeplab_lightning.commands.options import OptionParser, option
+from deeplab_lightning.commands.options import option
+from deeplab_lightning.commands.parsers import kfold_parser
 from deeplab_lightning.commands.training import resolve_fit_config, run_training_command
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
@@ -28,7 +28,7 @@ def kfold(args: list[str]) -> None:
         SystemExit: With status 1, if a fold failed; 130 or 143 after SIGINT or SIGTERM; 2, if the command line is
             wrong.
     """
-    given, rest = _parser().parse_known_args(args)
+    given, rest = kfold_parser().parse_known_args(args)
     if given.aggregate:
         print_cv(aggregate(Path(given.aggregate)), Path(given.aggregate))
         return
@@ -54,33 +54,6 @@ def kfold(args: list[str]) -> None:
         resume_command=shlex.join(
             ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
         ),
-    )
-
-
-def _parser() -> OptionParser:
-    parser = OptionParser(
-        prog="deeplab kfold",
-        description="Train every fold in a process of its own, and pool the validation results. "
-        "All other options are those of `deeplab fit`.",
-    )
-    parser.add_argument("--n_folds", type=int, help="number of folds; data.n_folds if not given")
-    parser.add_argument("--folds", help="folds to train, such as 0,2; all if not given")
-    parser.add_argument("--name", help="name of the experiment's folder; made from model and time if not given")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue the experiment of this --name, with its own settings without -c"
-    )
-    parser.add_argument("--predictions", action="store_true", help="also write the out-of-fold predictions")
-    parser.add_argument("--aggregate", metavar="FOLDER", help="only pool the finished folds of an experiment")
-    add_launcher_options(parser)
-    return parser
-
-
-def add_launcher_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how many folds train at once, and where."""
-    parser.add_argument("--jobs", type=int, default=1, help="number of folds that train at once (1)")
-    parser.add_argument("--devices", help="indices of the GPUs that the folds share, such as 0,1,2,3")
-    parser.add_argument(
-        "--in_process", action="store_true", help="train one fold after the other in this process, for debugging"
     )
 
 

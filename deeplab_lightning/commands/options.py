@@ -1,24 +1,11 @@
 """Read options from a command line as it was typed, before or beside a full parser."""
 
-import argparse
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from deeplab_lightning.data.config import read_config
-from deeplab_lightning.usage import OneLineUsage
-
-
-class OptionParser(OneLineUsage, argparse.ArgumentParser):
-    """Parse a command's own options; a wrong command line is reported in one line."""
-
-
-def description(command: Callable[..., object]) -> str:
-    """Return a command's docstring without its sections, as the description of its help."""
-    text = inspect.cleandoc(command.__doc__ or "")
-    return text.split("\n\nRaises:")[0].split("\n\nArgs:")[0]
 
 
 def option(args: Sequence[str], *names: str) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.parsers import split_parser
 from deeplab_lightning.data.config import datamodule_from_args
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
@@ -25,17 +25,10 @@ _MAX_GROUPS = 5  # names that are printed
 def split(args: list[str]) -> None:
     """Assign the images to folds without training, and show how even the folds are.
 
-    Writes `folds.csv` (image, group, fold), which `data.fold_file` reads; `balance.csv` and `balance.json` (per fold
-    and class: images, objects, area and their deviations); and `balance.png` (the deviations of this split and of
-    other methods). All other options are `-c CONFIG` and `--data.*`, as for `deeplab data check`.
-
     Raises:
         DataError: If the folder already holds folds, or the configuration has an official split.
     """
-    options = OptionParser(prog="deeplab split", description=description(split))
-    options.add_argument("--output", required=True, help="folder to write to")
-    options.add_argument("--compare", action="store_true", help="also print the figures of the other methods")
-    given, rest = options.parse_known_args(args)
+    given, rest = split_parser().parse_known_args(args)
     folder = SplitFolder(given.output)
     if folder.folds.exists():
         raise DataError(f"{folder.folds.absolute()} exists, and a split is never overwritten. Choose another folder.")

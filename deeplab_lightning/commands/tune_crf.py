@@ -11,7 +11,7 @@ import yaml
 from rich.table import Table
 from torch import Tensor
 
-from deeplab_lightning.commands.options import OptionParser, description
+from deeplab_lightning.commands.parsers import tune_crf_parser
 from deeplab_lightning.commands.training import load_checkpoint
 from deeplab_lightning.crf import DenseCRF
 from deeplab_lightning.data.batch import Sample
@@ -75,20 +75,11 @@ class Trial:
 def tune_crf(args: list[str]) -> None:
     """Find w1, sigma_alpha and sigma_beta of the dense CRF that give a checkpoint the highest mIoU.
 
-    Tries a coarse grid, then finer steps around its best, on a random part of the validation images. Prints mIoU and
-    boundary IoU with and without the CRF there, and on as many other validation images if there are any. Writes
-    crf.yaml, for `-c` of test and predict, and crf.csv to the run's folder. All other options are those of
-    `deeplab validate`.
-
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
         ValueError: If the number of images is less than 1, or the data have no validation part.
     """
-    options = OptionParser(prog="deeplab tune-crf", description=description(tune_crf), allow_abbrev=False)
-    options.add_argument("--ckpt_path", required=True, help="checkpoint, such as runs/<name>/checkpoints/best.ckpt")
-    options.add_argument("--num_images", type=int, default=20, help="number of validation images to tune on (20)")
-    options.add_argument("--seed", type=int, default=0, help="seed of the choice of images (0)")
-    given, rest = options.parse_known_args(args)
+    given, rest = tune_crf_parser().parse_known_args(args)
     if given.num_images < 1:
         raise UserError(f"--num_images must be at least 1, got {given.num_images}.")
     module, data, trainer = load_checkpoint(["--ckpt_path", given.ckpt_path, *rest])

@@ -2,12 +2,10 @@
 
 from urllib.parse import urlsplit
 
-from deeplab_lightning.commands.options import OptionParser
+from deeplab_lightning.commands.parsers import wandb_report_parser
 from deeplab_lightning.errors import UnavailableError
 from deeplab_lightning.tracking.mode import api_key, can_answer
 from deeplab_lightning.tracking.report import build_report, classes_of, describe
-
-_PROJECT = "deeplab_lightning"
 
 
 def wandb_report(args: list[str]) -> None:
@@ -16,7 +14,7 @@ def wandb_report(args: list[str]) -> None:
     Raises:
         RuntimeError: If the package `wandb-workspaces`, an account or a connection is missing.
     """
-    given = _parser().parse_args(args)
+    given = wandb_report_parser().parse_args(args)
     report = build_report(
         given.groups, project=given.project, entity=given.entity, title=given.title, classes=given.classes
     )
@@ -48,25 +46,3 @@ def wandb_report(args: list[str]) -> None:
     except (ValueError, wandb.errors.Error) as error:
         raise UnavailableError(f"{base_url} did not take the report: {str(error).splitlines()[0]}") from error
     print(report.url)
-
-
-def _parser() -> OptionParser:
-    parser = OptionParser(
-        prog="deeplab wandb-report",
-        description="Write a W&B Report that compares experiments: curves, classes, quality against cost, settings.",
-    )
-    parser.add_argument(
-        "--groups", nargs="+", required=True, help="names of the experiments, which are groups of W&B runs"
-    )
-    parser.add_argument("--project", default=_PROJECT, help=f"W&B project of the runs ({_PROJECT})")
-    parser.add_argument(
-        "--entity", default="", help="user or team that owns the project; that of your account if not given"
-    )
-    parser.add_argument("--title", help="title of the report; made from the names of the groups if not given")
-    parser.add_argument(
-        "--classes", nargs="+", default=[], help="classes whose IoU is drawn; all classes of the runs if not given"
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="print the blocks of the report without an account, and stop"
-    )
-    return parser

@@ -14,12 +14,12 @@ from scipy.sparse import csr_matrix
 
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, read_cv
+from deeplab_lightning.experiments.contributions import Contributions, image_margins, margins
 from deeplab_lightning.experiments.significance import (
     MIN_BOOTSTRAP_UNITS,
+    UNKNOWN,
     Difference,
-    bootstrap_difference,
     bootstrap_iou,
-    corrected_resampled_t,
     detectable_difference,
     holm,
     jackknife,
@@ -32,7 +32,6 @@ from deeplab_lightning.runs import ExperimentFolder
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-_UNKNOWN = Difference(math.nan, math.nan, math.nan, math.nan)
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class Entry:
         over_folds: Difference from the baseline, paired by fold; None for the baseline, or if the folds differ.
         over_images: Difference from the baseline, paired by image; None for the baseline, or without per-image
             matrices.
-        per_class: (K,) differences of the IoU, paired by image, or by fold without per-image matrices; None for the
-            baseline, or if neither is possible.
+        per_class: (K,) differences of the IoU, paired by fold where folds decide for all experiments, otherwise by
+            image; None for the baseline, or if neither is possible.
         adjusted_p: p-value of the deciding difference, adjusted by Holm over all comparisons; paired by fold if
             possible, otherwise by image; nan if neither is.
         adjusted_class_p: (K,) p-values of the classes, adjusted by Holm over the classes; empty for the baseline.
@@ -98,7 +97,8 @@ class Comparison:
         entries: Experiments in the given order.
         class_names: K names.
         num_images: Number of shared images; None if any experiment has no per-image matrices.
-        basis: What the intervals of the classes are over: `images`, `groups of images` or `folds`.
+        basis: What the intervals of mIoU are over: `images` or `groups of images`; `folds` if there are none.
+        class_basis: What the differences of the classes are over: `folds`, `images` or `groups of images`.
         notes: Limits of the comparison, one sentence each.
     """
 
@@ -106,6 +106,7 @@ class Comparison:
     class_names: list[str]
     num_images: int | None
     basis: str
+    class_basis: str
     notes: list[str]
 
 
@@ -123,29 +124,52 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         ValueError: If the classes differ, or the experiments share no image.
     """
     results, epoch_notes = _read(folders, epoch)
+    return compare_results(folders, results, num_resamples=num_resamples, notes=epoch_notes)
+
+
+def compare_results(
+    folders: Sequence[Path], results: Sequence[CrossValidation], *, num_resamples: int = 2000, notes: Sequence[str] = ()
+) -> Comparison:
+    """Compare experiments whose results were read before.
+
+    Args:
+        folders: Folder of each experiment, which gives its name, configuration, groups and cost where it has them.
+        results: Pooled folds of each experiment; the first is the baseline.
+        num_resamples: Number of bootstrap resamples of the images.
+        notes: Further limits of the comparison, one sentence each.
+
+    Raises:
+        ValueError: If the classes differ, or the experiments share no image.
+    """
     class_names = results[0].class_names
     for folder, result in zip(folders, results, strict=True):
         if result.class_names != class_names:
             raise DataError(f"{folder} has the classes {result.class_names}, but {folders[0]} has {class_names}.")
     labels = [_label(folder, folders) for folder in folders]
-    sets, notes = _shared_images(labels, results)
+    sets, found_notes = _shared_images(labels, results)
     other_truths = [0 if own is None or sets[0] is None else _count_other_truths(sets[0], own) for own in sets]
     entries: list[Entry] = []
     for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
         entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
-    known, basis, image_freedom = [images for images in sets if images is not None], "folds", math.inf
+    folds_decide = all(_are_folds_compared(entries[0], entry) for entry in entries[1:])
+    known, basis = [images for images in sets if images is not None], "folds"
     if known:
         groups = next(filter(None, (_groups(folder, known[0].names) for folder in folders)), None)
         basis = "images" if groups is None else "groups of images"
         resampled = _resample(known, groups, num_resamples)
-        image_freedom = resampled.freedom
-        entries = [_over_images(entry, resampled, index, entries[0].iou) for index, entry in enumerate(entries)]
-        notes = [*notes, *resampled.notes]
-    entries = _judged(entries, basis, other_truths, image_freedom)
+        labels_of_units = known[0].names if groups is None else groups
+        units = np.unique(np.asarray(labels_of_units), return_inverse=True)[1].reshape(-1)
+        of_units = [image_margins(images, units) for images in known]  # (U, 3, K) each
+        entries = [_over_images(entry, resampled, index, of_units) for index, entry in enumerate(entries)]
+        if not folds_decide:
+            entries = [_classes_over_images(entry, of_units, index) for index, entry in enumerate(entries)]
+        found_notes = [*found_notes, *resampled.notes]
+    entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
-    notes = [*damaged, *_class_notes(entries), *notes, *_fold_notes(entries), *epoch_notes]
-    return Comparison(entries, class_names, num_images, basis, notes)
+    all_notes = [*damaged, *_class_notes(entries), *found_notes, *_fold_notes(entries), *notes]
+    class_basis = "folds" if folds_decide else basis
+    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -161,24 +185,23 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
     return results, [f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
 
 
-def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int], image_freedom: float) -> list[Entry]:
+def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:
     """Return the entries with adjusted p-values and verdicts.
 
     Args:
         entries: The experiments, the baseline first.
         basis: What intervals over images are over.
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
-        image_freedom: Degrees of freedom of intervals over images.
     """
     base, configs = entries[0], [_config(entry.folder) for entry in entries]
     decided = [
-        (_UNKNOWN, "", math.nan) if others else _deciding(base, entry, basis, image_freedom)
+        (UNKNOWN, "") if others else _deciding(base, entry, basis)
         for entry, others in zip(entries, other_truths, strict=True)
     ]
-    adjusted = holm([math.nan, *(difference.p for difference, _, _ in decided[1:])])
+    adjusted = holm([math.nan, *(difference.p for difference, _ in decided[1:])])
     judged = [base]
     for index in range(1, len(entries)):
-        entry, (difference, over, freedom) = entries[index], decided[index]
+        entry, (difference, over) = entries[index], decided[index]
         if other_truths[index]:
             judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
             continue
@@ -187,7 +210,7 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int], i
             difference,
             over,
             float(adjusted[index]),
-            detectable_difference(difference, freedom),
+            detectable_difference(difference),
             differing_settings(configs[0], configs[index]),
         )
         class_p = tuple(map(float, holm([item.p for item in entry.per_class or ()])))
@@ -195,20 +218,17 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int], i
     return judged
 
 
-def _deciding(base: Entry, entry: Entry, basis: str, image_freedom: float) -> tuple[Difference, str, float]:
-    """Return the pooled difference with one interval, what the interval is over, and its degrees of freedom.
+def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:
+    """Return the pooled difference with one interval, and what the interval is over.
 
     The interval is over folds where both experiments have at least two in common, since these are repetitions of the
     training; otherwise over images.
     """
-    if entry is base:
-        return _UNKNOWN, "", math.nan
-    if (values := _fold_differences(base.cv, entry.cv)) is not None and len(values) > 1:
-        share = 1 / max(base.cv.n_folds, 2)
-        return corrected_resampled_t(values, test_share=share, center=entry.difference), "folds", len(values) - 1
+    if entry.over_folds is not None and _are_folds_compared(base, entry):
+        return entry.over_folds, "folds"
     if entry.over_images is not None:
-        return entry.over_images, basis, image_freedom
-    return Difference(entry.difference, math.nan, math.nan, math.nan), "", math.nan
+        return entry.over_images, basis
+    return Difference(entry.difference, math.nan, math.nan, math.nan), ""
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -236,7 +256,8 @@ def _entry(
 ) -> Entry:
     """Return an experiment with its differences from the baseline that need no resampling."""
     matrix = result.matrix if images is None else images.total()
-    over_folds = None if base is None else _over_folds(base.cv, result)
+    by_fold = None if base is None else _by_fold(base, result, images)
+    overlap = 1 / max(result.n_folds, 2)
     return Entry(
         cv=result,
         folder=folder,
@@ -245,9 +266,9 @@ def _entry(
         images=images,
         interval=(math.nan, math.nan),
         difference=math.nan if base is None else float(nan_mean(truth_iou(matrix))) - base.miou,
-        over_folds=over_folds,
+        over_folds=None if by_fold is None else by_fold.miou(overlap=overlap),
         over_images=None,
-        per_class=None if base is None or over_folds is None else _classes_over_folds(base.cv, result),
+        per_class=None if by_fold is None else by_fold.classes(overlap=overlap),
         adjusted_p=math.nan,
         cost=_cost(folder),
     )
@@ -286,11 +307,6 @@ class _Resampled:
     is_jackknife: bool
     notes: list[str]
 
-    @property
-    def freedom(self) -> float:
-        """Return the degrees of freedom of the intervals; infinite for a bootstrap."""
-        return max(self.iou.shape[1] - 1, 1) if self.is_jackknife else math.inf
-
     def interval(self, values: Floats, observed: float) -> tuple[float, float]:
         """Return the 95 % interval of a figure from its (R,) values."""
         if self.is_jackknife:
@@ -298,10 +314,6 @@ class _Resampled:
             return found.low, found.high
         low, high = np.nanquantile(values, [0.025, 0.975])
         return float(low), float(high)
-
-    def difference(self, a: Floats, b: Floats, observed: float) -> Difference:
-        """Return the difference B - A with its interval from the (R,) values of both."""
-        return jackknife(b - a, observed) if self.is_jackknife else bootstrap_difference(a, b, observed)
 
 
 def _resample(known: Sequence[PerImageConfusion], groups: Sequence[str] | None, num_resamples: int) -> _Resampled:
@@ -338,20 +350,31 @@ def _shared_images(
     return sets, notes
 
 
-def _over_images(entry: Entry, resampled: _Resampled, index: int, base_iou: Floats) -> Entry:
-    """Add the intervals over images to the experiment at an index."""
-    base, own = resampled.iou[[0, index]]  # (R, K) each
-    base_means, means = nan_mean(base), nan_mean(own)
-    entry = replace(entry, interval=resampled.interval(means, entry.miou))
+def _over_images(entry: Entry, resampled: _Resampled, index: int, of_units: Sequence[Ints]) -> Entry:
+    """Add the intervals over images to the experiment at an index.
+
+    Args:
+        entry: The experiment.
+        resampled: IoU of the experiments over resampled images.
+        index: Its place among the experiments.
+        of_units: (U, 3, K) margins of the images or groups of each experiment, see `margins`.
+    """
+    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.iou[index]), entry.miou))
     if index == 0:
         return entry
-    return replace(
-        entry,
-        over_images=resampled.difference(base_means, means, entry.difference),
-        per_class=[
-            resampled.difference(base[:, c], own[:, c], float(entry.iou[c] - base_iou[c])) for c in range(len(base_iou))
-        ],
-    )
+    return replace(entry, over_images=Contributions.of(of_units[0], of_units[index]).miou())
+
+
+def _classes_over_images(entry: Entry, of_units: Sequence[Ints], index: int) -> Entry:
+    """Add the differences of the classes over images, see `_over_images`."""
+    if index == 0:
+        return entry
+    return replace(entry, per_class=Contributions.of(of_units[0], of_units[index]).classes())
+
+
+def _are_folds_compared(base: Entry, entry: Entry) -> bool:
+    """Check whether both have folds in common that repeat the training."""
+    return len(_common_folds(base.cv, entry.cv, entry.images)) > 1
 
 
 def _count_other_truths(base: PerImageConfusion, own: PerImageConfusion) -> int:
@@ -366,26 +389,31 @@ def _truth(images: PerImageConfusion) -> Ints:
     return np.asarray((images.counts @ gather).todense())
 
 
-def _fold_differences(a: CrossValidation, b: CrossValidation) -> list[float] | None:
-    """Return the differences B - A of the folds that both have finished; None if the folds differ."""
-    places = _common_folds(a, b)
+def _by_fold(base: Entry, own: CrossValidation, images: PerImageConfusion | None) -> Contributions | None:
+    """Split the difference from the baseline into the folds that both have finished; None if the folds differ.
+
+    Args:
+        base: The baseline.
+        own: The experiment.
+        images: Matrices of the shared images of the experiment; None if unknown.
+    """
+    places = _common_folds(base.cv, own, images)
     if not places:
         return None
-    rows_a, rows_b = map(list, zip(*places, strict=True))
-    differences: list[float] = (b.miou[rows_b] - a.miou[rows_a]).tolist()
-    return differences
+    if base.images is None or images is None:
+        rows_a, rows_b = map(list, zip(*places, strict=True))
+        return Contributions.of(margins(base.cv.matrices[rows_a]), margins(own.matrices[rows_b]))
+    unit_of = {own.folds[row]: unit for unit, (_, row) in enumerate(places)}
+    names = [name for name in images.names if own.fold_of[name] in unit_of]
+    units = np.array([unit_of[own.fold_of[name]] for name in names])
+    return Contributions.of(image_margins(base.images.keep(names), units), image_margins(images.keep(names), units))
 
 
-def _over_folds(a: CrossValidation, b: CrossValidation) -> Difference | None:
-    """Compute the difference B - A over the folds that both have finished; None if the folds differ."""
-    differences = _fold_differences(a, b)
-    if differences is None:
-        return None
-    return corrected_resampled_t(differences, test_share=1 / max(a.n_folds, 2))
+def _common_folds(a: CrossValidation, b: CrossValidation, shared: PerImageConfusion | None) -> list[tuple[int, int]]:
+    """Return the rows of the folds that both have finished and that hold shared images, if such are known.
 
-
-def _common_folds(a: CrossValidation, b: CrossValidation) -> list[tuple[int, int]]:
-    """Return the rows of the folds that both have finished; empty if a fold holds out different images in A and B."""
+    Empty if a fold holds out different images in A and B.
+    """
     places = [(a.folds.index(fold), b.folds.index(fold)) for fold in a.folds if fold in b.folds]
     if a.n_folds != b.n_folds:
         return []
@@ -394,18 +422,10 @@ def _common_folds(a: CrossValidation, b: CrossValidation) -> list[tuple[int, int
         is_same = all(np.array_equal(a.matrices[i].sum(axis=-1), b.matrices[j].sum(axis=-1)) for i, j in places)
         return places if is_same else []
     held_out = [{n: f for n, f in cv.fold_of.items() if f in a.folds and f in b.folds} for cv in (a, b)]
-    return places if held_out[0] == held_out[1] else []
-
-
-def _classes_over_folds(a: CrossValidation, b: CrossValidation) -> list[Difference]:
-    """Compute the (K,) differences B - A over the common folds that have the class."""
-    rows_a, rows_b = map(list, zip(*_common_folds(a, b), strict=True))
-    found = []
-    for values in (b.iou[rows_b] - a.iou[rows_a]).T:
-        present = values[~np.isnan(values)].tolist()
-        test_share = 1 / max(a.n_folds, 2)
-        found.append(corrected_resampled_t(present, test_share=test_share) if present else _UNKNOWN)
-    return found
+    if held_out[0] != held_out[1]:
+        return []
+    of_shared = set(b.folds) if shared is None else {b.fold_of[name] for name in shared.names}
+    return [(i, j) for i, j in places if b.folds[j] in of_shared]
 
 
 def _groups(folder: Path, names: Sequence[str]) -> list[str] | None:

@@ -64,7 +64,7 @@ def decide(
     if not is_known:
         text = f"{own} - {base}: {deciding.mean:+.3f} mIoU; too few repetitions for an interval."
     elif not (deciding.excludes_zero and adjusted_p < LEVEL):
-        reach = "" if math.isnan(detectable) else f" A difference below {detectable:.3f} would rarely have been found."
+        reach = "" if math.isnan(detectable) else f" A difference of {detectable:.3f} would be found in 80 % of cases."
         text = f"{own} and {base} are not distinguishable: {span}.{reach}"
     elif basis != "folds":
         text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (

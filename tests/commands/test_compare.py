@@ -22,6 +22,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import write_atomically
+from deeplab_lightning.metrics.iou import truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from tests.conftest import write_image, write_mask
@@ -158,10 +159,11 @@ def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.8)
     shutil.rmtree(b / "fold_1")
     comparison = compare_experiments([a, b], num_resamples=20)
-    over_folds = comparison.entries[1].over_folds
-    assert over_folds is not None
-    miou_a, miou_b = read_cv(a).miou, read_cv(b).miou
-    assert over_folds.mean == pytest.approx((miou_b - miou_a[[0, 2]]).mean())
+    base, other = comparison.entries
+    assert other.over_folds is not None
+    matrices = read_cv(a).matrices[[0, 2]].sum(axis=0)
+    assert base.miou == pytest.approx(np.nanmean(truth_iou(matrices)))
+    assert other.over_folds.mean == pytest.approx(read_cv(b).pooled_miou - base.miou)
     assert any("b has not finished fold 1" in note for note in comparison.notes)
     assert not any("folds differ" in note for note in comparison.notes)
 
@@ -264,19 +266,21 @@ def test_an_experiment_called_truth_does_not_replace_the_truth(experiment: Write
     assert views["image"] != views["truth"]
 
 
-@pytest.mark.parametrize("basis", ["images", "groups of images", "folds"])
+@pytest.mark.parametrize("basis", ["images", "groups of images", "folds", "folds without images"])
 def test_the_stars_say_what_their_intervals_are_over(
     basis: str, experiment: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = [experiment("base", 0.7), experiment("better", 0.8)]
+    # Folds decide for classes too, where they do for mIoU: a training differs from another one in most classes.
+    folders = [experiment("base", 0.7), experiment("better", 0.8, shift=0 if "folds" in basis else 1)]
     if basis == "groups of images":
         rows = "".join(f"{index:02d}.png,{index % 6},0\n" for index in range(12))
         (folders[0] / "folds.csv").write_text("image,group,fold\n" + rows)
-    if basis == "folds":
+    if basis == "folds without images":
         for path in folders[0].glob("fold_*/image_matrices.npz"):
             RunFolder(path.parent).write_confusion(PerImageConfusion.read(path).total(), CLASSES)
             path.unlink()
     compare([*map(str, folders), "--html", str(tmp_path / "report.html")])
+    basis = basis.removesuffix(" without images")
     assert f"*: differs (p < 0.05 over {basis}, Holm over the classes)" in capsys.readouterr().out
     assert f"differ (p &lt; 0.05 over {basis}, adjusted by Holm" in (tmp_path / "report.html").read_text()
 

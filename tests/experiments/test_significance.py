@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -6,13 +8,12 @@ from statsmodels.stats.multitest import multipletests
 
 from deeplab_lightning.experiments.significance import (
     Difference,
-    bootstrap_difference,
     bootstrap_iou,
-    corrected_resampled_t,
     detectable_difference,
     holm,
     jackknife,
     leave_out_iou,
+    weighted_t,
 )
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 
@@ -31,72 +32,69 @@ def images(seed: int, skill: float, num_images: int = 40, num_classes: int = 3) 
     return PerImageConfusion.of(matrices)
 
 
-def test_without_overlap_the_corrected_t_is_students() -> None:
-    values = np.array([0.02, 0.05, -0.01, 0.04, 0.03])
-    ours = corrected_resampled_t(values.tolist(), test_share=1e-12)
-    theirs = stats.ttest_1samp(values, 0)
+def equal(values: "list[float] | np.ndarray[Any, Any]", *, overlap: float = 0.0) -> Difference:
+    """The mean of values of equal weight."""
+    return weighted_t(np.asarray(values) / len(values), [1 / len(values)] * len(values), overlap=overlap)
+
+
+def test_equal_weights_without_overlap_are_students_t() -> None:
+    values = [0.02, 0.05, -0.01, 0.04, 0.03]
+    ours, theirs = equal(values), stats.ttest_1samp(values, 0)
     assert ours.p == pytest.approx(theirs.pvalue)
     interval = theirs.confidence_interval(0.95)
-    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+    assert (ours.mean, ours.low, ours.high) == pytest.approx((0.026, interval.low, interval.high))
+    assert ours.freedom == pytest.approx(4)
 
 
-def test_the_correction_widens_by_the_overlap() -> None:
+def test_the_overlap_widens_by_nadeau_and_bengio() -> None:
     values = [0.02, 0.05, -0.01, 0.04, 0.03]
-    plain, corrected = (corrected_resampled_t(values, test_share=share) for share in (1e-12, 1 / 5))
+    plain, corrected = equal(values), equal(values, overlap=1 / 5)
     # 1/5 + (1/5)/(4/5) = 9/20 instead of 1/5
     assert (corrected.high - corrected.mean) / (plain.high - plain.mean) == pytest.approx((9 / 4) ** 0.5)
 
 
-def test_too_few_or_equal_folds_have_no_interval() -> None:
+def test_too_few_or_equal_units_have_no_interval() -> None:
     """Equal differences gave p = 0."""
-    assert np.isnan(corrected_resampled_t([0.1], test_share=0.5).low)
-    assert corrected_resampled_t([0.0, 0.0], test_share=0.5).p == 1
-    assert np.isnan(corrected_resampled_t([0.1, 0.1], test_share=0.5).p)
-    pooled = corrected_resampled_t([0.0, 0.0], test_share=0.5, center=0.07)
-    assert pooled.mean == 0.07
-    assert np.isnan(pooled.p)
+    assert np.isnan(equal([0.1]).low)
+    assert equal([0.0, 0.0]).p == 1
+    assert np.isnan(equal([0.1, 0.1]).p)
+    unequal = weighted_t([0.09, 0.01], [0.9, 0.1])  # both differ by 0.1
+    assert unequal.mean == pytest.approx(0.1)
+    assert np.isnan(unequal.p)
+    assert np.isnan(weighted_t([0.1, 0.0], [1.0, 0.0]).p)
 
 
-def test_the_detectable_difference_is_found_in_four_of_five_repetitions() -> None:
+def test_unequal_weights_have_an_unbiased_variance_and_its_degrees_of_freedom() -> None:
+    rng, weights = np.random.default_rng(0), np.array([0.4, 0.3, 0.2, 0.1])
+    drawn = [weighted_t(row * weights, weights) for row in rng.normal(size=(4000, 4))]
+    freedom = drawn[0].freedom
+    variances = np.array([((d.high - d.low) / 2 / stats.t.ppf(0.975, freedom)) ** 2 for d in drawn])
+    assert variances.mean() == pytest.approx((weights**2).sum(), rel=0.04)
+    assert freedom == pytest.approx(2 * variances.mean() ** 2 / variances.var(), rel=0.1)  # of a scaled chi-squared
+    assert freedom < 3
+    assert 0.01 <= np.mean([d.p < 0.05 for d in drawn]) <= 0.06  # conservative, if not equal
+
+
+@pytest.mark.parametrize("freedom", [2.0, 4.0, 9.0, 1e5])
+def test_the_detectable_difference_is_found_in_four_of_five_repetitions(freedom: float) -> None:
     rng = np.random.default_rng(0)
-    design = corrected_resampled_t(rng.normal(0, 0.02, 10).tolist(), test_share=1e-12)
-    error = (design.high - design.low) / 2 / stats.t.ppf(0.975, 9) * 10**0.5  # of one fold
-    effect = detectable_difference(design, 9)
-    found = [
-        corrected_resampled_t(rng.normal(effect, error, 10).tolist(), test_share=1e-12).p < 0.05 for _ in range(2000)
-    ]
-    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
-    assert np.isnan(detectable_difference(Difference(0.1, np.nan, np.nan, np.nan), 9))
+    reach = stats.t.ppf(0.975, freedom)
+    effect = detectable_difference(Difference(0.0, -reach, reach, 1.0, freedom))  # of an error of 1
+    errors = np.sqrt(rng.chisquare(freedom, 20_000) / freedom)
+    found = np.abs(rng.normal(effect, 1, 20_000)) > reach * errors
+    assert np.mean(found) == pytest.approx(0.8, abs=0.01)
+    assert np.isnan(detectable_difference(Difference(0.1, np.nan, np.nan, np.nan)))
 
 
 @pytest.mark.parametrize("n_folds", [3, 5, 10])
-def test_the_corrected_t_fires_in_one_of_twenty_when_there_is_no_difference(n_folds: int) -> None:
+def test_folds_fire_in_one_of_twenty_when_there_is_no_difference(n_folds: int) -> None:
     rng = np.random.default_rng(n_folds)
     correlation = 1 / n_folds  # of the folds' differences, as the correction assumes
     shared = rng.normal(size=(2000, 1)) * correlation**0.5
     values = shared + rng.normal(size=(2000, n_folds)) * (1 - correlation) ** 0.5
-    fired = [corrected_resampled_t(row, test_share=1 / n_folds).p < 0.05 for row in values.tolist()]
+    fired = [equal(row, overlap=correlation).p < 0.05 for row in values]
     assert 0.03 <= np.mean(fired) <= 0.07
-    plain = [corrected_resampled_t(row, test_share=1e-12).p < 0.05 for row in values.tolist()]
-    assert np.mean(plain) > 0.085  # what it corrects
-
-
-@pytest.mark.slow
-def test_the_bootstrap_fires_in_one_of_twenty_when_there_is_no_difference() -> None:
-    rng = np.random.default_rng(0)
-    names, fired = [f"{index:02d}" for index in range(60)], []
-    for seed in range(2000):
-        # Two models of the same skill on 60 images: a share of the pixels of one class is right.
-        difficulty = rng.normal(0.7, 0.1, 60)
-        shares = np.clip(difficulty + rng.normal(0, 0.05, (2, 60)), 0.05, 0.95)
-        right = np.rint(500 * shares).astype(int)
-        sets = [PerImageConfusion(names, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right]
-        iou = bootstrap_iou(sets, num_resamples=200, seed=seed).mean(axis=-1)
-        totals = [s.total() for s in sets]
-        observed = _miou(totals[1]) - _miou(totals[0])
-        difference = bootstrap_difference(iou[0], iou[1], observed)
-        fired.append(difference.low > 0 or difference.high < 0)
-    assert 0.03 <= np.mean(fired) <= 0.07
+    assert np.mean([equal(row).p < 0.05 for row in values]) > 0.085  # what it corrects
 
 
 @pytest.mark.slow
@@ -136,16 +134,13 @@ def _miou(matrix: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> float:
     return float((hits / (matrix.sum(0) + matrix.sum(1) - hits)).mean())
 
 
-def test_the_bootstrap_finds_a_difference_and_covers_the_observed() -> None:
+def test_the_bootstrap_covers_the_observed_and_repeats() -> None:
     a, b = images(1, 0.7), images(2, 0.75)
     iou = bootstrap_iou([a, b], num_resamples=500)
     assert iou.shape == (2, 500, 3)
-    observed = _miou(b.total()) - _miou(a.total())
-    difference = bootstrap_difference(iou[0].mean(-1), iou[1].mean(-1), observed)
-    assert 0 < difference.low < observed < difference.high
-    assert difference.p < 0.01
-    again = bootstrap_iou([a, b], num_resamples=500)
-    assert np.array_equal(iou, again)
+    low, high = np.quantile(iou.mean(-1), [0.025, 0.975], axis=1)
+    assert low[0] < _miou(a.total()) < high[0] < _miou(b.total()) < high[1]
+    assert np.array_equal(iou, bootstrap_iou([a, b], num_resamples=500))
 
 
 def test_resamples_pool_like_a_loop_over_images() -> None:

@@ -57,6 +57,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         rows=_summary(comparison),
         labels=[e.label for e in entries],
         basis=comparison.basis,
+        class_basis=comparison.class_basis,
         intervals=Markup(charts.intervals(points, "mIoU")),
         class_rows=_class_rows(comparison),
         curves=Markup(charts.lines([(e.label, _curve(e)) for e in entries], "epoch", "mIoU")),

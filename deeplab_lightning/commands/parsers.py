@@ -1,0 +1,231 @@
+"""Build the parsers of the commands without importing what the commands need, so that their `--help` is quick."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from deeplab_lightning.usage import OneLineUsage
+
+# Formats of exported files, and places of their preprocessing.
+FORMATS = ("onnx", "torch_export")
+PLACES = ("graph", "metadata")
+WANDB_PROJECT = "deeplab_lightning"
+_OF_FIT = "All other options are those of `deeplab fit`"
+_OF_DATA = "All other options are `-c CONFIG`, of which only the data part is read, and `--data.*`, which override it."
+
+
+class OptionParser(OneLineUsage, argparse.ArgumentParser):
+    """Parse a command's own options; a wrong command line is reported in one line."""
+
+
+def kfold_parser() -> OptionParser:
+    """Build the parser of `deeplab kfold`."""
+    parser = OptionParser(
+        prog="deeplab kfold",
+        description="Train every fold in a process of its own, and pool the validation results. " + _OF_FIT + ".",
+    )
+    parser.add_argument("--n_folds", type=int, help="number of folds; data.n_folds if not given")
+    parser.add_argument("--folds", help="folds to train, such as 0,2; all if not given")
+    parser.add_argument("--name", help="name of the experiment's folder; made from model and time if not given")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the experiment of this --name, with its own settings without -c"
+    )
+    parser.add_argument("--predictions", action="store_true", help="also write the out-of-fold predictions")
+    parser.add_argument("--aggregate", metavar="FOLDER", help="only pool the finished folds of an experiment")
+    _add_launcher_options(parser)
+    return parser
+
+
+def grid_parser() -> OptionParser:
+    """Build the parser of `deeplab grid`."""
+    parser = OptionParser(
+        prog="deeplab grid",
+        description="Run a K-fold experiment for every combination of a grid file's axes. The same command continues "
+        "an interrupted grid. " + _OF_FIT + ", for all experiments.",
+    )
+    parser.add_argument("-c", "--config", required=True, help="grid file, such as configs/grids/backbones.yaml")
+    parser.add_argument("--name", help="name of the grid's folder; that of the grid file if not given")
+    parser.add_argument("--output_dir", help="folder that holds the grid's folder; that of the grid file if not given")
+    parser.add_argument("--list", action="store_true", help="list the experiments with their options, and stop")
+    _add_launcher_options(parser)
+    return parser
+
+
+def _add_launcher_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many folds train at once, and where."""
+    parser.add_argument("--jobs", type=int, default=1, help="number of folds that train at once (1)")
+    parser.add_argument("--devices", help="indices of the GPUs that the folds share, such as 0,1,2,3")
+    parser.add_argument(
+        "--in_process", action="store_true", help="train one fold after the other in this process, for debugging"
+    )
+
+
+def compare_parser() -> OptionParser:
+    """Build the parser of `deeplab compare`."""
+    parser = OptionParser(
+        prog="deeplab compare",
+        description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="+",
+        help="folders of experiments or runs, folders with offline W&B runs, or wandb:entity/project/group",
+    )
+    parser.add_argument(
+        "--epoch", choices=("last", "best"), default="last", help="epoch of each training to compare (last)"
+    )
+    parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
+    parser.add_argument("--json", type=Path, help="JSON file to write verdicts, table and notes to")
+    parser.add_argument("--html", type=Path, help="HTML file to write a page with curves, classes and images to")
+    return parser
+
+
+def wandb_report_parser() -> OptionParser:
+    """Build the parser of `deeplab wandb-report`."""
+    parser = OptionParser(
+        prog="deeplab wandb-report",
+        description="Write a W&B Report that compares experiments: curves, classes, quality against cost, settings.",
+    )
+    parser.add_argument(
+        "--groups", nargs="+", required=True, help="names of the experiments, which are groups of W&B runs"
+    )
+    parser.add_argument("--project", default=WANDB_PROJECT, help=f"W&B project of the runs ({WANDB_PROJECT})")
+    parser.add_argument(
+        "--entity", default="", help="user or team that owns the project; that of your account if not given"
+    )
+    parser.add_argument("--title", help="title of the report; made from the names of the groups if not given")
+    parser.add_argument(
+        "--classes", nargs="+", default=[], help="classes whose IoU is drawn; all classes of the runs if not given"
+    )
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print the blocks of the report without an account, and stop"
+    )
+    return parser
+
+
+def split_parser() -> OptionParser:
+    """Build the parser of `deeplab split`."""
+    parser = OptionParser(
+        prog="deeplab split",
+        description="Assign the images to folds without training, and show how even the folds are. Writes folds.csv "
+        "(image, group, fold), which `data.fold_file` reads; balance.csv and balance.json (per fold and class: images, "
+        "objects, area and their deviations); and balance.png (the deviations of this split and of other methods). "
+        + _OF_DATA,
+    )
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--compare", action="store_true", help="also print the figures of the other methods")
+    return parser
+
+
+def benchmark_parser() -> OptionParser:
+    """Build the parser of `deeplab benchmark`."""
+    parser = OptionParser(
+        prog="deeplab benchmark",
+        description="Measure models at the configuration's crop size, batch size, precision and memory format. Writes "
+        "benchmark.csv, benchmark.json and, with --runs, benchmark.png (mIoU against cost). "
+        + _OF_FIT
+        + ", such as `--model.net.init_args.output_stride 8`.",
+    )
+    parser.add_argument("-c", "--config", action="append", default=[], help="configuration file; later ones override")
+    parser.add_argument("--backbones", help="comma-separated backbones to measure instead of the configuration's")
+    parser.add_argument(
+        "--runs", nargs="+", default=[], help="folders of finished runs to measure, and to plot by mIoU and cost"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="steps per measurement, after one to warm up (5)")
+    parser.add_argument("--output", default="runs/bench", help="folder to write to (runs/bench)")
+    return parser
+
+
+def export_parser() -> OptionParser:
+    """Build the parser of `deeplab export`."""
+    parser = OptionParser(
+        prog="deeplab export",
+        description="Write the network of a checkpoint, including what its images go through before, as one file. "
+        "The file takes any batch size, height and width, and holds classes, colours, mean, standard deviation and "
+        "evaluation size in its metadata. It is loaded again and compared with the network before it replaces an older "
+        "file.",
+    )
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint of a training; its data are not needed")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
+    )
+    parser.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
+    parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
+    parser.add_argument(
+        "--preprocess",
+        choices=PLACES,
+        default="graph",
+        help="place of the preprocessing: graph takes uint8 RGB in 0-255 of any size and shrinks it to the evaluation "
+        "size; metadata takes normalised floats of that size, and describes both (graph)",
+    )
+    parser.add_argument(  # the option of version 0.1.0
+        "--no_preprocessing", action="store_const", dest="preprocess", const="metadata", help=argparse.SUPPRESS
+    )
+    return parser
+
+
+def tune_crf_parser() -> OptionParser:
+    """Build the parser of `deeplab tune-crf`."""
+    parser = OptionParser(
+        prog="deeplab tune-crf",
+        description="Find w1, sigma_alpha and sigma_beta of the dense CRF that give a checkpoint the highest mIoU. "
+        "Tries a coarse grid, then finer steps around its best, on a random part of the validation images. Prints mIoU "
+        "and boundary IoU with and without the CRF there, and on as many other validation images if there are any. "
+        "Writes crf.yaml, for `-c` of test and predict, and crf.csv to the run's folder. All other options are those "
+        "of `deeplab validate`.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--ckpt_path", required=True, help="checkpoint, such as runs/<name>/checkpoints/best.ckpt")
+    parser.add_argument("--num_images", type=int, default=20, help="number of validation images to tune on (20)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of images (0)")
+    return parser
+
+
+def synthetic_parser() -> OptionParser:
+    """Build the parser of `deeplab data synthetic`."""
+    parser = OptionParser(
+        prog="deeplab data synthetic",
+        description="Write the built-in data set: scenes of overlapping litter with COCO annotations.",
+    )
+    parser.add_argument("--output", required=True, help="folder to write to")
+    parser.add_argument("--num_images", type=int, default=200, help="number of images (200)")
+    parser.add_argument("--size", type=int, default=256, help="height and width of the images in pixels (256)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the scenes (0)")
+    return parser
+
+
+def check_parser() -> OptionParser:
+    """Build the parser of `deeplab data check`, for its help; `datasets_from_args` parses its options."""
+    parser = OptionParser(
+        prog="deeplab data check",
+        description="Read every image and mask once, and print classes, remarks, all problems and warnings. Labels are "
+        "wrong where there is a problem, and may be wrong where there is a warning. " + _OF_DATA,
+    )
+    parser.add_argument("-c", "--config", action="append", help="configuration file; later ones override")
+    return parser
+
+
+def show_parser() -> OptionParser:
+    """Build the parser of `deeplab data show`."""
+    parser = OptionParser(
+        prog="deeplab data show",
+        description="Write a page that shows the data before training: images with masks, a batch, classes, sizes, "
+        "folds, warnings. " + _OF_DATA,
+    )
+    parser.add_argument("--output", required=True, help="folder to write index.html and its pictures to")
+    return parser
+
+
+PARSERS: dict[str, Callable[[], OptionParser]] = {
+    "tune-crf": tune_crf_parser,
+    "kfold": kfold_parser,
+    "grid": grid_parser,
+    "compare": compare_parser,
+    "wandb-report": wandb_report_parser,
+    "split": split_parser,
+    "benchmark": benchmark_parser,
+    "export": export_parser,
+    "data synthetic": synthetic_parser,
+    "data check": check_parser,
+    "data show": show_parser,
+}
