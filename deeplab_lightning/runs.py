@@ -396,6 +396,15 @@ class ExperimentFolder(_Folder):
         folds = [path for path in self.path.glob("fold_*") if re.fullmatch(r"fold_\d+", path.name)]
         return [RunFolder(path) for path in sorted(folds, key=lambda path: int(path.name.removeprefix("fold_")))]
 
+    def seed(self, number: int) -> "ExperimentFolder":
+        """Return the experiment of a seed, in the folder of `kfold --seeds`."""
+        return ExperimentFolder(self.path / f"seed_{number}")
+
+    def seeds(self) -> "list[ExperimentFolder]":
+        """Return the experiments of the seeds in order; none if this is an experiment itself."""
+        found = [path for path in self.path.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name)]
+        return [ExperimentFolder(path) for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed_")))]
+
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration that all folds share."""
         _write_yaml(self.config, config)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.commands.parsers import compare_parser
-from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
 from deeplab_lightning.experiments.comparison import Comparison, Entry, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
@@ -46,6 +46,8 @@ def compare(args: list[str]) -> None:
             json_path=given.json,
             html_path=given.html,
             notes=notes,
+            baseline=given.baseline,
+            has_all_pairs=given.all_pairs,
         )
 
 
@@ -65,7 +67,7 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
     """
     folders: list[Path] = []
     notes: list[str] = []
-    for source in sources:
+    for source in (part for given in sources for part in _seeds_of(given)):
         folder = Path(source)
         if not source.startswith(_WANDB) and any(run.result.is_file() for run in ExperimentFolder(folder).runs()):
             folders.append(folder)
@@ -86,6 +88,26 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
     return folders, notes
 
 
+def _seeds_of(source: str) -> list[str]:
+    """Return the experiments of the seeds in a folder of `kfold --seeds`, or the source itself."""
+    seeds = [] if source.startswith(_WANDB) else ExperimentFolder(source).seeds()
+    return [str(seed.path) for seed in seeds] or [source]
+
+
+def _with_baseline(folders: Sequence[Path], name: str) -> list[Path]:
+    """Put the folders of one name, or below a folder of this name, first.
+
+    Raises:
+        DataError: If there is none.
+    """
+    chosen = [folder for folder in folders if name in {folder.name, folder.parent.name, str(folder)}]
+    if not chosen:
+        raise DataError(
+            f"--baseline {name} is none of the experiments: {', '.join(folder.name for folder in folders)}."
+        )
+    return [*chosen, *(folder for folder in folders if folder not in chosen)]
+
+
 def compare_folders(
     folders: Sequence[Path],
     *,
@@ -94,6 +116,8 @@ def compare_folders(
     json_path: Path | None = None,
     html_path: Path | None = None,
     notes: Sequence[str] = (),
+    baseline: str | None = None,
+    has_all_pairs: bool = False,
 ) -> None:
     """Compare experiments, print the tables, and write the files.
 
@@ -104,13 +128,20 @@ def compare_folders(
         json_path: JSON file to write verdicts, table and notes to; none if None.
         html_path: HTML file to write the page to; none if None.
         notes: Further sentences on the limits of the comparison.
+        baseline: Name of the folder that is the baseline; the first if None.
+        has_all_pairs: Whether every pair is judged.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
-        DataError: If the classes differ, or the experiments share no image.
+        DataError: If the classes differ, or the experiments share no image, or none is called like the baseline.
     """
+    folders = folders if baseline is None else _with_baseline(folders, baseline)
     comparison = compare_experiments(folders, epoch=epoch)
     comparison = replace(comparison, notes=[*notes, *comparison.notes])
+    if has_all_pairs:
+        from deeplab_lightning.experiments.pairs import compare_pairs
+
+        comparison = replace(comparison, pairs=compare_pairs(folders, epoch=epoch))
     console = table_console()
     print_comparison(comparison, console)
     for note in comparison.notes:
@@ -141,9 +172,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
     names = [escape(name) for name in names]
     heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
-    for entry in entries:
-        if entry.verdict is not None:
-            console.print(entry.verdict.sentence, style="bold", markup=False, highlight=False)
+    for sentence in comparison.sentences:
+        console.print(sentence, style="bold", markup=False, highlight=False)
     count = "all" if comparison.num_images is None else str(comparison.num_images)
     console.print(f"mIoU over {count} held-out images", style="bold")
     console.print(_quality_table(comparison, names))

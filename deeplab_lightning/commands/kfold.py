@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.parsers import kfold_parser
 from deeplab_lightning.commands.training import resolve_fit_config, run_training_command
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
-from deeplab_lightning.experiments.aggregate import aggregate, print_cv
+from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
@@ -30,23 +32,25 @@ def kfold(args: list[str]) -> None:
     """
     given, rest = kfold_parser().parse_known_args(args)
     if given.aggregate:
-        print_cv(aggregate(Path(given.aggregate)), Path(given.aggregate))
+        for files in ExperimentFolder(given.aggregate).seeds() or [ExperimentFolder(given.aggregate)]:
+            print_cv(aggregate(files.path), files.path)
         return
     refuse_under_a_launcher()
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
     config = resolve_fit_config(rest)
+    seeds = None if given.seeds is None else list(dict.fromkeys(_numbers(given.seeds, "--seeds")))
     if given.n_folds is not None:
         config["data"]["n_folds"] = given.n_folds
     folder = _folder(given.name or config["name"], config, is_resumed=given.resume)
-    chosen = None if given.folds is None else _numbers(given.folds)
+    chosen = None if given.folds is None else _numbers(given.folds, "--folds")
     try:
-        experiment = Experiment.prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]))
+        experiments = _prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]), seeds)
     except BaseException:
         remove_if_empty(folder)
         raise
     run_experiments(
-        [experiment],
+        experiments,
         at_once=given.jobs,
         devices=given.devices.split(",") if given.devices else [],
         has_predictions=given.predictions,
@@ -55,6 +59,37 @@ def kfold(args: list[str]) -> None:
             ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
         ),
     )
+    if len(experiments) > 1:
+        _print_seeds(folder, experiments)
+
+
+def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list[int] | None) -> list[Experiment]:
+    """Prepare one experiment, or one for each seed in its folder; a resumed one has the seeds that it has."""
+    files = ExperimentFolder(folder)
+    started = [int(seed.name.removeprefix("seed_")) for seed in files.seeds()]
+    seeds = seeds or started
+    if not seeds:
+        return [Experiment.prepare(folder, config, folds)]
+    experiments = []
+    for seed in seeds:
+        own = {**config, "seed_everything": seed, "data": {**config["data"], "seed": seed}}
+        path = files.seed(seed).path
+        experiments.append(Experiment.prepare(path, own, folds, group=f"{folder.name}/{path.name}"))
+    return experiments
+
+
+def _print_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
+    """Print the mIoU of each seed and how far they differ."""
+    finished = [e for e in experiments if all(e.is_finished(fold) for fold in e.folds)]
+    values = [read_cv(experiment.folder).pooled_miou for experiment in finished]
+    if len(values) > 1:
+        shown = ", ".join(f"{value:.3f}" for value in values)
+        table_console().print(
+            f"{folder.name}: pooled mIoU of {len(values)} seeds {shown}; mean {np.mean(values):.3f}, standard "
+            f"deviation {np.std(values, ddof=1):.3f}. `deeplab compare {folder} ...` compares them as one recipe.",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 def refuse_under_a_launcher() -> None:
@@ -156,7 +191,8 @@ def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> Pa
     if is_resumed:
         if name is None:
             raise UserError("--resume needs the --name of the experiment to continue.")
-        return _started(output / name).parent
+        _started(output / name)
+        return output / name
     if name is None:
         name = made_up_name(config["model"]["net"], prefix="cv")
     return make_unused_folder(output / name)
@@ -168,15 +204,19 @@ def _started(folder: Path) -> Path:
     Raises:
         FileNotFoundError: If no experiment was started there.
     """
-    config = ExperimentFolder(folder).config
+    files = ExperimentFolder(folder)
+    config = next((seed.config for seed in files.seeds()), files.config)
     if not config.is_file():
         raise MissingFileError(f"no experiment to resume: {folder.absolute()}")
     return config
 
 
-def _numbers(text: str) -> list[int]:
-    """Parse comma-separated numbers."""
+def _numbers(text: str, name: str) -> list[int]:
+    """Parse comma-separated numbers of an option."""
     try:
-        return [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
-        raise UserError(f"--folds must be numbers such as 0,2, got {text!r}.") from error
+        raise UserError(f"{name} must be numbers such as 0,2, got {text!r}.") from error
+    if min(numbers) < 0:
+        raise UserError(f"{name} must not be negative, got {text!r}.")
+    return numbers

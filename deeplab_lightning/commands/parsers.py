@@ -26,6 +26,7 @@ def kfold_parser() -> OptionParser:
     )
     parser.add_argument("--n_folds", type=int, help="number of folds; data.n_folds if not given")
     parser.add_argument("--folds", help="folds to train, such as 0,2; all if not given")
+    parser.add_argument("--seeds", help="seeds to repeat all folds with, such as 0,1,2; seed_everything if not given")
     parser.add_argument("--name", help="name of the experiment's folder; made from model and time if not given")
     parser.add_argument(
         "--resume", action="store_true", help="continue the experiment of this --name, with its own settings without -c"
@@ -64,7 +65,8 @@ def compare_parser() -> OptionParser:
     """Build the parser of `deeplab compare`."""
     parser = OptionParser(
         prog="deeplab compare",
-        description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline.",
+        description="Compare experiments of `deeplab kfold` or single runs; the first is the baseline. Experiments "
+        "that differ in the seed alone are pooled.",
     )
     parser.add_argument(
         "sources",
@@ -73,6 +75,10 @@ def compare_parser() -> OptionParser:
     )
     parser.add_argument(
         "--epoch", choices=("last", "best"), default="last", help="epoch of each training to compare (last)"
+    )
+    parser.add_argument("--baseline", help="name of the experiment to compare with; the first if not given")
+    parser.add_argument(
+        "--all_pairs", action="store_true", help="judge every pair, with p-values adjusted over all of them"
     )
     parser.add_argument("--csv", type=Path, help="CSV file to write the table to")
     parser.add_argument("--json", type=Path, help="JSON file to write verdicts, table and notes to")

@@ -43,6 +43,7 @@ class CrossValidation:
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
         notes: Folds that are left out because their files are damaged, one sentence each.
+        seeds: The result of each seed, if several were pooled; the matrices are their sum.
     """
 
     name: str
@@ -55,6 +56,7 @@ class CrossValidation:
     epoch: Epoch = "best"
     best_miou: float = math.nan
     notes: tuple[str, ...] = ()
+    seeds: "tuple[CrossValidation, ...]" = ()
 
     @property
     def optimism(self) -> float:

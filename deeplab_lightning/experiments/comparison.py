@@ -5,16 +5,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from scipy.sparse import csr_matrix
 
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, read_cv
 from deeplab_lightning.experiments.contributions import Contributions, image_margins, margins
+from deeplab_lightning.experiments.repetitions import over_seeds, pool_seeds, read_config, recipe_name, seed_mious
 from deeplab_lightning.experiments.significance import (
     MIN_BOOTSTRAP_UNITS,
     UNKNOWN,
@@ -40,7 +39,7 @@ class Entry:
 
     Attributes:
         cv: Pooled folds of the experiment.
-        folder: Folder of the experiment.
+        folder: Folder of the experiment; of the first seed if several are pooled.
         label: Name in tables: the folder's name, with parent folders if names repeat.
         matrix: (K, K) pixel counts over the images that all experiments share; over all images of this experiment if
             any experiment has no per-image matrices.
@@ -56,6 +55,7 @@ class Entry:
             possible, otherwise by image; nan if neither is.
         adjusted_class_p: (K,) p-values of the classes, adjusted by Holm over the classes; empty for the baseline.
         verdict: What the comparison with the baseline shows; None for the baseline.
+        seed_mious: (S,) mIoU of each seed over the shared images; None if there is one seed.
         cost: Parameters in millions, multiply-adds in 10^9, training time in seconds; None if unknown.
     """
 
@@ -73,6 +73,12 @@ class Entry:
     cost: dict[str, float | None]
     adjusted_class_p: tuple[float, ...] = ()
     verdict: Verdict | None = None
+    seed_mious: Floats | None = None
+
+    @property
+    def seed_std(self) -> float:
+        """Return the standard deviation of the seeds' mIoU; nan for one seed."""
+        return math.nan if self.seed_mious is None else float(self.seed_mious.std(ddof=1))
 
     def is_starred(self, class_index: int) -> bool:
         """Check whether a class differs from the baseline, with the number of classes taken into account."""
@@ -100,6 +106,7 @@ class Comparison:
         basis: What the intervals of mIoU are over: `images` or `groups of images`; `folds` if there are none.
         class_basis: What the differences of the classes are over: `folds`, `images` or `groups of images`.
         notes: Limits of the comparison, one sentence each.
+        pairs: Verdicts of every pair; None if they were not asked for.
     """
 
     entries: list[Entry]
@@ -108,6 +115,13 @@ class Comparison:
     basis: str
     class_basis: str
     notes: list[str]
+    pairs: list[Verdict] | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        """Return the answers: of every pair if these were judged, else of each experiment and the baseline."""
+        verdicts = [entry.verdict for entry in self.entries] if self.pairs is None else self.pairs
+        return [verdict.sentence for verdict in verdicts if verdict is not None]
 
 
 def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, epoch: Epoch = "last") -> Comparison:
@@ -123,34 +137,64 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         FileNotFoundError: If a folder holds no finished run.
         ValueError: If the classes differ, or the experiments share no image.
     """
-    results, epoch_notes = _read(folders, epoch)
-    return compare_results(folders, results, num_resamples=num_resamples, notes=epoch_notes)
+    recipes, results, notes = read_recipes(folders, epoch)
+    return compare_results(recipes, results, num_resamples=num_resamples, notes=notes)
+
+
+def read_recipes(folders: Sequence[Path], epoch: Epoch) -> tuple[list[list[Path]], list[CrossValidation], list[str]]:
+    """Read experiments, and pool those that differ in the seed alone.
+
+    Args:
+        folders: Folders of the experiments.
+        epoch: See `compare_experiments`.
+
+    Returns:
+        The folders of each recipe, its result, and notes.
+
+    Raises:
+        FileNotFoundError: If a folder holds no finished run.
+    """
+    results, notes = _read(folders, epoch)
+    return *pool_seeds(folders, results), notes
 
 
 def compare_results(
-    folders: Sequence[Path], results: Sequence[CrossValidation], *, num_resamples: int = 2000, notes: Sequence[str] = ()
+    recipes: Sequence[Sequence[Path]],
+    results: Sequence[CrossValidation],
+    *,
+    num_resamples: int = 2000,
+    notes: Sequence[str] = (),
+    everything: Sequence[Path] | None = None,
 ) -> Comparison:
     """Compare experiments whose results were read before.
 
     Args:
-        folders: Folder of each experiment, which gives its name, configuration, groups and cost where it has them.
+        recipes: Folders of each experiment, one per seed, which give its name, configuration, groups and cost where
+            they have them.
         results: Pooled folds of each experiment; the first is the baseline.
         num_resamples: Number of bootstrap resamples of the images.
         notes: Further limits of the comparison, one sentence each.
+        everything: All folders among which names must be unique; those of `recipes` if None.
 
     Raises:
         ValueError: If the classes differ, or the experiments share no image.
     """
     class_names = results[0].class_names
-    for folder, result in zip(folders, results, strict=True):
+    for recipe, result in zip(recipes, results, strict=True):
         if result.class_names != class_names:
-            raise DataError(f"{folder} has the classes {result.class_names}, but {folders[0]} has {class_names}.")
-    labels = [_label(folder, folders) for folder in folders]
+            raise DataError(f"{recipe[0]} has the classes {result.class_names}, but {recipes[0][0]} has {class_names}.")
+    folders = [recipe[0] for recipe in recipes]
+    everything = everything or [folder for recipe in recipes for folder in recipe]
+    labels = [_recipe_label(recipe, everything) for recipe in recipes]
     sets, found_notes = _shared_images(labels, results)
-    other_truths = [0 if own is None or sets[0] is None else _count_other_truths(sets[0], own) for own in sets]
+    repeats = [max(len(result.seeds), 1) for result in results]
+    other_truths = [
+        0 if own is None or sets[0] is None else _count_other_truths(sets[0], own, (repeats[0], count))
+        for own, count in zip(sets, repeats, strict=True)
+    ]
     entries: list[Entry] = []
-    for folder, label, result, images in zip(folders, labels, results, sets, strict=True):
-        entries.append(_entry(folder, label, result, images, entries[0] if entries else None))
+    for recipe, label, result, images in zip(recipes, labels, results, sets, strict=True):
+        entries.append(_entry(recipe, label, result, images, entries[0] if entries else None))
     folds_decide = all(_are_folds_compared(entries[0], entry) for entry in entries[1:])
     known, basis = [images for images in sets if images is not None], "folds"
     if known:
@@ -167,7 +211,7 @@ def compare_results(
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
-    all_notes = [*damaged, *_class_notes(entries), *found_notes, *_fold_notes(entries), *notes]
+    all_notes = [*damaged, *_class_notes(entries), *found_notes, *_fold_notes(entries), *_seed_notes(entries), *notes]
     class_basis = "folds" if folds_decide else basis
     return Comparison(entries, class_names, num_images, basis, class_basis, all_notes)
 
@@ -193,7 +237,7 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         basis: What intervals over images are over.
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
     """
-    base, configs = entries[0], [_config(entry.folder) for entry in entries]
+    base, configs = entries[0], [read_config(entry.folder) for entry in entries]
     decided = [
         (UNKNOWN, "") if others else _deciding(base, entry, basis)
         for entry, others in zip(entries, other_truths, strict=True)
@@ -221,22 +265,16 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
 def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:
     """Return the pooled difference with one interval, and what the interval is over.
 
-    The interval is over folds where both experiments have at least two in common, since these are repetitions of the
-    training; otherwise over images.
+    The interval is over folds where both experiments have at least two in common, or over seeds where both have
+    several, since these are repetitions of the training; otherwise over images.
     """
     if entry.over_folds is not None and _are_folds_compared(base, entry):
         return entry.over_folds, "folds"
+    if entry.seed_mious is not None and base.seed_mious is not None:
+        return over_seeds(base.seed_mious, entry.seed_mious, entry.difference), "seeds"
     if entry.over_images is not None:
         return entry.over_images, basis
     return Difference(entry.difference, math.nan, math.nan, math.nan), ""
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of an experiment or a run; empty without a readable one."""
-    try:
-        return ExperimentFolder(folder).read_config()
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
 
 
 def _class_notes(entries: Sequence[Entry]) -> list[str]:
@@ -252,7 +290,7 @@ def _class_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def _entry(
-    folder: Path, label: str, result: CrossValidation, images: PerImageConfusion | None, base: Entry | None
+    recipe: Sequence[Path], label: str, result: CrossValidation, images: PerImageConfusion | None, base: Entry | None
 ) -> Entry:
     """Return an experiment with its differences from the baseline that need no resampling."""
     matrix = result.matrix if images is None else images.total()
@@ -260,7 +298,7 @@ def _entry(
     overlap = 1 / max(result.n_folds, 2)
     return Entry(
         cv=result,
-        folder=folder,
+        folder=recipe[0],
         label=label,
         matrix=matrix,
         images=images,
@@ -270,7 +308,8 @@ def _entry(
         over_images=None,
         per_class=None if by_fold is None else by_fold.classes(overlap=overlap),
         adjusted_p=math.nan,
-        cost=_cost(folder),
+        cost=_cost(recipe),
+        seed_mious=seed_mious(result, None if images is None else images.names) if len(result.seeds) > 1 else None,
     )
 
 
@@ -286,10 +325,26 @@ def _fold_notes(entries: Sequence[Entry]) -> list[str]:
         if missing and entry.cv.n_folds == base.cv.n_folds:
             text = ", ".join(map(str, missing))
             notes.append(f"{entry.label} has not finished fold {text}: comparisons leave it out.")
-    if len(base.cv.folds) < 2 and has_images:
+    if len(base.cv.folds) < 2 and all(entry.seed_mious is not None for entry in entries):
+        notes.append("with one fold, intervals cover the randomness of the training on these images alone.")
+    elif len(base.cv.folds) < 2 and has_images:
         notes.append("with one fold, intervals cover the choice of the images, not the randomness of the training.")
     elif len(base.cv.folds) < 2:
         notes.append("with one fold and no image_matrices.npz, there are no intervals.")
+    return notes
+
+
+def _seed_notes(entries: Sequence[Entry]) -> list[str]:
+    """Say which experiments are several seeds of one recipe, and how far these differ."""
+    notes = []
+    for entry in entries:
+        if entry.seed_mious is not None:
+            values = ", ".join(f"{value:.3f}" for value in entry.seed_mious)
+            folds = "" if math.isnan(entry.cv.miou_std) else f", of folds {entry.cv.miou_std:.3f}"
+            notes.append(
+                f"{entry.label} pools {len(entry.seed_mious)} seeds with a mIoU of {values} (standard deviation of "
+                f"seeds {entry.seed_std:.3f}{folds})."
+            )
     return notes
 
 
@@ -377,9 +432,9 @@ def _are_folds_compared(base: Entry, entry: Entry) -> bool:
     return len(_common_folds(base.cv, entry.cv, entry.images)) > 1
 
 
-def _count_other_truths(base: PerImageConfusion, own: PerImageConfusion) -> int:
-    """Count the images whose truth holds other numbers of pixels in two experiments."""
-    return int((_truth(base) != _truth(own)).any(axis=1).sum())
+def _count_other_truths(base: PerImageConfusion, own: PerImageConfusion, repeats: tuple[int, int]) -> int:
+    """Count the images whose truth holds other numbers of pixels in two experiments of some numbers of seeds."""
+    return int((_truth(base) * repeats[1] != _truth(own) * repeats[0]).any(axis=1).sum())
 
 
 def _truth(images: PerImageConfusion) -> Ints:
@@ -435,6 +490,14 @@ def _groups(folder: Path, names: Sequence[str]) -> list[str] | None:
     return chosen if all(chosen) else None
 
 
+def _recipe_label(recipe: Sequence[Path], everything: Sequence[Path]) -> str:
+    """Return the name of an experiment, or what the names of its seeds have in common."""
+    if len(recipe) > 1 and len({folder.parent for folder in recipe}) == 1 and recipe[0].name.startswith("seed_"):
+        others = [folder for folder in everything if folder not in recipe]
+        return _label(recipe[0].parent, [recipe[0].parent, *others])
+    return recipe_name([_label(folder, everything) for folder in recipe])
+
+
 def _label(folder: Path, folders: Sequence[Path]) -> str:
     """Return the shortest tail of a path that no other folder has."""
     parts = folder.absolute().parts
@@ -445,10 +508,10 @@ def _label(folder: Path, folders: Sequence[Path]) -> str:
     return str(folder)
 
 
-def _cost(folder: Path) -> dict[str, float | None]:
-    """Return the cost of one fold's network and the training time of all folds."""
+def _cost(recipe: Sequence[Path]) -> dict[str, float | None]:
+    """Return the cost of one fold's network and the training time of all folds and seeds."""
     results = []
-    for run in ExperimentFolder(folder).runs():
+    for run in (run for folder in recipe for run in ExperimentFolder(folder).runs()):
         with suppress(DataError):  # damaged, as a note says
             if result := run.read_result():
                 results.append(result)

@@ -20,6 +20,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "miou_high": entry.interval[1],
             "fold_mean": float(entry.cv.miou.mean()),
             "fold_std": entry.cv.miou_std,
+            "seeds": max(len(entry.cv.seeds), 1),
+            "seed_std": entry.seed_std,
             "difference": entry.difference,
             "difference_folds": folds.mean if folds else math.nan,
             "difference_low_folds": folds.low if folds else math.nan,
@@ -58,7 +60,7 @@ def comparison_json(comparison: Comparison) -> str:
         if entry.verdict is not None
     }
     document = {
-        "verdicts": [entry.verdict.sentence for entry in comparison.entries if entry.verdict is not None],
+        "verdicts": comparison.sentences,
         "experiments": rows,
         "differing_settings": settings,
         "notes": comparison.notes,

@@ -87,6 +87,8 @@ class Experiment:
         config = copy.deepcopy(self.config)
         config |= {"name": self.fold_folder(fold).name, "output_dir": str(self.folder), "ckpt_path": "last"}
         config["data"] |= {"fold": fold, "fold_file": str(ExperimentFolder(self.folder).folds)}
+        if (seed := self._seed(fold)) is not None:
+            config["seed_everything"] = seed
         net = config["model"]["net"]
         tags = [
             config["data"]["dataset"]["class_path"].rsplit(".", 1)[-1],
@@ -101,6 +103,18 @@ class Experiment:
                 "tags": [tag for tag in tags if tag],
             }
         return config
+
+    def _seed(self, fold: int) -> int | None:
+        """Return the seed of a fold: a fold of its own, so that the luck of one draw of weights is not that of all.
+
+        A fold that an earlier version started goes on with its seed.
+        """
+        seed: Any = self.config.get("seed_everything")
+        run = self.fold_folder(fold)
+        if run.job.is_file() and run.checkpoints.is_dir():
+            started: Any = run.read_job().get("seed_everything")
+            return int(started) if isinstance(started, int) and not isinstance(started, bool) else None
+        return (seed + fold) % 2**32 if isinstance(seed, int) and not isinstance(seed, bool) else None
 
     def is_finished(self, fold: int) -> bool:
         """Check whether a fold's result is whole and belongs to this split; it is written last."""

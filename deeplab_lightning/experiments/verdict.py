@@ -12,7 +12,8 @@ LEVEL = 0.05
 """Adjusted p-values below this one are called a difference."""
 _CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size", "trainer.max_epochs")
 """Settings that change a result without being what experiments usually compare."""
-_SEEDS = ("seed_everything", "data.seed")  # which no recipe consists of
+SEEDS = ("seed_everything", "data.seed")
+"""Settings that no recipe consists of."""
 _OF_DATA = ("data.n_folds", "data.dataset")  # with another split or other data, nothing is comparable
 _MAX_NAMED = 4  # settings in one sentence
 _MAX_VALUE = 40  # characters of a value in a sentence
@@ -25,7 +26,7 @@ class Verdict:
     Attributes:
         sentence: The answer, the same in the terminal, on the page, in CSV and in JSON.
         deciding: The pooled difference with the interval and the p-value that decide; nan where there are none.
-        basis: What the interval is over: `folds`, `images` or `groups of images`; empty without an interval.
+        basis: What the interval is over: `folds`, `seeds`, `images` or `groups of images`; empty without an interval.
         detectable: Smallest difference that this design finds in 80 % of repetitions; nan if unknown.
         differing: Settings that differ, each with both values.
     """
@@ -47,8 +48,8 @@ def decide(
 ) -> Verdict:
     """Put the result of a comparison into words.
 
-    Only folds are repetitions of a training. One training of each experiment shows how two checkpoints differ, and
-    not which recipe is better; nor do trainings that also differ in epochs, crops or data.
+    Only folds and seeds are repetitions of a training. One training of each experiment shows how two checkpoints
+    differ, and not which recipe is better; nor do trainings that also differ in epochs, crops or data.
 
     Args:
         names: Names of the experiment and of the baseline.
@@ -66,11 +67,11 @@ def decide(
     elif not (deciding.excludes_zero and adjusted_p < LEVEL):
         reach = "" if math.isnan(detectable) else f" A difference of {detectable:.3f} would be found in 80 % of cases."
         text = f"{own} and {base} are not distinguishable: {span}.{reach}"
-    elif basis != "folds":
+    elif basis not in {"folds", "seeds"}:
         text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (
             "does not show which recipe is better."
         )
-    elif differing and set(differing) <= set(_SEEDS):
+    elif differing and set(differing) <= set(SEEDS):
         text = f"{own} and {base} differ: {span}; they are one recipe with two seeds, so this is the effect of chance."
     elif confounded := _confounded(differing):
         text = f"{own} and {base} differ: {span}; they also differ in {_settings(confounded)}, which may explain it."
@@ -119,7 +120,7 @@ def _span(deciding: Difference, basis: str, p: float) -> str:
 
 def _confounded(differing: Mapping[str, tuple[Any, Any]]) -> dict[str, tuple[Any, Any]]:
     """Return the settings that may explain a difference besides what was to be compared."""
-    settings = {key: values for key, values in differing.items() if key not in _SEEDS}
+    settings = {key: values for key, values in differing.items() if key not in SEEDS}
     found = {key: values for key, values in settings.items() if key.startswith(_CONFOUNDERS)}
     is_question = len(settings) == 1  # what was to be compared is this one setting
     return {key: values for key, values in found.items() if not is_question or key.startswith(_OF_DATA)}

@@ -78,7 +78,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compare:
                 if world.group_size > 1:
                     rows = "".join(f"{n},{g},0\n" for n, g in zip(world.names, world.groups, strict=True))
                     run.folds.write_text("image,group,fold\n" + rows)
-        return compare_results(folders, results, num_resamples=2)  # resamples are not of differences
+        return compare_results(
+            [[folder] for folder in folders], results, num_resamples=2
+        )  # resamples are not of differences
 
     return compare
 

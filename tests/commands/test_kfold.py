@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.commands.kfold import Experiment
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from tests.conftest import noise_config, write_image, write_mask
+from tests.conftest import draw_noise_data, noise_config, write_image, write_mask
 from tests.processes import Program, run_program
 
 TRANSFORMS = "deeplab_lightning.data.transforms.TrainTransforms"
@@ -162,3 +163,46 @@ def _wait_for(path: Path) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"{path} did not appear")
+
+
+@pytest.mark.slow
+def test_seeds_repeat_all_folds_and_are_compared_as_one_recipe(tmp_path: Path) -> None:
+    draw_noise_data(tmp_path)
+    trainer = {"max_epochs": 1, "num_sanity_val_steps": 0}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(noise_config(tmp_path, trainer=trainer)))
+    words = ("kfold", "-c", str(tmp_path / "config.yaml"))
+    done = run_program(*words, "--name", "a", "--seeds", "0,7", check=True)
+    assert "a: pooled mIoU of 2 seeds" in done.stdout
+    runs = tmp_path / "runs"
+    jobs = {
+        path.parent.relative_to(runs / "a"): path for path in sorted((runs / "a").glob("seed_*/fold_*/config.yaml"))
+    }
+    found = {str(name): yaml.safe_load(path.read_text()) for name, path in jobs.items()}
+    seeds = {name: (config["seed_everything"], config["data"]["seed"]) for name, config in found.items()}
+    assert seeds == {"seed_0/fold_0": (0, 0), "seed_0/fold_1": (1, 0), "seed_7/fold_0": (7, 7), "seed_7/fold_1": (8, 7)}
+    splits = {(runs / "a" / f"seed_{seed}" / "folds.csv").read_text() for seed in (0, 7)}
+    assert len(splits) == 1
+    weights = [
+        torch.load(runs / "a" / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("seed_0/fold_0", "seed_7/fold_0")
+    ]
+    assert not torch.equal(*(state["net.head.2.weight"] for state in weights))
+    again = run_program("kfold", "--resume", "--name", "a", "--output_dir", str(runs), check=True)
+    assert "4 of 4 folds are finished already" in again.stdout
+    run_program(*words, "--name", "b", "--seeds", "0,7", "--model.net.init_args.aspp_channels", "16", check=True)
+    table = tmp_path / "out.json"
+    run_program("compare", str(runs / "a"), str(runs / "b"), "--json", str(table), check=True)
+    content = json.loads(table.read_text())
+    assert [row["experiment"] for row in content["experiments"]] == ["a", "b"]
+    assert [row["seeds"] for row in content["experiments"]] == [2, 2]
+    assert any(note.startswith("b pools 2 seeds") for note in content["notes"])
+
+
+@pytest.mark.parametrize("seeds", ["a,b", "-1", ""])
+def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path, seeds: str) -> None:
+    draw_noise_data(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(noise_config(tmp_path, trainer={"max_epochs": 1})))
+    done = run_program("kfold", "-c", str(tmp_path / "config.yaml"), f"--seeds={seeds}")
+    assert done.returncode == 1
+    assert "--seeds must" in done.stderr
+    assert "Traceback" not in done.stderr
