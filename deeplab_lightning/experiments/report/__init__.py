@@ -51,7 +51,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
         title="Comparison of " + ", ".join(e.label for e in entries)
         if len(entries) < 4
         else f"{len(entries)} experiments",
-        findings=[entry.verdict.sentence for entry in entries if entry.verdict is not None],
+        findings=comparison.sentences,
         notes=[*comparison.notes, *gallery.notes],
         columns=list(_COLUMNS),
         rows=_summary(comparison),
