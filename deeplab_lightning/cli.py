@@ -22,6 +22,7 @@ COMMANDS = {
     "split": "assign images to folds without training",
     "benchmark": "measure the cost of models and the speed of the data loader",
     "data synthetic": "write the built-in litter data set",
+    "data init": "write a commented configuration for the data in a folder",
     "data check": "read every image and mask once and report all problems",
     "data show": "write a page that shows images, masks, classes, folds and warnings",
 }
@@ -36,6 +37,7 @@ _RUNNERS = {  # module below `commands`, and function; the other commands are Li
     "benchmark": "benchmark.benchmark",
     "export": "export.export",
     "data synthetic": "data.synthetic",
+    "data init": "data.init",
     "data check": "data.check",
     "data show": "data.show",
 }

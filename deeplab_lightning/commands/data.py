@@ -1,4 +1,4 @@
-"""Run `deeplab data synthetic`, `deeplab data check` and `deeplab data show`."""
+"""Run `deeplab data synthetic`, `deeplab data init`, `deeplab data check` and `deeplab data show`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deeplab_lightning.commands.parsers import show_parser, synthetic_parser
+from deeplab_lightning.commands.parsers import init_parser, show_parser, synthetic_parser
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import class_mismatch
 from deeplab_lightning.data.config import DATASETS, datamodule_from_args, datasets_from_args
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.datasets.base import NoImageLeftError
 from deeplab_lightning.data.datasets.synthetic import write_synthetic
+from deeplab_lightning.data.init import describe_folder, written_config
 from deeplab_lightning.data.problems import Problem, problem_lines
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.errors import DataError
@@ -31,6 +32,31 @@ def synthetic(args: list[str]) -> None:
     with naming_errors(Path(given.output)):
         path = write_synthetic(given.output, num_images=given.num_images, size=given.size, seed=given.seed)
     print(f"{given.num_images} scenes: {path}")
+
+
+def init(args: list[str]) -> None:
+    """Write a commented configuration for the data in a folder: COCO JSON files, or folders of images and masks.
+
+    Every file is read once. What cannot be understood is said in one line, and no file is overwritten.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        DataError: If the folder cannot be understood, the data cannot be used, or the configuration exists.
+    """
+    given = init_parser().parse_args(args)
+    folder = Path(given.folder)
+    config = Path(given.output or f"{folder.resolve().name}.yaml")
+    if config.exists():
+        raise DataError(f"{config.absolute()} exists, and no file is overwritten. Choose another --output.")
+    found = describe_folder(folder, config)
+    text = written_config(found)
+    config.parent.mkdir(parents=True, exist_ok=True)
+    with naming_errors(config), config.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    images = ", ".join(f"{title} {_counted(len(part.dataset), 'image')}" for title, part in found.parts.items())
+    num_classes = found.parts["train"].dataset.classes.num_classes
+    print(f"{found.layout.reason}: {images}, {num_classes} classes")
+    print(f"Written to {config}. Look it through, then: deeplab fit -c {config}")
 
 
 def check(args: list[str]) -> None:

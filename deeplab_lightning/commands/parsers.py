@@ -200,6 +200,18 @@ def synthetic_parser() -> OptionParser:
     return parser
 
 
+def init_parser() -> OptionParser:
+    """Build the parser of `deeplab data init`."""
+    parser = OptionParser(
+        prog="deeplab data init",
+        description="Write a commented configuration for the data in a folder: COCO JSON files, or folders of images "
+        "and masks. Every file is read once. What cannot be understood is named, and no file is overwritten.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="folder of the data; it stands in the configuration as typed")
+    parser.add_argument("--output", metavar="CONFIG", help="file to write (FOLDER's name with .yaml, where you are)")
+    return parser
+
+
 def check_parser() -> OptionParser:
     """Build the parser of `deeplab data check`, for its help; `datasets_from_args` parses its options."""
     parser = OptionParser(
@@ -232,6 +244,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "benchmark": benchmark_parser,
     "export": export_parser,
     "data synthetic": synthetic_parser,
+    "data init": init_parser,
     "data check": check_parser,
     "data show": show_parser,
 }
