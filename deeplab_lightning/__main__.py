@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,9 @@ def run() -> None:
     sys.path.append(str(Path.cwd()))
     try:
         main()
+    except KeyboardInterrupt:
+        print("stopped by SIGINT", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         mistake = user_error(error)
         if mistake is None:

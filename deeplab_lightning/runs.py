@@ -62,10 +62,11 @@ class _Folder:
 
         Raises:
             FileNotFoundError: If there is no `config.yaml`.
+            DataError: If it is damaged.
         """
         if not self.config.is_file():
             raise MissingFileError(f"no such file: {self.config.absolute()}. {self.path} is not the folder of a run.")
-        return _read_yaml(self.config) or {}
+        return _read_yaml(self.config)
 
     def write_splits(self, folds: str, balance: str | None) -> None:
         """Write `balance.csv` and `folds.csv`; the folds come last, so that they exist only with their balance.
@@ -80,11 +81,16 @@ class _Folder:
 
     def read_groups(self) -> dict[str, str]:
         """Read the group label of each image key; empty without `folds.csv`."""
-        return {row["image"]: row["group"] for row in read_csv(self.folds)} if self.folds.is_file() else {}
+        rows = read_csv(self.folds, ("image", "group")) if self.folds.is_file() else []
+        return {row["image"]: row["group"] for row in rows}
 
     def read_balance(self) -> list[dict[str, str]]:
-        """Read the rows of `balance.csv`; empty without the file."""
-        return read_csv(self.balance) if self.balance.is_file() else []
+        """Read the rows of `balance.csv`; empty without the file.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        return read_csv(self.balance, ("fold", "class")) if self.balance.is_file() else []
 
 
 class SplitFolder(_Folder):
@@ -144,10 +150,14 @@ class PredictionFolder:
         write_text(self.table, csv_text([["image", "mask", "overlay"], *rows]))
 
     def read_masks(self) -> dict[str, Path] | None:
-        """Read the path of the mask of each image key; None for a folder of an earlier version."""
+        """Read the path of the mask of each image key; None for a folder of an earlier version.
+
+        Raises:
+            DataError: If the table is damaged.
+        """
         if not self.table.is_file():
             return None
-        return {row["image"]: self.path / row["mask"] for row in read_csv(self.table)}
+        return {row["image"]: self.path / row["mask"] for row in read_csv(self.table, ("image", "mask"))}
 
 
 def prediction_stems(names: Sequence[str]) -> dict[str, str]:
@@ -252,6 +262,7 @@ class RunFolder(_Folder):
 
         Raises:
             OSError: If there is no readable `job.yaml`.
+            DataError: If it is damaged.
         """
         return _read_yaml(self.job)
 
@@ -290,8 +301,20 @@ class RunFolder(_Folder):
         write_text(self.result, json.dumps(result, indent=2) + "\n")
 
     def read_wandb_run(self) -> dict[str, Any] | None:
-        """Read the arguments of `wandb.init` that continue the W&B run of this training; None without one."""
-        return json.loads(self.wandb_run.read_text(encoding="utf-8")) if self.wandb_run.is_file() else None
+        """Read the arguments of `wandb.init` that continue the W&B run of this training; None without one.
+
+        Raises:
+            DataError: If the file is damaged.
+        """
+        if not self.wandb_run.is_file():
+            return None
+        try:
+            content = json.loads(self.wandb_run.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.wandb_run}: is damaged ({error}). Delete it to log to a new W&B run.") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{self.wandb_run}: is damaged. Delete it to log to a new W&B run.")
+        return content
 
     def write_wandb_run(self, arguments: Mapping[str, Any]) -> None:
         """Write `project`, `entity` and `id` of the W&B run."""
@@ -312,10 +335,18 @@ class RunFolder(_Folder):
         return path
 
     def read_metrics(self) -> list[dict[str, float]]:
-        """Read the rows of `metrics.csv` without their empty cells; empty without the file."""
+        """Read the rows of `metrics.csv` without their empty cells; empty without the file.
+
+        Raises:
+            DataError: If it is damaged.
+        """
         if not self.metrics.is_file():
             return []
-        return [{key: float(value) for key, value in row.items() if value} for row in read_csv(self.metrics)]
+        rows = read_csv(self.metrics, ["epoch"])
+        try:
+            return [{key: float(value) for key, value in row.items() if value} for row in rows]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{self.metrics}: is damaged: {error}.") from error
 
     def write_metrics(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Write `metrics.csv` with all digits, so that a resumed training finds the same best epoch."""
@@ -323,8 +354,19 @@ class RunFolder(_Folder):
         write_text(self.metrics, csv_text_of_dicts(texts))
 
     def read_confusion(self) -> npt.NDArray[np.int64]:
-        """Read the (K, K) counts of `confusion_matrix.csv`."""
-        return np.array([row[1:] for row in read_rows(self.confusion)[1:]], dtype=np.int64)
+        """Read the (K, K) counts of `confusion_matrix.csv`.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        rows = read_rows(self.confusion)
+        try:
+            counts = np.array([row[1:] for row in rows[1:]], dtype=np.int64)
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{self.confusion}: is damaged: {error}.") from error
+        if not len(counts) or counts.shape != (len(rows[0]) - 1,) * 2 or (counts < 0).any():
+            raise DataError(f"{self.confusion}: is damaged, or holds no counts of pairs of classes.")
+        return counts
 
     def write_confusion(self, counts: npt.ArrayLike, class_names: Sequence[str]) -> None:
         """Write `confusion_matrix.csv`.
@@ -517,7 +559,18 @@ def made_up_name(model: Mapping[str, Any], *, prefix: str = "") -> str:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    """Read a mapping; an empty file gives an empty one.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's own, text, and dates and numbers
+        raise DataError(f"{path}: is damaged, or not YAML ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict | None):
+        raise DataError(f"{path}: is damaged: it holds a {type(content).__name__} instead of settings.")
+    return content or {}
 
 
 def _write_yaml(path: Path, content: Mapping[str, Any]) -> None:

@@ -3,12 +3,18 @@
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
+from deeplab_lightning.errors import DataError
+
+_FORMULA = re.compile("'*[=+@\t\r-]")  # what spreadsheets take for a formula, and the same with our mark before it
+_MARK = "'"  # which spreadsheets hide
 _FILE_WIDTH = 120  # characters; without a terminal, rich assumes 80 and would break wide tables
 
 
@@ -19,11 +25,31 @@ def table_console() -> Console:
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
-    """Format rows as CSV with Unix line ends."""
-    rows = list(rows)
+    """Format rows as CSV with Unix line ends.
+
+    Texts that a spreadsheet would run as a formula, such as the name `=1+1` of a class, get an apostrophe in front,
+    which `read_rows` and `read_csv` take away again.
+    """
+    rows = [list(map(_harmless, row)) for row in rows]
     text = _written(rows, csv.QUOTE_MINIMAL)
     # csv leaves a lone carriage return unquoted, which a reader takes for the end of the row.
     return _written(rows, csv.QUOTE_ALL) if "\r" in text else text
+
+
+def _harmless(cell: Any) -> Any:
+    """Mark a text that looks like a formula; numbers stay."""
+    if not (isinstance(cell, str) and _FORMULA.match(cell)):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return _MARK + cell
+    return cell
+
+
+def _unmarked(cell: Any) -> Any:
+    """Take the mark of a text that looks like a formula away; what a row has too many or too few stays."""
+    return cell[1:] if isinstance(cell, str) and cell.startswith(_MARK) and _FORMULA.match(cell) else cell
 
 
 def _written(rows: Sequence[Sequence[Any]], quoting: Literal[0, 1]) -> str:
@@ -44,20 +70,53 @@ def csv_text_of_dicts(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] 
 
 
 def read_rows(path: Path) -> list[list[str]]:
-    """Read a CSV file as rows of cells, including the header."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.reader(file))
+    """Read a CSV file as rows of cells, including the header.
+
+    Raises:
+        DataError: If it is not CSV in UTF-8.
+    """
+    with _naming_damage(path), path.open(newline="", encoding="utf-8-sig") as file:
+        return [list(map(_unmarked, row)) for row in csv.reader(file)]
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Read a CSV file with a header as one dictionary per row."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        return list(csv.DictReader(file))
+def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Read a CSV file with a header as one dictionary per row.
+
+    Args:
+        path: The file.
+        columns: Columns that every row must have.
+
+    Raises:
+        DataError: If it is not CSV in UTF-8, or a row lacks such a column.
+    """
+    with _naming_damage(path), path.open(newline="", encoding="utf-8-sig") as file:
+        rows = _dictionaries(csv.DictReader(file))
+    for number, row in enumerate(rows, start=2):
+        if lacking := [column for column in columns if row.get(column) is None]:
+            raise DataError(f"{path}: is damaged: row {number} lacks {', '.join(lacking)}.")
+    return rows
 
 
 def read_csv_text(text: str) -> list[dict[str, str]]:
     """Read CSV text with a header as one dictionary per row."""
-    return list(csv.DictReader(io.StringIO(text, newline="")))
+    return _dictionaries(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def _dictionaries(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    return [{key: _unmarked(value) for key, value in row.items()} for row in rows]
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Report what cannot be CSV with the file.
+
+    Raises:
+        DataError: If it is not CSV in UTF-8.
+    """
+    try:
+        yield
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is damaged, or not CSV in UTF-8 ({error}).") from error
 
 
 def or_null(value: float) -> float | None:

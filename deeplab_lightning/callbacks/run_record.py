@@ -81,12 +81,13 @@ class RunRecord(L.Callback):
     """Record a training in its folder after every epoch, so that a crash loses at most the current one.
 
     `folds.csv` and `balance.csv` are written at the start. `metrics.csv` has one row per epoch and is rewritten
-    atomically; a resumed training keeps the rows before the epoch it resumes at. If an epoch validates several times,
-    its row holds the best validation, as `best.ckpt` does. `result.json` is written last: if it exists, the training
-    is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the confusion matrix of each image)
-    belong to the epoch with the best `val/miou`, whose weights are in `checkpoints/best.ckpt`; its `last` block and
-    `last_image_matrices.npz` to the last epoch, which was not chosen on the images that it is reported on. Later
-    validations and tests write `result_validate.json` and `result_test.json`, numbered if they exist.
+    atomically; a resumed training keeps the rows before the epoch it resumes at, which the checkpoint holds. If an
+    epoch validates several times, its row holds the best validation, as `best.ckpt` does. `result.json` is written
+    last: if it exists, the training is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the
+    confusion matrix of each image) belong to the epoch with the best `val/miou`, whose weights are in
+    `checkpoints/best.ckpt`; its `last` block and `last_image_matrices.npz` to the last epoch, which was not chosen on
+    the images that it is reported on. Later validations and tests write `result_validate.json` and `result_test.json`,
+    numbered if they exist.
 
     Args:
         seed: Seed of the training, written to `result.json`.
@@ -97,14 +98,16 @@ class RunRecord(L.Callback):
         self.rows: list[dict[str, float]] = []
         """One mapping of logged values per finished epoch."""
         self._progress = _EpochProgress()
+        self._saved_rows: list[dict[str, float]] | None = None  # of the checkpoint
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the epoch has trained so far, for a checkpoint within it."""
-        return self._progress.to_dict()
+        """Return the rows of the finished epochs and what this epoch has trained so far, for a checkpoint."""
+        return {"rows": [dict(row) for row in self.rows], **self._progress.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what the epoch had trained; checkpoints of version 0.1.0 hold nothing."""
-        self._progress = _EpochProgress(**state_dict)
+        """Go on with what the epoch had trained; checkpoints of earlier versions hold no rows, or nothing."""
+        self._saved_rows = state_dict.get("rows")
+        self._progress = _EpochProgress(**{key: value for key, value in state_dict.items() if key != "rows"})
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folds, and read the rows of the training that is resumed."""
@@ -112,7 +115,13 @@ class RunRecord(L.Callback):
         if trainer.is_global_zero and isinstance(datamodule, SegmentationDataModule) and not _is_dry_run(trainer):
             RunFolder(trainer.default_root_dir).write_splits(datamodule.folds_csv(), datamodule.balance_csv())
         # If all epochs are done and only the result is missing, no epoch starts and these rows are complete.
-        self.rows = RunFolder(trainer.default_root_dir).read_metrics() if trainer.ckpt_path else []
+        self.rows = self._earlier_rows(trainer) if trainer.ckpt_path else []
+
+    def _earlier_rows(self, trainer: L.Trainer) -> list[dict[str, float]]:
+        """Return the rows of the epochs before, from the run's own checkpoint or else from `metrics.csv`."""
+        folder, own = RunFolder(trainer.default_root_dir), RunFolder.of_checkpoint(str(trainer.ckpt_path))
+        is_own = own is not None and own.path == folder.path.absolute()
+        return self._saved_rows if is_own and self._saved_rows is not None else folder.read_metrics()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Drop the rows of the epochs that will be repeated."""

@@ -1,4 +1,4 @@
-"""End a training after SIGTERM."""
+"""End a training after SIGTERM, and at once after a second Ctrl-C."""
 
 import contextlib
 import signal
@@ -67,3 +67,16 @@ class StopOnSigterm(L.Callback):
 
     def _note(self, *_: Any) -> None:
         self.received = True
+
+
+class EndAtSecondInterrupt(L.Callback):
+    """Let a second Ctrl-C end the process at once.
+
+    After the first, Lightning tears down its processes, loaders and loggers and ignores any further one.
+    """
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Restore what the system does with SIGINT."""
+        if isinstance(exception, KeyboardInterrupt):
+            with contextlib.suppress(ValueError):  # outside the main thread
+                signal.signal(signal.SIGINT, signal.SIG_DFL)

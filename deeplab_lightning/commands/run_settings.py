@@ -14,7 +14,7 @@ from deeplab_lightning.callbacks.cudnn_benchmark import CudnnBenchmarkInTraining
 from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
-from deeplab_lightning.callbacks.sigterm import StopOnSigterm
+from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
@@ -161,7 +161,8 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
         config: The configuration.
         text: The configuration as YAML, to be saved.
     """
-    callbacks: list[L.Callback] = [SaveConfig(text), RunRecord(config.seed_everything), CudnnBenchmarkInTraining()]
+    callbacks: list[L.Callback] = [EndAtSecondInterrupt(), SaveConfig(text), RunRecord(config.seed_everything)]
+    callbacks.append(CudnnBenchmarkInTraining())
     if command == "fit":
         callbacks += _fit_callbacks(config)
     if command == "predict":

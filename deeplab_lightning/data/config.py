@@ -109,7 +109,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise MissingFileError(f"no such config: {path.absolute()}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # YAML's own, text, and dates and numbers
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict | None):
         raise UserError(f"{path} must map keys to values, as configs/base.yaml does, got a {type(content).__name__}.")

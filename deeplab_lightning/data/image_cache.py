@@ -1,17 +1,21 @@
 """Keep decoded images and masks in memory or on disk, for data sets that are read many times."""
 
+import math
 import os
 import shutil
+import warnings
+import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from deeplab_lightning.data.cache import cache_folder, content_key
+from deeplab_lightning.data.cache import cache_folder, content_key, try_cache
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.images import ImageSource, image_size
 from deeplab_lightning.errors import DataError
@@ -20,6 +24,7 @@ from deeplab_lightning.files import write_atomically
 CacheMode = Literal["none", "ram", "disk"]
 Pixels = npt.NDArray[np.uint8]  # (H, W, C)
 Mask = npt.NDArray[np.uint8]  # (H, W)
+_HEADER, _CHECKSUM = 128, 4  # bytes before and after an array in its file
 _MEMORY = Path("/proc/meminfo")  # Linux
 
 
@@ -31,7 +36,8 @@ class DecodedDataset(SegmentationDataset):
         mode: `ram` keeps images and masks in this process's memory, which its forked workers share. `disk`
             keeps them in uncompressed files in the cache folder, which all processes and later runs map
             into memory. Images and masks have separate files, each with its own key, so that a change of
-            the class table does not decode any image again.
+            the class table does not decode any image again. Each process compares the checksum of a file when it
+            first reads it, and decodes what is damaged again.
         num_processes: Number of training processes on this machine; each keeps its own copy with `ram`.
 
     Attributes:
@@ -49,6 +55,7 @@ class DecodedDataset(SegmentationDataset):
         self._pixels: list[Pixels] = []
         self._masks: list[Mask] = []
         self._folder = cache_folder() / "decoded"
+        self._intact: set[Path] = set()  # files whose checksum was compared
 
     def build(self) -> None:
         """Decode all images and masks that are not cached yet.
@@ -59,9 +66,10 @@ class DecodedDataset(SegmentationDataset):
             DataError: If the memory or the disk is too small.
         """
         images = masks = list(range(len(self)))
+        channels = self.image_format.channels
         if self._mode == "disk":
-            images = [i for i in images if not self._pixel_file(i).is_file()]
-            masks = [i for i in masks if not self._mask_file(i).is_file()]
+            images = [i for i in images if not _is_whole(self._pixel_file(i), channels * math.prod(self._sizes[i]))]
+            masks = [i for i in masks if not _is_whole(self._mask_file(i), math.prod(self._sizes[i]))]
         areas = [height * width for height, width in self._sizes]
         self._require_space(self.image_format.channels * sum(areas[i] for i in images) + sum(areas[i] for i in masks))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -88,8 +96,10 @@ class DecodedDataset(SegmentationDataset):
 
     def read_mask(self, index: int) -> Tensor:
         """Read the train ids of image `index`: (H, W) uint8."""
-        mask = self._masks[index] if self._mode == "ram" else np.load(self._mask_file(index))
-        return torch.from_numpy(mask.copy() if self._mode == "ram" else mask)
+        is_kept = self._mode == "ram"
+        return torch.from_numpy(
+            (self._masks[index] if is_kept else self._read(self._mask_file(index), self._decode_mask, index)).copy()
+        )
 
     def pixels(self, index: int) -> Tensor:
         """Return the pixels of image `index` without a copy, so do not write to them.
@@ -97,9 +107,20 @@ class DecodedDataset(SegmentationDataset):
         Returns:
             (C, H, W) uint8, not contiguous.
         """
-        # Copy-on-write instead of read-only, since torch has no read-only tensors.
-        pixels = self._pixels[index] if self._mode == "ram" else np.load(self._pixel_file(index), mmap_mode="c")
+        is_kept = self._mode == "ram"
+        pixels = self._pixels[index] if is_kept else self._read(self._pixel_file(index), self._decode, index)
         return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    def _read(self, path: Path, decode: Callable[[int], npt.NDArray[np.uint8]], index: int) -> npt.NDArray[np.uint8]:
+        """Map a file into memory; one that is damaged is made again."""
+        if path not in self._intact:
+            if not _is_intact(path):
+                warnings.warn(f"{path} is damaged and is made again.", stacklevel=2)
+                array = decode(index)
+                try_cache(path, _writer(array))
+                return array
+            self._intact.add(path)
+        return _mapped(path)
 
     def open_original(self, index: int) -> ImageSource:
         """Open image `index` of the underlying data set, for decoding at reduced size."""
@@ -170,7 +191,42 @@ def available_memory() -> int:
 
 
 def _write(path: Path, array: npt.NDArray[np.uint8]) -> None:
-    write_atomically(path, lambda file: np.save(file, array))
+    write_atomically(path, _writer(array))
+
+
+def _writer(array: npt.NDArray[np.uint8]) -> Callable[[IO[bytes]], None]:
+    """Return a function that writes an array to a file, and its checksum after it."""
+
+    def write(file: IO[bytes]) -> None:
+        np.save(file, array)
+        file.write(_checksum(array))
+
+    return write
+
+
+def _checksum(array: npt.NDArray[np.uint8]) -> bytes:
+    return zlib.crc32(array.data, zlib.crc32(str(array.shape).encode())).to_bytes(_CHECKSUM)
+
+
+def _is_whole(path: Path, num_bytes: int) -> bool:
+    """Check whether a file has the size of such an array; files of earlier versions lack the checksum."""
+    return path.is_file() and path.stat().st_size == _HEADER + num_bytes + _CHECKSUM
+
+
+def _is_intact(path: Path) -> bool:
+    """Compare the checksum of a file with its content."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-_CHECKSUM, os.SEEK_END)
+            return file.read() == _checksum(_mapped(path))
+    except Exception:  # NumPy raises errors of many kinds for damaged files
+        return False
+
+
+def _mapped(path: Path) -> npt.NDArray[np.uint8]:
+    """Map an array into memory, copy-on-write instead of read-only, since torch has no read-only tensors."""
+    array: npt.NDArray[np.uint8] = np.load(path, mmap_mode="c")
+    return array
 
 
 class _CachedImage(ImageSource):

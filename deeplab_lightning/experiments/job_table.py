@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.jobs import Job, JobState
 from deeplab_lightning.runs import RunFolder
 
@@ -117,7 +118,7 @@ class JobTable:
             changed = run.metrics.stat().st_mtime_ns
             if name not in self._progress or self._progress[name][0] != changed:
                 self._progress[name] = (changed, _progress(run))
-        except OSError:
+        except (OSError, DataError):
             return Progress()
         return self._progress[name][1]
 
@@ -135,7 +136,7 @@ def _max_epochs(job: Job) -> int | None:
     """Return the number of epochs of a job; None if it is unknown or unlimited."""
     try:
         config = RunFolder(job.folder).read_job()
-    except OSError:
+    except (OSError, DataError):
         return None
     epochs = int(config["trainer"].get("max_epochs") or -1)
     return epochs if epochs > 0 else None

@@ -202,7 +202,7 @@ def run_jobs(
 ) -> list[JobState]:
     """Run jobs, a number of them at once; a job that fails does not stop the others.
 
-    SIGINT and SIGTERM stop all jobs; the function ends when none is left running.
+    SIGINT and SIGTERM stop all jobs; the function ends when none is left running. A second signal kills them.
 
     Args:
         jobs: Jobs in the order in which they start.
@@ -234,7 +234,7 @@ def run_jobs(
                 on_change(states)
                 time.sleep(_POLL_SECONDS)
         finally:
-            _stop_all(states)
+            _stop_all(states, is_hurried=lambda: len(received) > 1)
             on_change(states)
     if received:
         raise Interrupted(received[0])
@@ -268,7 +268,8 @@ def _advance(state: JobState, launcher: Launcher) -> bool:
     return True
 
 
-def _stop_all(states: Sequence[JobState]) -> None:
+def _stop_all(states: Sequence[JobState], *, is_hurried: Callable[[], bool]) -> None:
+    """Ask the running jobs to end, and kill those that do not in time, or all once it is hurried."""
     running = [state for state in states if state.state == "running"]
     for state in running:
         assert state._process is not None
@@ -276,7 +277,7 @@ def _stop_all(states: Sequence[JobState]) -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     for state in running:
         assert state._process is not None
-        while state._process.poll() is None and time.monotonic() < deadline:
+        while state._process.poll() is None and time.monotonic() < deadline and not is_hurried():
             time.sleep(_POLL_SECONDS / 4)
         state._process.kill()  # also ends processes that it may have left in its group
         state.state = "stopped"
