@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from deeplab_lightning.errors import UserError
+from deeplab_lightning.errors import UserError, exception_chain
 
 _TEMPORARY = ".tmp"  # suffix of files that are not complete
 _MAX_PREFIX = 40  # characters of a file's name in the names of its temporary files
@@ -74,10 +74,12 @@ def naming_errors(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        is_unnamed = error.filename is None or Path(error.filename).name.startswith(_temporary_prefix(path))
-        if error.errno is not None and is_unnamed:  # without a number, it is a library's own error with its own text
-            error.filename, error.filename2 = str(path), None
+    except Exception as error:
+        for cause in exception_chain(error):  # torch raises an error of its own while that of the disk is handled
+            if not isinstance(cause, OSError) or cause.errno is None:  # without a number, it has a library's own text
+                continue
+            if cause.filename is None or Path(cause.filename).name.startswith(_temporary_prefix(path)):
+                cause.filename, cause.filename2 = str(path), None
         raise
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.parsers import kfold_parser
 from deeplab_lightning.commands.training import resolve_fit_config, run_training_command
@@ -36,6 +37,7 @@ def kfold(args: list[str]) -> None:
             print_cv(aggregate(files.path), files.path)
         return
     refuse_under_a_launcher()
+    check_name(given.name)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
     config = resolve_fit_config(rest)

@@ -43,7 +43,12 @@ _RANGES = {
     "data.num_workers": _Range(0, 1000),
     "data.split_seed": _Range(0, _LARGEST_SEED),
     "data.n_folds": _Range(2, _MANY),
+    "data.repeat_rare": _Range(0, 1),
+    "data.copy_paste.init_args.probability": _Range(0, 1),
     "data.train_transforms.init_args.flip_probability": _Range(0, 1),
+    "data.train_transforms.init_args.rare_class_probability": _Range(0, 1),
+    "data.train_transforms.init_args.max_class_share": _Range(0, 1, has_low=False),
+    "data.image_format.channels": _Range(1, _MANY),
     "data.eval_transforms.init_args.max_size": _Range(1, _MANY),
     "model.net.init_args.aspp_channels": _Range(1, _MANY),
     "model.net.init_args.dropout": _Range(0, 1, has_high=False),
@@ -67,6 +72,13 @@ _RANGES = {
     "checkpoint.save_top_k": _Range(-1, _MANY),
 }
 _OF_TRAINING = {"trainer.limit_train_batches": _Range(0, has_low=False)}
+_NOT_NULL = tuple(
+    f"data.train_transforms.init_args.{name}"
+    for name in (
+        *("crop_size", "scale_range", "flip_probability", "brightness", "contrast", "saturation", "fill"),
+        *("rare_class_probability", "max_class_share"),
+    )
+)
 _CHOICES = {
     "checkpoint.mode": ("min", "max"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu", "xla"),
@@ -87,11 +99,27 @@ def check_values(command: str, config: Mapping[str, Any]) -> None:
         value = _at(config, key)
         if not allowed.holds(value):
             usage_error(f"{key} must be {allowed}, got {value}.")
+    for key in _NOT_NULL:  # the parser takes null for any number of a class that may be null itself
+        group, _, name = key.rpartition(".")
+        arguments = _at(config, group)
+        if isinstance(arguments, Mapping) and name in arguments and arguments[name] is None:
+            usage_error(f"{key} must be a number or a list of numbers, got null.")
     for key, choices in _CHOICES.items():
         value = _at(config, key)
         if isinstance(value, str) and value not in choices:
             usage_error(f"{key} must be one of {', '.join(choices)}, got {value}.")
-    name = config.get("name")
+    check_name(config.get("name"))
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name of a run, an experiment or a grid that leads out of its output folder.
+
+    Args:
+        name: The name; None is made up later.
+
+    Raises:
+        SystemExit: With status 2.
+    """
     if name is not None and _leaves(str(name)):
         usage_error(f"name must be the name of a folder in output_dir, got {str(name)!r}.")
 
