@@ -290,6 +290,16 @@ def test_copies_stay_in_one_fold(folder: Path) -> None:
     text, config = written(folder)
     assert config["data"]["groups"] == {"class_path": "DuplicateGroups", "init_args": {"max_distance": 0}}
     assert "1 images are copies of others" in text
+    assert config["data"]["n_folds"] == 5
+
+
+def test_copies_of_one_image_alone_are_no_groups(folder: Path) -> None:
+    write_pairs(folder, "images", "masks", 0, 1, 2)
+    for path in (folder / "images").iterdir():
+        write_image(path)
+    text, config = written(folder)
+    assert config["data"]["groups"] is None
+    assert "warning: data.dataset" in text or "5 images are copies of others" in text
 
 
 def test_sequences_in_subfolders_are_one_data_set(folder: Path) -> None:
