@@ -67,7 +67,8 @@ def _read(path: Path) -> list[NamedClass]:
 def _cells(line: str) -> list[str]:
     """Cut a line at its separators, or else at blanks where numbers stand before or behind a name."""
     if _SEPARATORS.search(line):
-        return [cell.strip().strip("\"'") for cell in _SEPARATORS.split(line) if cell.strip()]
+        cells = [cell.strip().strip("\"'") for cell in _SEPARATORS.split(line) if cell.strip()]
+        return [part for cell in cells for part in (cell.split() if re.fullmatch(r"[\d\s]+", cell) else [cell])]
     before = re.match(r"(?:\d+\s+)*", line)
     end = before.end() if before else 0
     behind = re.search(r"(?:\s+\d+){3,4}$", line[end:])

@@ -55,9 +55,11 @@ def _image_folder(index: FolderIndex, json_name: str, file: CocoFile) -> str:
             if f"/{name}".endswith(f"/{entry.file_name}"):
                 votes[name[: -len(entry.file_name)].rstrip("/") or "."] += 1
     if not votes:
-        example = file.images[0].file_name if file.images else ""
+        if not file.images:
+            raise DataError(str(file.problems[0]) if file.problems else f"{file.path}: holds no image")
+        example = file.images[0].file_name
         found = f"names {len(file.images)} images such as {example}, and none of them is there"
-        raise DataError(f"{file.path}: {found}. {index.hint(example) if example else ''}".strip())
+        raise DataError(f"{file.path}: {found}. {index.hint(example)}".strip())
     own, part = set(PurePosixPath(json_name).parent.as_posix().split("/")), part_of(json_name)
 
     def rank(folder: str) -> tuple[int, bool, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from deeplab_lightning.data.check import Part, find_warnings
 from deeplab_lightning.data.datasets.coco import BACKGROUND
+from deeplab_lightning.data.groups import DuplicateGroups
 from deeplab_lightning.data.images import image_size
 from deeplab_lightning.data.init.dataset_text import dataset_lines
 from deeplab_lightning.data.init.layout import Layout
@@ -100,10 +101,18 @@ def _split(found: Found, sequences: Sequences | None) -> Iterator[str]:
         yield "  # With --data.split folds, as deeplab kfold needs it, data.dataset is divided:"
     else:
         yield from commented("  split: folds", f"the data come without a validation part: {counts}")
-    num_groups = len(sequences.sizes) if sequences else len(train.dataset)
-    things = "groups" if sequences else "images"
+    copies = 0 if sequences else _num_copies(train)
+    num_groups = len(sequences.sizes) if sequences else len(train.dataset) - copies
+    things = "groups" if sequences else "different images" if copies else "images"
     yield from commented(f"  n_folds: {min(_N_FOLDS, num_groups)}", f"of {num_groups} {things}; {_rarest(train)}")
-    yield from _groups(train, sequences)
+    yield from _groups(sequences, copies)
+
+
+def _num_copies(part: Part) -> int:
+    """Count the images that look the same as others, if any has the same pixels and two different ones are left."""
+    digests = part.statistics.digests[part.statistics.is_valid]
+    num_different = len(set(DuplicateGroups(0).labels(part.dataset)))
+    return len(part.dataset) - num_different if len(np.unique(digests)) < len(digests) and num_different > 1 else 0
 
 
 def _rarest(part: Part) -> str:
@@ -126,21 +135,22 @@ def _shared_groups(found: Found, sequences: Sequences | None) -> Iterator[str]:
             yield f"warning: {found_there}, so the figures of {title} are better than on new data."
 
 
-def _groups(part: Part, sequences: Sequences | None) -> Iterator[str]:
+def _groups(sequences: Sequences | None, copies: int) -> Iterator[str]:
     """Yield the lines of the groups: sequences by name, or else copies."""
-    digests = part.statistics.digests[part.statistics.is_valid]
     if sequences is not None:
         sizes = sequences.sizes.most_common()
         named = some([f"{label} ({size})" for label, size in sizes])
         reason = f"{len(sizes)} groups of images whose names begin alike stay in one fold: {named}"
         yield from ("  groups:", "    class_path: PatternGroups", "    init_args:")
         yield from commented(f"      pattern: {scalar(sequences.pattern)}", reason)
-    elif copies := len(digests) - len(np.unique(digests)):
+    elif copies:
         yield "  groups:"
-        yield from commented("    class_path: DuplicateGroups", f"{copies} images are copies of others")
+        yield from commented(
+            "    class_path: DuplicateGroups", f"{copies} images are copies of others and stay in their fold"
+        )
         yield from ("    init_args:", "      max_distance: 0 # 6 keeps also images together that look alike")
     else:
-        yield "  groups: null # names do not begin alike, and no image is a copy"
+        yield "  groups: null # no groups in the names, and no copies to keep together"
 
 
 def _loading(found: Found, sizes: dict[str, Counter[tuple[int, int]]]) -> Iterator[str]:

@@ -55,7 +55,10 @@ def _coco_classes(part: Part) -> Iterator[str]:
         if name != BACKGROUND
     ]
     yield from block(
-        "classes", items, "      ", "the names of the categories, in the order of their ids; pixels on top"
+        "classes",
+        items,
+        "      ",
+        "the names of the categories, in the order of their ids; pixels as they are seen, after overlaps",
     )
     yield from commented("      background: class", f"pixels without object: {_share(part, 0)}")
     if part.statistics.ignored_share:

@@ -146,9 +146,9 @@ def _table(named: Mapping[int, NamedClass], ignored: Sequence[int], reason: str)
 
 def _by_palette(values: MaskValues, classes: Sequence[NamedClass]) -> dict[int, NamedClass] | None:
     """Assign the values to the classes by the colours of the palette; None if they do not all have a class."""
-    of_color = {entry.color: entry for entry in classes if entry.color is not None}
-    colors = {value: _palette_color(values.palette, value) for value in values.pixels}
-    named = {value: of_color[color] for value, color in colors.items() if color is not None and color in of_color}
+    of_color: dict[Color | None, NamedClass] = {entry.color: entry for entry in classes if entry.color is not None}
+    found = {value: of_color.get(_palette_color(values.palette, value)) for value in values.pixels}
+    named = {value: entry for value, entry in found.items() if entry is not None}
     return named if named and set(values.pixels) <= {*named, IGNORE_INDEX} else None
 
 

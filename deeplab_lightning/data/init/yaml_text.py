@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 _LINE = 120  # characters
-_MAX_NAMED = 4  # texts in one comment
+_MAX_NAMED = 3  # texts in one comment
 
 
 def scalar(value: Any) -> str:
