@@ -38,6 +38,7 @@ FLOORS = (
         *("data.init.layout", "data.init.yaml_text", "data.init.class_files", "data.init.coco_files"),
         *("data.init.mask_folders", "data.init.mask_values", "data.init.sequences", "data.init.dataset_text"),
         *("data.init.config_text", "data.init"),
+        "inference",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",
@@ -53,7 +54,7 @@ FLOORS = (
     ("checkpoints", "saved_module", "module"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
-        *("callbacks.cudnn_benchmark", "callbacks.freeze"),
+        *("callbacks.cudnn_benchmark", "callbacks.ensemble", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress"),
         *("callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),

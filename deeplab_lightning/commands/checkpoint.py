@@ -1,6 +1,7 @@
 """Use the configuration of the checkpoint that a command line names."""
 
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
-from deeplab_lightning.errors import UserError
+from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.experiments.settings import MACHINE_KEYS
+from deeplab_lightning.files import unused_path
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.usage import usage_error
 
 START_FROM_WEIGHTS = (
@@ -56,6 +59,39 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         overlay = {"data": {**_without_data(checkpoint), "test_dataset": None}}
         args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
     return args
+
+
+def expand_experiment(command: str, args: list[str]) -> list[str]:
+    """Replace `--experiment FOLDER` of `test` and `predict` by the best checkpoints of its folds and seeds.
+
+    Args:
+        command: The command.
+        args: The options as typed.
+
+    Raises:
+        FileNotFoundError: If the experiment has no finished fold.
+        SystemExit: With status 2, if a checkpoint is named besides.
+    """
+    folder = option(args, "--experiment") if command in {"test", "predict"} else None
+    if folder is None:
+        return args
+    if option(args, "--ckpt_path") is not None or option(args, "--ensemble") is not None:
+        usage_error("--experiment names all checkpoints; leave --ckpt_path and --ensemble out.")
+    files = ExperimentFolder(folder)
+    runs = [run for part in (files.seeds() or [files]) for run in part.runs()]
+    found = [str(run.best) for run in runs if run.result.is_file() and run.best.is_file()]
+    if not found:
+        raise MissingFileError(f"no finished fold with a best.ckpt in {files.path.absolute()}.")
+    rest, words = [], iter(args)
+    for word in words:
+        if word == "--experiment":
+            next(words)
+        elif not word.startswith("--experiment="):
+            rest.append(word)
+    own = ["--ckpt_path", found[0], "--ensemble", json.dumps(found[1:])]
+    if command == "predict" and option(args, "--output") is None:
+        own += ["--output", str(unused_path(files.path / "predictions"))]
+    return [*own, *rest]
 
 
 def _without_data(checkpoint: dict[str, Any]) -> dict[str, Any]:

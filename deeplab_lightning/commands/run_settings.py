@@ -12,12 +12,14 @@ from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord,
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.cudnn_benchmark import CudnnBenchmarkInTraining
 from deeplab_lightning.callbacks.data_line import DataLine
+from deeplab_lightning.callbacks.ensemble import AverageProbabilities
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
+from deeplab_lightning.inference import Views
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
@@ -167,7 +169,11 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
         callbacks += _fit_callbacks(config)
     if command == "predict":
         callbacks.append(PredictionWriter(config.output))
-    if command in {"validate", "test"}:
+    views = Views.parse(config.get("tta"))
+    is_averaged = views != Views() or bool(config.get("ensemble"))
+    if is_averaged:
+        callbacks.append(AverageProbabilities(config.get("ensemble") or (), views))
+    if command in {"validate", "test"} and not is_averaged:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))
     if config.trainer.enable_progress_bar is not False:
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())

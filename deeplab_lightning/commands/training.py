@@ -23,7 +23,12 @@ from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import class_path_of
-from deeplab_lightning.commands.checkpoint import START_FROM_WEIGHTS, add_checkpoint_config, refuse_other_classes
+from deeplab_lightning.commands.checkpoint import (
+    START_FROM_WEIGHTS,
+    add_checkpoint_config,
+    expand_experiment,
+    refuse_other_classes,
+)
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import check_configs
 from deeplab_lightning.commands.run_settings import (
@@ -70,6 +75,7 @@ def run_training_command(command: str, args: list[str]) -> None:
         ValueError: If an option has a value that cannot be used here, such as a GPU on a machine without one.
         SystemExit: With status 2, if a key or a type is wrong; with 143, after SIGTERM.
     """
+    args = expand_experiment(command, args)
     with _surroundings(args) as scratch, _no_empty_folder():
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
         cli.run()
@@ -170,6 +176,21 @@ class DeepLabCLI(LightningCLI):
                 default=None,
                 help="Folder of the predictions; in the run's folder if null.",
             )
+        if self._command != "fit":
+            parser.add_argument(
+                "--tta",
+                type=str | None,
+                default=None,
+                help="Views whose probabilities are averaged: flip, scales=[0.75,1,1.25], or both with a comma.",
+            )
+        if self._command in {"test", "predict"}:
+            parser.add_argument(
+                "--ensemble",
+                type=list[str] | None,
+                default=None,
+                help="Further checkpoints whose probabilities are averaged: '[b.ckpt, c.ckpt]'. --experiment FOLDER, "
+                "instead of --ckpt_path, takes the best of all folds of an experiment.",
+            )
         parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.net.init_args.in_channels", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
@@ -219,8 +240,14 @@ class DeepLabCLI(LightningCLI):
                 "from BaseFinetuning that freezes pl_module.net.backbone and makes it trainable later."
             )
         self.model.config = yaml.safe_load(self._config_text)
-        if (path := self.config[self._command].ckpt_path) is not None:
-            refuse_other_classes(path, self.model.classes)
+        config = self.config[self._command]
+        if config.ckpt_path is not None:
+            refuse_other_classes(config.ckpt_path, self.model.classes)
+        if self._command == "test" and config.ensemble and self.datamodule.test_dataset is None:
+            raise UserError(
+                "an ensemble cannot be tested on the validation part, on whose images its other members may have been "
+                "trained: set data.test_dataset."
+            )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Skip: `run` does it, so that building and running are two steps."""

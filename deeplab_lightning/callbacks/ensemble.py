@@ -1,0 +1,49 @@
+"""Evaluate and predict with several checkpoints, or several views of each image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
+
+from deeplab_lightning import kernels
+from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.module import SegmentationModule
+
+
+class AverageProbabilities(L.Callback):
+    """Replace the network by an `Ensemble` while a command evaluates or predicts.
+
+    Args:
+        checkpoints: Further checkpoints, whose probabilities are averaged with those of the command's own.
+        views: Views of each image.
+    """
+
+    def __init__(self, checkpoints: Sequence[str] = (), views: Views = Views()) -> None:  # noqa: B008
+        self.checkpoints, self.views = list(checkpoints), views
+        self._own: Any = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Load the further checkpoints, and use all of them."""
+        assert isinstance(pl_module, SegmentationModule)
+        self._own = pl_module.net
+        weight = next(pl_module.net.parameters())
+        nets = [pl_module.net]
+        for path in self.checkpoints:
+            net = SegmentationModule.load_from_checkpoint(path, map_location="cpu").net
+            net.preprocess.max_size = pl_module.net.preprocess.max_size
+            if pl_module.door.is_open:
+                kernels.speed_up(net)
+            nets.append(net.to(weight.device, weight.dtype).eval())
+        pl_module.net = Ensemble(nets, self.views)  # type: ignore[assignment]
+        views = f" with {self.views}" if str(self.views) else ""
+        rank_zero_info(f"Averaging the probabilities of {len(nets)} checkpoint{'s' * (len(nets) > 1)}{views}.")
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Use the network alone again."""
+        if self._own is not None:
+            pl_module.net, self._own = self._own, None
+
+    on_test_end = on_predict_end = on_validation_end

@@ -1,0 +1,118 @@
+"""Average the class probabilities of several networks, and of several views of an image."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.resizing import resize
+
+
+class Views(NamedTuple):
+    """Hold the views of an image whose probabilities are averaged (test-time augmentation).
+
+    Attributes:
+        scales: Factors of the image's size.
+        flip: Whether each is also mirrored left to right.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @classmethod
+    def parse(cls, text: str | None) -> "Views":
+        """Read `flip`, `scales=[0.75,1,1.25]` or both with a comma between them; None is the image itself.
+
+        Raises:
+            ValueError: If it is something else, or a scale is not positive.
+        """
+        if text is None:
+            return cls()
+        numbers = re.search(r"scales=\[([^\]]*)\]", text)
+        rest = [word.strip() for word in text.replace(numbers[0] if numbers else "", "").split(",") if word.strip()]
+        try:
+            scales = tuple(float(number) for number in numbers[1].split(",")) if numbers else (1.0,)
+        except ValueError:
+            scales = ()
+        if set(rest) - {"flip"} or not scales or not all(0 < scale <= _MAX_SCALE for scale in scales):
+            raise UserError(
+                f"--tta must be flip, scales=[0.75,1,1.25] or scales=[...],flip, with scales up to {_MAX_SCALE}, got "
+                f"{text!r}."
+            )
+        return cls(scales, "flip" in rest)
+
+    def __str__(self) -> str:
+        scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}" if self.scales != (1.0,) else ""
+        return " and ".join(filter(None, [scales, "flip" if self.flip else ""]))
+
+
+_MAX_SCALE = 4
+
+
+class Ensemble(nn.Module):
+    """Average the softmax probabilities of networks over the views of an image, at the image's own size.
+
+    It stands in for a `DeepLab` in evaluation: its output is the logarithm of the mean, whose softmax is the mean
+    itself, so labels, losses and the CRF see the averaged probabilities.
+
+    Args:
+        nets: Networks of the same classes and channels; each prepares images in its own way.
+        views: The views.
+
+    Raises:
+        ValueError: If there is no network, or they differ in classes or channels.
+    """
+
+    def __init__(self, nets: Sequence[DeepLab], views: Views = Views()) -> None:  # noqa: B008
+        super().__init__()
+        if not nets:
+            raise UserError("an ensemble needs at least one network.")
+        first = nets[0]
+        for net in nets[1:]:
+            if (net.num_classes, net.class_names, net.in_channels) != (
+                first.num_classes,
+                first.class_names,
+                first.in_channels,
+            ):
+                raise UserError(
+                    f"the networks of an ensemble must have the same classes and channels, got {_described(first)} and "
+                    f"{_described(net)}."
+                )
+        self.nets, self.views = nn.ModuleList(nets), views
+        self.preprocess, self.num_classes, self.in_channels = first.preprocess, first.num_classes, first.in_channels
+        self.class_names, self.palette = first.class_names, first.palette
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute the logarithm of the mean probabilities (B, K, H, W) of images (B, C, H, W) uint8."""
+        size = (images.shape[-2], images.shape[-1])
+        total: Tensor | None = None
+        for net in self.nets:
+            assert isinstance(net, DeepLab)
+            prepared = net.preprocess(images)
+            for scale in self.views.scales:
+                view = prepared if scale == 1 else resize(prepared, _scaled(prepared, scale))
+                for is_flipped in (False, True) if self.views.flip else (False,):
+                    logits = net(view.flip(-1) if is_flipped else view)
+                    logits = logits.flip(-1) if is_flipped else logits
+                    probabilities = resize(logits.float(), size).softmax(dim=1)
+                    total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        count = len(self.nets) * len(self.views.scales) * (2 if self.views.flip else 1)
+        return total.div_(count).clamp_min_(torch.finfo(total.dtype).tiny).log_()
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is averaged, for a record."""
+        return {"networks": len(self.nets), "scales": list(self.views.scales), "flip": self.views.flip}
+
+
+def _scaled(images: Tensor, scale: float) -> tuple[int, int]:
+    return max(1, round(images.shape[-2] * scale)), max(1, round(images.shape[-1] * scale))
+
+
+def _described(net: DeepLab) -> str:
+    names = net.class_names or [f"{net.num_classes} unnamed"]
+    return f"the classes {', '.join(names[:5])}{' ...' if len(names) > 5 else ''} on {net.in_channels} channels"

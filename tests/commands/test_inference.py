@@ -1,0 +1,189 @@
+"""Average checkpoints and views by the real commands, against the mean computed here."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from deeplab_lightning import DeepLabV3, SegmentationModule
+from deeplab_lightning.data.images import read_image
+from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.resizing import resize
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
+from tests.conftest import draw_noise_data, noise_config
+from tests.processes import run_program
+
+Masks = dict[str, npt.NDArray[np.uint8]]
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> ExperimentFolder:
+    """An experiment of two folds on ten images."""
+    root = tmp_path_factory.mktemp("inference")
+    draw_noise_data(root)
+    config = noise_config(root, trainer={"max_epochs": 15, "num_sanity_val_steps": 0})
+    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("kfold", "-c", str(root / "config.yaml"), "--name", "cv", check=True)
+    return ExperimentFolder(root / "runs" / "cv")
+
+
+def predicted(folder: Path) -> Masks:
+    return {path.stem: np.asarray(Image.open(path)) for path in sorted((folder / "masks").glob("*.png"))}
+
+
+def mean_labels(checkpoints: list[Path], image: Tensor, views: list[tuple[float, bool]]) -> npt.NDArray[np.uint8]:
+    """Compute the labels of the mean of the probabilities, without the package's own averaging."""
+    parts = []
+    for path in checkpoints:
+        net = SegmentationModule.load_from_checkpoint(path).net.eval()
+        x = net.preprocess(image[None])
+        for scale, is_flipped in views:
+            size = (round(x.shape[-2] * scale), round(x.shape[-1] * scale))
+            view = x if scale == 1 else resize(x, size)
+            with torch.no_grad():
+                logits = net(view.flip(-1)).flip(-1) if is_flipped else net(view)
+            parts.append(resize(logits, (x.shape[-2], x.shape[-1])).softmax(1))
+    labels: npt.NDArray[np.uint8] = torch.stack(parts).mean(0).argmax(1)[0].to(torch.uint8).numpy()
+    return labels
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tta", "views"),
+    [
+        (None, [(1, False)]),
+        ("flip", [(1, False), (1, True)]),
+        ("scales=[0.75,1,1.25],flip", [(s, f) for s in (0.75, 1, 1.25) for f in (False, True)]),
+    ],
+)
+def test_folds_are_averaged_for_prediction(
+    experiment: ExperimentFolder, tmp_path: Path, tta: str | None, views: list[tuple[float, bool]]
+) -> None:
+    images = experiment.path.parents[1] / "images"
+    words = ["--experiment", str(experiment.path), "--images", str(images), "--output", str(tmp_path / "out")]
+    done = run_program("predict", *words, *(["--tta", tta] if tta else []), check=True)
+    assert "Averaging the probabilities of 2 checkpoints" in done.stdout + done.stderr
+    found = predicted(tmp_path / "out")
+    assert len(found) == 10
+    checkpoints = [run.best for run in experiment.runs()]
+    shares = []
+    for stem, mask in found.items():
+        expected = mean_labels(checkpoints, read_image(images / f"{stem}.png"), views)
+        shares.append((mask == expected).mean())
+    assert np.mean(shares) > 0.999  # kernels of CPUs round differently
+    alone = {stem: mean_labels(checkpoints[:1], read_image(images / f"{stem}.png"), [(1, False)]) for stem in found}
+    assert np.mean([(found[stem] == alone[stem]).mean() for stem in found]) < 0.99  # so that this test can fail
+
+
+@pytest.mark.slow
+def test_an_experiment_is_predicted_into_its_own_folder(experiment: ExperimentFolder) -> None:
+    images = experiment.path.parents[1] / "images" / "00.png"
+    for name in ("predictions", "predictions-2"):
+        run_program("predict", "--experiment", str(experiment.path), "--images", str(images), check=True)
+        assert list((experiment.path / name / "masks").iterdir())
+
+
+@pytest.mark.slow
+def test_views_are_recorded_with_the_figures(experiment: ExperimentFolder) -> None:
+    best = experiment.fold(0).best
+    run_program("validate", "--ckpt_path", str(best), check=True)
+    run_program("validate", "--ckpt_path", str(best), "--tta", "flip", check=True)
+    folder = RunFolder(experiment.fold(0).path).path
+    plain, averaged = (json.loads((folder / f"result_validate{n}.json").read_text()) for n in ("", "-2"))
+    assert "averaged" not in plain
+    assert averaged["averaged"] == {"networks": 1, "scales": [1.0], "flip": True}
+    assert averaged["val"]["loss"] != plain["val"]["loss"]
+
+
+@pytest.mark.slow
+def test_folds_are_tested_on_other_data_alone(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    refused = run_program("test", "--experiment", str(experiment.path))
+    assert refused.returncode == 1
+    assert "an ensemble cannot be tested on the validation part" in " ".join(refused.stderr.split())
+    draw_noise_data(tmp_path)
+    arguments: dict[str, Any] = {"root": str(tmp_path), "images": "images", "masks": "masks"}
+    arguments["classes"] = {"names": ["sky", "road", "car"], "ignore_ids": [11]}
+    dataset = {"class_path": "MaskFolderDataset", "init_args": arguments}
+    words = ("--experiment", str(experiment.path), "--data.test_dataset", json.dumps(dataset))
+    run_program("test", *words, check=True)
+    result = json.loads((experiment.fold(0).path / "result_test.json").read_text())
+    assert result["averaged"]["networks"] == 2
+    assert result["num_images"] == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["--tta", "rotate"], 1, "--tta must be flip, scales="),
+        (["--tta", "scales=[0]"], 1, "--tta must be flip, scales="),
+        (["--tta", "scales=[]"], 1, "--tta must be flip, scales="),
+        (["--ensemble", "[nothing.ckpt]"], 1, "no such checkpoint"),
+        (["--experiment", "nothing"], 2, "leave --ckpt_path and --ensemble out"),
+    ],
+)
+def test_what_cannot_be_averaged_is_one_line(
+    experiment: ExperimentFolder, words: list[str], status: int, text: str
+) -> None:
+    images = str(experiment.path.parents[1] / "images")
+    done = run_program("predict", "--ckpt_path", str(experiment.fold(0).best), "--images", images, *words)
+    assert done.returncode == status, done.stderr
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def nets(count: int) -> list[DeepLabV3]:
+    made = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False).eval()
+        made.append(net)
+    return made
+
+
+def test_one_network_and_one_view_is_the_network() -> None:
+    [net] = nets(1)
+    images = torch.randint(0, 256, (2, 3, 40, 56), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.allclose(Ensemble([net])(images).exp(), net(images).softmax(1), atol=1e-6)
+
+
+def test_mirrored_images_have_mirrored_probabilities() -> None:
+    images = torch.randint(0, 256, (1, 3, 40, 56), dtype=torch.uint8)
+    ensemble = Ensemble(nets(2), Views(flip=True))
+    with torch.no_grad():
+        assert torch.allclose(ensemble(images.flip(-1)).flip(-1), ensemble(images), atol=1e-4)
+
+
+def test_the_mean_is_a_distribution_and_needs_no_more_memory_than_two() -> None:
+    images = torch.randint(0, 256, (1, 3, 33, 47), dtype=torch.uint8)
+    with torch.no_grad():
+        total = Ensemble(nets(3), Views((0.5, 1.0, 1.5), True))(images).exp().sum(1)
+    assert torch.allclose(total, torch.ones_like(total), atol=1e-5)
+
+
+def test_networks_of_other_classes_are_refused() -> None:
+    other = DeepLabV3(4, backbone="test_resnet", aspp_channels=8, pretrained=False)
+    with pytest.raises(ValueError, match="the same classes and channels"):
+        Ensemble([*nets(1), other])
+
+
+@pytest.mark.parametrize(
+    ("text", "views"),
+    [
+        (None, Views()),
+        ("flip", Views(flip=True)),
+        ("scales=[0.75, 1,1.25]", Views((0.75, 1.0, 1.25))),
+        ("flip,scales=[0.5]", Views((0.5,), True)),
+    ],
+)
+def test_views_are_read(text: str | None, views: Views) -> None:
+    assert Views.parse(text) == views
