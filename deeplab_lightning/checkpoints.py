@@ -87,9 +87,9 @@ def _check_archive(path: Path) -> None:
     Raises:
         UserError: If it was changed, or would unpack to more than its size.
     """
-    if not zipfile.is_zipfile(path):
-        return  # an older format, or no checkpoint: torch says which
     try:
+        if not zipfile.is_zipfile(path):
+            return  # an older format, or no checkpoint: torch says which
         with zipfile.ZipFile(path) as archive:
             packed = [entry for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
             damaged = None if packed else archive.testzip()

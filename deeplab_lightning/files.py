@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from deeplab_lightning.errors import UserError
+from deeplab_lightning.errors import UserError, exception_chain
 
 _TEMPORARY = ".tmp"  # suffix of files that are not complete
 _MAX_PREFIX = 40  # characters of a file's name in the names of its temporary files
@@ -69,16 +69,23 @@ def _flush_folder(folder: Path) -> None:
 def naming_errors(path: Path) -> Iterator[None]:
     """Let errors of the operating system name a path, since those of a full disk name none or a temporary file.
 
+    Those that an error of a library wraps are named too, as torch's when it writes a checkpoint.
+
     Args:
         path: File or folder that is written.
     """
     try:
         yield
-    except OSError as error:
-        is_unnamed = error.filename is None or Path(error.filename).name.startswith(_temporary_prefix(path))
-        if error.errno is not None and is_unnamed:  # without a number, it is a library's own error with its own text
-            error.filename, error.filename2 = str(path), None
+    except Exception as raised:
+        for error in exception_chain(raised):
+            if isinstance(error, OSError) and error.errno is not None and _is_unnamed(error, path):
+                error.filename, error.filename2 = str(path), None
         raise
+
+
+def _is_unnamed(error: OSError, path: Path) -> bool:
+    """Check whether an error names no file, or a temporary one of a path."""
+    return error.filename is None or Path(error.filename).name.startswith(_temporary_prefix(path))
 
 
 def write_text(path: Path, text: str) -> None:

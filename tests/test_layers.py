@@ -42,6 +42,7 @@ FLOORS = (
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         "callbacks.cudnn_benchmark",
+        "callbacks.disk_space",
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress"),
         *("callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),

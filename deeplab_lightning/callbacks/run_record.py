@@ -81,12 +81,13 @@ class RunRecord(L.Callback):
     """Record a training in its folder after every epoch, so that a crash loses at most the current one.
 
     `folds.csv` and `balance.csv` are written at the start. `metrics.csv` has one row per epoch and is rewritten
-    atomically; a resumed training keeps the rows before the epoch it resumes at, which the checkpoint holds. If an epoch validates several times,
-    its row holds the best validation, as `best.ckpt` does. `result.json` is written last: if it exists, the training
-    is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the confusion matrix of each image)
-    belong to the epoch with the best `val/miou`, whose weights are in `checkpoints/best.ckpt`; its `last` block and
-    `last_image_matrices.npz` to the last epoch, which was not chosen on the images that it is reported on. Later
-    validations and tests write `result_validate.json` and `result_test.json`, numbered if they exist.
+    atomically; a resumed training keeps the rows before the epoch it resumes at, which the checkpoint holds. If an
+    epoch validates several times, its row holds the best validation, as `best.ckpt` does. `result.json` is written
+    last: if it exists, the training is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the
+    confusion matrix of each image) belong to the epoch with the best `val/miou`, whose weights are in
+    `checkpoints/best.ckpt`; its `last` block and `last_image_matrices.npz` to the last epoch, which was not chosen on
+    the images that it is reported on. Later validations and tests write `result_validate.json` and `result_test.json`,
+    numbered if they exist.
 
     Args:
         seed: Seed of the training, written to `result.json`.

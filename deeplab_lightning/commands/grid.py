@@ -9,6 +9,7 @@ from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
 from deeplab_lightning.commands.kfold import add_launcher_options, refuse_under_a_launcher, run_experiments
+from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.options import OptionParser
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
@@ -120,6 +121,8 @@ def grid(args: list[str]) -> None:
             print(f"{name}: {shlex.join(options)}")
         return
     refuse_under_a_launcher()
+    for name in (given.name or grid_file.name, *chosen):
+        check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first one is trained

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.options import OptionParser, option
 from deeplab_lightning.commands.training import resolve_fit_config, run_training_command
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.job_table import JobTable
-from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, locked, run_jobs
 from deeplab_lightning.files import make_unused_folder, remove_if_empty
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
@@ -33,6 +34,7 @@ def kfold(args: list[str]) -> None:
         print_cv(aggregate(Path(given.aggregate)), Path(given.aggregate))
         return
     refuse_under_a_launcher()
+    check_name(given.name)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
     config = resolve_fit_config(rest)
@@ -128,8 +130,10 @@ def run_experiments(
         table_console().print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
     if is_in_process:
         for job in jobs:
-            for command in job.commands:
-                run_training_command(command[0], list(command[1:]))
+            job.folder.mkdir(parents=True, exist_ok=True)
+            with locked(job.folder):
+                for command in job.commands:
+                    run_training_command(command[0], list(command[1:]))
         failed = []
     else:
         failed = _run_in_processes(jobs, LocalLauncher(at_once, devices), at_once, resume_command)

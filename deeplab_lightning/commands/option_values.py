@@ -91,7 +91,15 @@ def check_values(command: str, config: Mapping[str, Any]) -> None:
         value = _at(config, key)
         if isinstance(value, str) and value not in choices:
             usage_error(f"{key} must be one of {', '.join(choices)}, got {value}.")
-    name = config.get("name")
+    check_name(config.get("name"))
+
+
+def check_name(name: Any) -> None:
+    """Refuse a name whose folder would not be below `output_dir`; None is made up later.
+
+    Raises:
+        SystemExit: With status 2.
+    """
     if name is not None and _leaves(str(name)):
         usage_error(f"name must be the name of a folder in output_dir, got {str(name)!r}.")
 

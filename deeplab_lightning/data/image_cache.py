@@ -109,9 +109,7 @@ class DecodedDataset(SegmentationDataset):
         pixels = self._pixels[index] if is_kept else self._read(self._pixel_file(index), self._decode, index)
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
-    def _read(
-        self, path: Path, decode: Callable[[int], npt.NDArray[np.uint8]], index: int
-    ) -> npt.NDArray[np.uint8]:
+    def _read(self, path: Path, decode: Callable[[int], npt.NDArray[np.uint8]], index: int) -> npt.NDArray[np.uint8]:
         """Map a file into memory; one that is damaged is made again."""
         if path not in self._intact:
             if not _is_intact(path):

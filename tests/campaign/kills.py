@@ -1,5 +1,6 @@
 """Kill trainings at random moments and resume them: they end like those that were not killed."""
 
+import json
 import os
 import random
 import signal
@@ -46,15 +47,13 @@ def attack(world: World, chance: random.Random, number: int) -> Case:
             continue  # at its end; stopped; or before it could listen
         return Case(name, done.fault() or f"status {done.status} after {kind.name}")
     done = world.command(*words, "--name", "killed", "--ckpt_path", "last")
-    if fault := done.fault() or done.status and done.errors[0]:
+    if fault := done.fault() or (done.status and done.errors[0]):
         return Case(name, fault)
     return Case(name, None if _content(folder) == expected else "other weights or figures than the whole training")
 
 
 def _content(folder: Path) -> Any:
     """Return the weights and figures of a finished run; without those of time."""
-    import json
-
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     sums = {name: zlib.crc32(tensor.numpy().tobytes()) for name, tensor in checkpoint["state_dict"].items()}
     result = json.loads((folder / "result.json").read_text())

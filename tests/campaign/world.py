@@ -1,6 +1,8 @@
 """Build a small world of data, runs and caches, and run the real commands in it."""
 
+import contextlib
 import functools
+import json
 import os
 import random
 import shutil
@@ -133,18 +135,14 @@ def finished(program: Program) -> Done:
         status = program.wait(TIMEOUT)
     except subprocess.TimeoutExpired:
         status = None
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(program.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     stdout, stderr = program.communicate(TIMEOUT)
     return Done(status, stdout, stderr)
 
 
 def write_coco(path: Path, names: Sequence[str], classes: Sequence[str] = CLASSES) -> None:
     """Write a COCO file with one rectangle per image."""
-    import json
-
     images = [{"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(names)]
     annotations = [
         {"id": i, "image_id": i, "category_id": i % len(classes), "iscrowd": 0, "bbox": [4, 4, 30, 20], "area": 600,
