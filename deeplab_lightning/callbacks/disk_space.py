@@ -38,7 +38,8 @@ class DiskSpace(L.Callback):
         if needed > free:
             raise UnavailableError(
                 f"{run.path.absolute()}: the checkpoints need {needed / 1e9:.3g} GB more "
-                f"(files of {size / 1e9:.3g} GB), but only {free / 1e9:.3g} GB are free. Free space, or set --output_dir to another disk."
+                f"(files of {size / 1e9:.3g} GB), but only {free / 1e9:.3g} GB are free. "
+                "Free space, or set --output_dir to another disk."
             )
 
 

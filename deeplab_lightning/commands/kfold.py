@@ -133,7 +133,8 @@ def run_experiments(
             job.folder.mkdir(parents=True, exist_ok=True)
             with locked(job.folder):
                 for command in job.commands:
-                    run_training_command(command[0], list(command[1:]))
+                    if command[0] != "fit" or not job.is_finished():  # by another process, while this one waited
+                        run_training_command(command[0], list(command[1:]))
         failed = []
     else:
         failed = _run_in_processes(jobs, LocalLauncher(at_once, devices), at_once, resume_command)

@@ -1,5 +1,6 @@
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -20,12 +21,12 @@ class Net(L.LightningModule):
         self.layer = nn.Linear(999, 1)  # 1000 weights of 4 bytes
 
 
-def trainer_of(folder: Path, module: Net, optimizer: type[torch.optim.Optimizer], **options: float) -> SimpleNamespace:
+def trainer_of(folder: Path, module: Net, optimizer: type[torch.optim.Optimizer], **options: Any) -> SimpleNamespace:
     return SimpleNamespace(
         default_root_dir=str(folder),
         is_global_zero=True,
         fast_dev_run=False,
-        optimizers=[optimizer(module.parameters(), **options)],  # type: ignore[call-arg]
+        optimizers=[optimizer(module.parameters(), **options)],
         checkpoint_callbacks=[RunCheckpoint(filename="best", monitor="a"), RunCheckpoint(filename="last")],
     )
 
@@ -39,7 +40,7 @@ def trainer_of(folder: Path, module: Net, optimizer: type[torch.optim.Optimizer]
     ],
 )
 def test_two_files_and_a_temporary_one_have_to_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer], options: dict[str, float],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: type[torch.optim.Optimizer], options: dict[str, Any],
     size: int,
 ) -> None:  # fmt: skip
     module = Net()

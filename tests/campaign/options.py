@@ -32,7 +32,8 @@ _REFUSED = (  # what came wrongly through once, or as a page of text; {config} i
     *("--output_dir /proc/x", "--output_dir {config}", "--model.net.init_args.backbone nothing", "-c nothing.yaml"),
     *("--ckpt_path nothing.ckpt", "--ckpt_path {config}", "--wandb maybe", "--data.cache sometimes", "--nothing 1"),
     *("--model.net Nothing", "--data.dataset Nothing", "--data.dataset.init_args.root nothing"),
-    *("--trainer.precision 7", "--model.net.init_args.output_stride 7", "--data.split official", "--trainer.plugins nothing"),
+    *("--trainer.precision 7", "--model.net.init_args.output_stride 7", "--data.split official"),
+    *("--trainer.plugins nothing",),
 )  # fmt: skip
 _MAX_LINES = 8  # Lightning speaks of the seed and of devices before the error
 _MAX_LINES = 8  # Lightning speaks of the seed and of devices before the error

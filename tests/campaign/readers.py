@@ -139,8 +139,9 @@ def _folds(folder: Path, content: Any) -> None:
 
 
 def _groups(folder: Path, content: Any) -> None:
+    write_image(folder / "a.png")
     _write(folder / "groups.csv", content)
-    TableGroups(str(folder / "groups.csv"), column="group")(["a", "b"], None)  # type: ignore[call-arg,arg-type,operator]
+    TableGroups(str(folder / "groups.csv")).labels(ImageFolderDataset([str(folder / "a.png")]))
 
 
 def _record(name: str, read: Callable[[RunFolder], object]) -> Callable[[Path, Any], None]:
@@ -200,6 +201,7 @@ READERS: dict[str, tuple[Callable[[Path, Any], None], Callable[[], Any]]] = {
     "mask_list": (_mask_list, lambda: _text_or(b"a.png\n")),
     "image_list": (_image_list, lambda: _text_or(b"a.png\nb.png\n")),
     "folds": (_folds, lambda: _text_or(_FOLDS)),
+    "groups": (_groups, lambda: _text_or(b"image,group\na.png,x\n")),
     "result": (_record("result.json", RunFolder.read_result), lambda: _changed(_RESULT) | _text_or(b"{}")),
     "pooled": (_cv, lambda: _changed(_RESULT)),
     "metrics": (_record("metrics.csv", RunFolder.read_metrics), lambda: _text_or(_METRICS)),
