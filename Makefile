@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-fast bench bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo test test-fast bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ bench: install-dev  ## measure folds, verdicts, data loader, memory, parity, bac
 		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py
+
+campaign: install-dev  ## attack the real commands at random for 20 minutes: make campaign ARGS="--seed 7 --minutes 5"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(ARGS)
 
 bench-kernels: install-dev  ## measure the CPU kernels and the settings of the process, in minutes
 	$(BENCH) tests/benchmarks/test_kernels.py tests/benchmarks/test_settings.py

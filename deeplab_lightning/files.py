@@ -69,18 +69,23 @@ def _flush_folder(folder: Path) -> None:
 def naming_errors(path: Path) -> Iterator[None]:
     """Let errors of the operating system name a path, since those of a full disk name none or a temporary file.
 
+    Those that an error of a library wraps are named too, as torch's when it writes a checkpoint.
+
     Args:
         path: File or folder that is written.
     """
     try:
         yield
-    except Exception as error:
-        for cause in exception_chain(error):  # torch raises an error of its own while that of the disk is handled
-            if not isinstance(cause, OSError) or cause.errno is None:  # without a number, it has a library's own text
-                continue
-            if cause.filename is None or Path(cause.filename).name.startswith(_temporary_prefix(path)):
-                cause.filename, cause.filename2 = str(path), None
+    except Exception as raised:
+        for error in exception_chain(raised):
+            if isinstance(error, OSError) and error.errno is not None and _is_unnamed(error, path):
+                error.filename, error.filename2 = str(path), None
         raise
+
+
+def _is_unnamed(error: OSError, path: Path) -> bool:
+    """Check whether an error names no file, or a temporary one of a path."""
+    return error.filename is None or Path(error.filename).name.startswith(_temporary_prefix(path))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,9 +1,10 @@
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from deeplab_lightning.files import remove_leftovers, write_text
+from deeplab_lightning.files import remove_leftovers, write_atomically, write_text
 
 
 def test_content_and_name_reach_the_disk_in_this_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,22 @@ def test_leftovers_are_removed_and_nothing_else(tmp_path: Path) -> None:
     remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "a.tmp", "last.ckpt"]
     remove_leftovers(tmp_path / "absent")
+
+
+def test_a_full_disk_below_an_error_of_a_library_is_named(tmp_path: Path) -> None:
+    """Torch's error of its archive hid the file."""
+
+    def fail(file: object) -> None:
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 64 vs 0") from error
+
+    with pytest.raises(RuntimeError) as caught:
+        write_atomically(tmp_path / "last.ckpt", fail)
+    cause = caught.value.__cause__
+    assert isinstance(cause, OSError)
+    assert cause.filename == str(tmp_path / "last.ckpt")
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])

@@ -268,6 +268,7 @@ def test_a_value_that_no_run_can_use_is_refused_before_anything_is_built(
     ("words", "message"),
     [
         (["--model.net.init_args.output_stride", "12"], "output_stride must be 8, 16 or 32, got 12"),
+        (["--data.train_transforms.init_args.saturation", "null"], "saturation must be a number or .*, got null"),
         (["--data.fold", "9"], "fold must be null or in .*got 9 of 2"),
         (["--trainer.strategy", "luck"], "invalid strategy name: `strategy='luck'`"),
         (["--trainer.devices", "all"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
@@ -282,8 +283,38 @@ def test_a_value_that_no_run_can_use_is_refused_before_anything_is_built(
 )
 def test_a_setting_that_cannot_be_used_is_one_line(folder: Path, show: Show, words: list[str], message: str) -> None:
     status, line = show("fit", "-c", str(folder / "config.yaml"), "--name", "never", *words)
-    assert status == 1
+    assert status == (2 if "null" in words else 1)
     assert re.search(message, line)
+
+
+@pytest.mark.parametrize("key", ["checkpoint", "trainer"])
+def test_a_part_without_content_is_named(folder: Path, show: Show, tmp_path: Path, key: str) -> None:
+    (tmp_path / "null.yaml").write_text(f"{key}: null\n")
+    configs = ["-c", str(folder / "config.yaml"), "-c", str(tmp_path / "null.yaml")]
+    status, line = show("fit", *configs, "--name", "never")
+    assert status == 2
+    assert key in line
+
+
+@pytest.mark.parametrize("command", ["fit", "kfold"])
+@pytest.mark.parametrize("name", ["../x", "..", "/x"])
+def test_a_name_that_leaves_the_folder_of_all_runs_is_refused(
+    folder: Path, show: Show, command: str, name: str
+) -> None:
+    status, line = show(command, "-c", str(folder / "config.yaml"), "--name", name)
+    assert (status, line) == (2, f"error: name must be the name of a folder in output_dir, got {name!r}.")
+
+
+def test_a_command_that_is_interrupted_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "main", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        program.run()
+    assert (stop.value.code, capsys.readouterr().err) == (130, "stopped by SIGINT\n")
 
 
 def test_a_folder_without_runs_is_named(show: Show, tmp_path: Path) -> None:

@@ -123,6 +123,20 @@ def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\xff\xff", b"x"])
+def test_a_damaged_table_of_epochs_costs_no_epoch(folder: Path, content: bytes) -> None:
+    """The rows before a resume were read from metrics.csv; the checkpoint holds them now."""
+    finish(folder, "run", "--trainer.max_epochs", "2")
+    table, result = (folder / "runs" / "run" / name for name in ("metrics.csv", "result.json"))
+    rows, figures = read_csv(table), json.loads(result.read_text())
+    table.write_bytes(content)
+    finish(folder, "run", "--trainer.max_epochs", "2", "--ckpt_path", "last")
+    assert json.loads(result.read_text())["val"] == figures["val"]
+    finish(folder, "run", "--trainer.max_epochs", "3", "--ckpt_path", "last")
+    assert read_csv(table)[:2] == rows
+
+
+@pytest.mark.slow
 def test_best_ckpt_resumes_to_the_same_weights(folder: Path) -> None:
     """It is written in the validation at an epoch's end, before the epoch counts as done."""
     finish(folder, "whole", *LONG)

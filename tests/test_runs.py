@@ -4,12 +4,14 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import (
     RUN_FOLDER_VARIABLE,
@@ -108,6 +110,34 @@ def test_results_come_back(tmp_path: Path) -> None:
     experiment = ExperimentFolder(tmp_path / "experiment")
     experiment.write_result(result)
     assert json.loads(experiment.result.read_text()) == result
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"a: [", b"[1]", b"\0", b'{"a": 1', b"1", b"epoch,step\nx,y\n", b"a\n1\n"]
+)
+@pytest.mark.parametrize(
+    ("name", "read"),
+    [
+        ("config.yaml", RunFolder.read_config),
+        ("job.yaml", RunFolder.read_job),
+        ("wandb_run.json", RunFolder.read_wandb_run),
+        ("metrics.csv", RunFolder.read_metrics),
+        ("confusion_matrix.csv", RunFolder.read_confusion),
+        ("folds.csv", RunFolder.read_groups),
+        ("balance.csv", RunFolder.read_balance),
+        ("predictions.csv", lambda run: PredictionFolder(run.path).read_masks()),
+    ],
+)
+def test_a_damaged_record_is_named_or_empty(
+    tmp_path: Path, name: str, read: Callable[[RunFolder], object], content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    try:
+        assert not read(RunFolder(tmp_path))
+    except DataError as error:
+        message = str(error)
+        assert message.startswith(f"{tmp_path / name}: is damaged")
+        assert "\n" not in message
 
 
 def test_evaluations_are_numbered_and_leave_the_result_alone(tmp_path: Path) -> None:

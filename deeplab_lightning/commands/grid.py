@@ -111,7 +111,8 @@ def grid(args: list[str]) -> None:
             print(f"{name}: {shlex.join(options)}")
         return
     refuse_under_a_launcher()
-    check_name(given.name or grid_file.name)
+    for name in (given.name or grid_file.name, *chosen):
+        check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first one is trained

@@ -17,7 +17,7 @@ from deeplab_lightning.errors import MissingFileError, UnavailableError, UserErr
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.job_table import JobTable
-from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, locked, run_jobs
 from deeplab_lightning.files import make_unused_folder, remove_if_empty
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
@@ -138,8 +138,11 @@ def run_experiments(
         table_console().print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
     if is_in_process:
         for job in jobs:
-            for command in job.commands:
-                run_training_command(command[0], list(command[1:]))
+            job.folder.mkdir(parents=True, exist_ok=True)
+            with locked(job.folder):
+                for command in job.commands:
+                    if command[0] != "fit" or not job.is_finished():  # by another process, while this one waited
+                        run_training_command(command[0], list(command[1:]))
         failed = []
     else:
         failed = _run_in_processes(jobs, LocalLauncher(at_once, devices), at_once, resume_command)

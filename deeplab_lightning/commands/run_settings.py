@@ -12,6 +12,7 @@ from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord,
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.cudnn_benchmark import CudnnBenchmarkInTraining
 from deeplab_lightning.callbacks.data_line import DataLine
+from deeplab_lightning.callbacks.disk_space import DiskSpace
 from deeplab_lightning.callbacks.ensemble import AverageProbabilities
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
@@ -37,6 +38,8 @@ def refuse_contradictions(command: str, config: Namespace) -> None:
         SystemExit: With status 2.
     """
     check_values(command, config.as_dict())
+    if null := [key for key in ("trainer", "checkpoint", "model", "data") if config.get(key) is None]:
+        usage_error(f"{null[0]} must not be null; leave it out for its defaults.")
     if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
         usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
     of_net = config.model.net.get("init_args", Namespace())
@@ -183,7 +186,7 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks += [DataLine(), StopOnDivergence(), StopOnSigterm()]
+    callbacks += [DataLine(), DiskSpace(), StopOnDivergence(), StopOnSigterm()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

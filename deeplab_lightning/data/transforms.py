@@ -68,10 +68,13 @@ class TrainTransforms:
         max_class_share: float = 1.0,
         augmentations: list[Callable[..., Any]] | None = None,
     ) -> None:
+        jitter = (brightness, contrast, saturation)
+        if any(not isinstance(value, int | float) for value in (*scale_range, flip_probability, *jitter)):
+            raise UserError("scale_range, flip_probability, brightness, contrast and saturation must be numbers.")
         size = (crop_size, crop_size) if isinstance(crop_size, int) else tuple(crop_size)
         if min(size) < 1 or not 0 < scale_range[0] <= scale_range[1]:
             raise UserError(f"crop_size and scale_range must be positive and ordered, got {size}, {scale_range}.")
-        if min(brightness, contrast, saturation) < 0:
+        if min(jitter) < 0:
             raise UserError(
                 f"brightness, contrast and saturation must not be negative, got {brightness}, {contrast}, {saturation}."
             )

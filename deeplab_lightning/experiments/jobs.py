@@ -143,10 +143,24 @@ class LocalLauncher:
         if self.jobs > 1:  # otherwise each job would use all cores
             share = max(1, (os.cpu_count() or 1) // self.jobs)
             environment.setdefault("OMP_NUM_THREADS", str(share))
-        with RunFolder(job.folder).lock.open("w") as lock, RunFolder(job.folder).log.open("ab") as log:
-            if not _is_locked(lock):
-                raise UserError(f"{job.folder}: another process still writes here. Wait until it ends, or stop it.")
+        with locked(job.folder) as lock, RunFolder(job.folder).log.open("ab") as log:
             return LocalProcess([sys.executable, "-m", "deeplab_lightning", *command], environment, log, lock)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[IO[str]]:
+    """Keep other processes out of a job's folder, until the file and its copies in other processes are closed.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: If another process writes there.
+    """
+    with RunFolder(folder).lock.open("w") as lock:
+        if not _is_locked(lock):
+            raise UserError(f"{folder}: another process still writes here. Wait until it ends, or stop it.")
+        yield lock
 
 
 def _is_locked(lock: IO[str]) -> bool:

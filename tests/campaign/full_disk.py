@@ -1,6 +1,7 @@
 """Fill a small disk: the old file stays whole, and one line names the file."""
 
 import contextlib
+import copy
 import os
 import random
 import subprocess
@@ -87,8 +88,6 @@ def _fill(disk: Path) -> None:
 
 def _with_cache(world: World, cache: Path) -> World:
     """Return a world like another one, with an empty cache elsewhere."""
-    import copy
-
     other = copy.copy(world)
     other.environment = {**world.environment, "DEEPLAB_CACHE": str(cache)}
     return other

@@ -1,5 +1,6 @@
 """Kill trainings at random moments and resume them: they end like those that were not killed."""
 
+import json
 import os
 import random
 import signal
@@ -53,8 +54,6 @@ def attack(world: World, chance: random.Random, number: int) -> Case:
 
 def _content(folder: Path) -> Any:
     """Return the weights and figures of a finished run; without those of time."""
-    import json
-
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     sums = {name: zlib.crc32(tensor.numpy().tobytes()) for name, tensor in checkpoint["state_dict"].items()}
     result = json.loads((folder / "result.json").read_text())

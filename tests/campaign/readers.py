@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import multiprocessing
+import os
 import random
 import tempfile
 import warnings
@@ -27,6 +28,7 @@ from deeplab_lightning.data.groups import TableGroups
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.experiments.aggregate import read_cv
+from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import PredictionFolder, RunFolder
 from tests.campaign.world import DAMAGES, Case, World, damaged, write_coco
 from tests.conftest import CLASSES, write_image
@@ -91,8 +93,6 @@ def _saved(write: Callable[[Any], object]) -> bytes:
 
 
 def _matrices() -> bytes:
-    from deeplab_lightning.metrics.per_image import PerImageConfusion
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.npz"
         PerImageConfusion.of([("a.png", [[3, 0], [1, 2]]), ("b.png", [[0, 0], [5, 2]])]).write(path)
@@ -138,19 +138,10 @@ def _folds(folder: Path, content: Any) -> None:
     RunFolder(folder).read_groups()
 
 
-class _Named:
-    """Hold what `TableGroups` asks a data set for."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
 def _groups(folder: Path, content: Any) -> None:
+    write_image(folder / "a.png")
     _write(folder / "groups.csv", content)
-    TableGroups(str(folder / "groups.csv")).labels(_Named(["a", "b"]))  # type: ignore[arg-type]
+    TableGroups(str(folder / "groups.csv")).labels(ImageFolderDataset([str(folder / "a.png")]))  # type: ignore[arg-type]
 
 
 def _record(name: str, read: Callable[[RunFolder], object]) -> Callable[[Path, Any], None]:
@@ -194,11 +185,10 @@ def _text_or(content: bytes) -> Any:
 
 _FOLDS = b"image,group,fold\na,x,0\nb,y,1\n"
 _METRICS = b"epoch,step,seconds,train/loss,val/miou\n0,4,1.5,0.7,0.25\n1,8,1.5,0.6,\n"
-_CONFUSION = b"t,a,b\na,1,2\nb,3,4\n"
+_COUNTS = st.text("0123456789PQRSTUVo`a", max_size=40) | st.lists(st.integers(-5, 4000), max_size=8)
 RLE = st.fixed_dictionaries(
     {"size": st.lists(st.integers(-2, 70), max_size=3) | st.just([48, 64]),
-     "counts": st.text(max_size=30) | st.lists(st.integers(-5, 4000), max_size=8)
-     | st.text("0123456789PQRSTUVo`a", max_size=40)}
+     "counts": st.text(max_size=30) | _COUNTS}
 )  # fmt: skip
 POLYGON = st.lists(st.lists(st.floats() | st.integers(-100, 200) | JSON, max_size=9), max_size=3)
 READERS: dict[str, tuple[Callable[[Path, Any], None], Callable[[], Any]]] = {
@@ -211,11 +201,15 @@ READERS: dict[str, tuple[Callable[[Path, Any], None], Callable[[], Any]]] = {
     "mask_list": (_mask_list, lambda: _text_or(b"a.png\n")),
     "image_list": (_image_list, lambda: _text_or(b"a.png\nb.png\n")),
     "folds": (_folds, lambda: _text_or(_FOLDS)),
+    "groups": (_groups, lambda: _text_or(b"image,group\na.png,x\n")),
     "result": (_record("result.json", RunFolder.read_result), lambda: _changed(_RESULT) | _text_or(b"{}")),
     "pooled": (_cv, lambda: _changed(_RESULT)),
     "metrics": (_record("metrics.csv", RunFolder.read_metrics), lambda: _text_or(_METRICS)),
     "balance": (_record("balance.csv", RunFolder.read_balance), lambda: _text_or(b"fold,class\n0,a\n")),
-    "confusion": (_record("confusion_matrix.csv", RunFolder.read_confusion), lambda: _text_or(_CONFUSION)),
+    "confusion": (
+        _record("confusion_matrix.csv", RunFolder.read_confusion),
+        lambda: _text_or(b"t,a,b\na,1,2\nb,3,4\n"),
+    ),
     "matrices": (_record("image_matrices.npz", RunFolder.read_images), lambda: _bytes_like(_matrices())),
     "run_config": (_record("config.yaml", RunFolder.read_config), lambda: _text_or(b"a: 1\nb: [1, 2]\n")),
     "job": (_record("job.yaml", RunFolder.read_job), lambda: _text_or(b"a: 1\nb: [1, 2]\n")),
@@ -278,8 +272,6 @@ def fault_of(read: Callable[[Path, Any], None], content: Any) -> str | None:
 
 
 def _feed(name: str, number: int, examples: int, scratch: Path, report: Path) -> None:
-    import os
-
     os.environ["DEEPLAB_CACHE"] = str(scratch / "cache")
     read, strategy = READERS[name]
 
@@ -294,11 +286,8 @@ def _feed(name: str, number: int, examples: int, scratch: Path, report: Path) ->
         assert fault is None
 
     found: list[tuple[str, Any]] = []
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-        contextlib.suppress(AssertionError, BaseExceptionGroup),
-    ):
+    silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+    with silent[0], silent[1], contextlib.suppress(AssertionError, BaseExceptionGroup):
         check()
     if found:
         report.write_text(f"{found[-1][0]} from {found[-1][1]!r}", errors="replace")

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import os
 import random
 import shutil
@@ -142,8 +143,6 @@ def finished(program: Program) -> Done:
 
 def write_coco(path: Path, names: Sequence[str], classes: Sequence[str] = CLASSES) -> None:
     """Write a COCO file with one rectangle per image."""
-    import json
-
     images = [{"id": i, "file_name": name, "height": 48, "width": 64} for i, name in enumerate(names)]
     annotations = [
         {"id": i, "image_id": i, "category_id": i % len(classes), "iscrowd": 0, "bbox": [4, 4, 30, 20], "area": 600,

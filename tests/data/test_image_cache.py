@@ -1,4 +1,5 @@
 import os
+import warnings
 from collections import namedtuple
 from pathlib import Path
 from typing import Literal
@@ -68,6 +69,29 @@ def test_a_second_build_writes_nothing(mask_folder: Path) -> None:
     before = written()
     DecodedDataset(dataset(mask_folder), "disk").build()
     assert written() == before
+
+
+@pytest.mark.parametrize("kind", ["pixels", "mask"])
+@pytest.mark.parametrize("damage", ["bit in the header", "bit in the array", "bit in the checksum", "short", "empty"])
+def test_a_damaged_file_is_made_again(mask_folder: Path, kind: str, damage: str) -> None:
+    plain, first = dataset(mask_folder), DecodedDataset(dataset(mask_folder), "disk")
+    first.build()
+    path = first._pixel_file(3) if kind == "pixels" else first._mask_file(3)
+    whole = path.read_bytes()
+    place = {"header": 30, "array": 1000, "checksum": len(whole) - 1}.get(damage.rpartition(" ")[2])
+    changed = bytearray(whole)
+    if place is not None:
+        changed[place] ^= 8
+    path.write_bytes({"short": whole[:500], "empty": b""}.get(damage, bytes(changed)))
+    second = DecodedDataset(dataset(mask_folder), "disk")
+    second.build()  # sees the sizes
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert torch.equal(second.read_image(3), plain.read_image(3))
+        assert torch.equal(second.read_mask(3), plain.read_mask(3))
+    expected = [] if place is None else [f"{path} is damaged and is made again."]
+    assert [str(warning.message) for warning in told] == expected
+    assert path.read_bytes() == whole
 
 
 def test_the_size_is_known_before_it_is_built(mask_folder: Path) -> None:

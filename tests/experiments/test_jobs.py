@@ -112,6 +112,23 @@ def test_a_signal_leaves_nothing_running(tmp_path: Path, number: signal.Signals)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the process table as Linux has it")
+def test_a_second_signal_does_not_wait_for_jobs_that_take_their_time(tmp_path: Path) -> None:
+    slow = "import os, signal, subprocess, time; signal.signal(15, lambda *_: None);"
+    stubborn = SLEEPER.replace("import os, subprocess;", slow).replace(
+        "subprocess.run(['sleep', '60'])", "time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", stubborn, str(tmp_path)])
+    pids = _wait_for_pids(tmp_path)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert parent.poll() is None  # it waits
+    parent.send_signal(signal.SIGINT)
+    assert parent.wait(timeout=5) == 128 + signal.SIGINT
+    assert not any(map(_is_running, pids))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_a_killed_parent_takes_its_jobs_with_it(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)])
