@@ -140,8 +140,9 @@ def _folds(folder: Path, content: Any) -> None:
 
 def _groups(folder: Path, content: Any) -> None:
     write_image(folder / "a.png")
+    write_coco(folder / "coco.json", ["a.png"])
     _write(folder / "groups.csv", content)
-    TableGroups(str(folder / "groups.csv")).labels(ImageFolderDataset([str(folder / "a.png")]))  # type: ignore[arg-type]
+    TableGroups(str(folder / "groups.csv")).labels(CocoDataset(str(folder), str(folder / "coco.json")))
 
 
 def _record(name: str, read: Callable[[RunFolder], object]) -> Callable[[Path, Any], None]:
