@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deeplab_lightning.drawing import colorize as colorize
     from deeplab_lightning.drawing import overlay as overlay
     from deeplab_lightning.experiments.comparison import compare_experiments as compare_experiments
+    from deeplab_lightning.inference.model import load as load
     from deeplab_lightning.kernels import speed_up as speed_up
     from deeplab_lightning.losses import BoundaryCrossEntropyLoss as BoundaryCrossEntropyLoss
     from deeplab_lightning.losses import CrossEntropyLoss as CrossEntropyLoss
@@ -54,6 +55,7 @@ _HOMES = {
     "TverskyLoss": "losses",
     "colorize": "drawing",
     "compare_experiments": "experiments.comparison",
+    "load": "inference.model",
     "load_weights": "models.weights",
     "main": "cli",
     "mean_iou": "metrics.iou",

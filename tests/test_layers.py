@@ -51,7 +51,7 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("checkpoints", "saved_module", "module"),
+    ("checkpoints", "saved_module", "module", "inference.model"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shlex
 import signal
 import sys
@@ -222,8 +223,20 @@ class DeepLabCLI(LightningCLI):
         self.trainer_defaults = {"callbacks": build_callbacks(self._command, config, self._config_text)}
 
     def _dump(self) -> str:
-        """Return the configuration as YAML."""
-        return self._parser(self._command).dump(self.config[self._command], skip_unset=False)
+        """Return the configuration as YAML.
+
+        Raises:
+            ValueError: If it holds a value that cannot be read back.
+        """
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*Unable to serialize instance.*")  # said below
+            text: str = self._parser(self._command).dump(self.config[self._command], skip_unset=False)
+        if lost := re.search(r"([\w.]+): .?Unable to serialize instance ([^\n'\"]*)", text):
+            raise UserError(
+                f"{lost[1]}: the value {lost[2]} of this class cannot be written to config.yaml, so the training could "
+                "not be resumed. Give a list, such as [-10, 10], where the class takes one, or a class of your own."
+            )
+        return text
 
     # 3. The objects, and the run.
 

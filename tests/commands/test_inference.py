@@ -12,7 +12,7 @@ import yaml
 from PIL import Image
 from torch import Tensor
 
-from deeplab_lightning import DeepLabV3, SegmentationModule
+from deeplab_lightning import DeepLabV3, SegmentationModule, load
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.resizing import resize
@@ -187,3 +187,46 @@ def test_networks_of_other_classes_are_refused() -> None:
 )
 def test_views_are_read(text: str | None, views: Views) -> None:
     assert Views.parse(text) == views
+
+
+@pytest.mark.slow
+def test_python_predicts_what_the_command_does(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    images = experiment.path.parents[1] / "images"
+    words = ("--images", str(images), "--output", str(tmp_path / "out"), "--tta", "flip")
+    run_program("predict", "--experiment", str(experiment.path), *words, check=True)
+    model = load(experiment.path, tta="flip")
+    found = model.predict(images)
+    expected = predicted(tmp_path / "out")
+    assert {Path(name).stem for name in found} == set(expected)
+    assert np.mean([(own.mask == expected[Path(name).stem]).mean() for name, own in found.items()]) > 0.999
+    one = found["00.png"]
+    assert np.allclose(one.probabilities.sum(axis=0), 1, atol=1e-5)
+    pixels = np.asarray(Image.open(images / "00.png"))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    for picture in (images / "00.png", str(images / "00.png"), Image.open(images / "00.png"), pixels, tensor):
+        assert np.array_equal(model.predict(picture).mask, one.mask)
+    assert [own.mask.shape for own in model.predict([pixels, pixels[:20]])] == [(48, 64), (20, 64)]
+    one.save(tmp_path / "mask.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "mask.png")), one.mask)
+    assert one.overlay().size == (64, 48)
+    assert one._repr_png_().startswith(b"\x89PNG")
+    assert repr(one).startswith("Prediction of 48x64 pixels: ")
+    assert sum(one.shares().values()) == pytest.approx(1)
+
+
+@pytest.mark.slow
+def test_what_python_cannot_load_is_named(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    for source, text in (
+        (tmp_path, "no finished run with a best.ckpt"),
+        (tmp_path / "a.ckpt", "no such checkpoint"),
+        ([], "at least one network"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            load(source)
+    model = load(experiment.fold(0).best)
+    with pytest.raises(ValueError, match=r"a tensor must be \(3, H, W\) uint8"):
+        model.predict(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match="has 5 channels"):
+        model.predict(np.zeros((20, 20, 5), dtype=np.uint8))
+    with pytest.raises(ValueError, match="saved as .png"):
+        model.predict(np.zeros((40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")

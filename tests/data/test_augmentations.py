@@ -241,3 +241,19 @@ def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
     refused = run_program("fit", *words, "--data.train_transforms.init_args.max_class_share", "0")
     assert refused.returncode != 0
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_value_that_config_yaml_cannot_hold_is_refused(tmp_path: Path) -> None:
+    """The parser wrote the text of its warning into config.yaml, which no resumed training could read."""
+    data_of(tmp_path)
+    config = noise_config(tmp_path, trainer={"max_epochs": 1})
+    config["data"]["dataset"]["init_args"]["classes"] = {"names": ["sky", "road", "car"]}
+    rotation = {"class_path": "torchvision.transforms.v2.RandomRotation", "init_args": {"degrees": 10.0}}
+    config["data"]["train_transforms"]["init_args"]["augmentations"] = [rotation]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    done = run_program("fit", "-c", str(tmp_path / "config.yaml"))
+    assert done.returncode == 1
+    assert "degrees: the value 10.0 of this class cannot be written to config.yaml" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert "Unable" not in done.stderr

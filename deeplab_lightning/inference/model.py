@@ -1,0 +1,180 @@
+"""Load trained networks in Python, and predict pictures."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from deeplab_lightning import kernels
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datasets.image_folder import ImageFolderDataset
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
+from deeplab_lightning.data.images import read_image
+from deeplab_lightning.drawing import overlay, palette_image, viewable
+from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.files import write_atomically
+from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.resizing import resize
+from deeplab_lightning.runs import ExperimentFolder
+
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+
+
+class Prediction:
+    """Hold what a model finds in a picture; a notebook shows it.
+
+    Attributes:
+        image: (H, W, C) uint8.
+        mask: (H, W) uint8 train ids.
+        probabilities: (K, H, W) float32, which sum to 1 over the classes.
+        classes: The class table.
+    """
+
+    def __init__(self, image: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32], classes: ClassTable):
+        self.image, self.probabilities, self.classes = image, probabilities, classes
+        self.mask: npt.NDArray[np.uint8] = probabilities.argmax(axis=0).astype(np.uint8)
+
+    def overlay(self, opacity: float = 0.55) -> Image.Image:
+        """Blend the colours of the classes into the picture."""
+        return Image.fromarray(overlay(viewable(self.image), self.mask, self.classes, opacity=opacity))
+
+    def save(self, path: str | Path) -> None:
+        """Write the mask as a palette PNG, as `deeplab predict` does.
+
+        Raises:
+            ValueError: If the path does not end in `.png`.
+        """
+        if Path(path).suffix.lower() != ".png":
+            raise UserError(f"masks are saved as .png, which changes no label; got {path}.")
+        image = palette_image(self.mask, self.classes)
+        write_atomically(Path(path), lambda file: image.save(file, format="PNG"))
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of the pixels of each class that was found."""
+        counts = np.bincount(self.mask.reshape(-1), minlength=self.classes.num_classes)
+        return {name: count / self.mask.size for name, count in zip(self.classes.names, counts, strict=True) if count}
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {share:.1%}" for name, share in self.shares().items())
+        return f"Prediction of {self.mask.shape[0]}x{self.mask.shape[1]} pixels: {found}"
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.overlay().save(file, format="PNG")
+        return file.getvalue()
+
+
+class Model:
+    """Predict pictures with one or several trained networks. `load` makes it.
+
+    Attributes:
+        classes: The class table.
+        net: The networks and views whose probabilities are averaged.
+    """
+
+    def __init__(self, modules: Sequence[SegmentationModule], views: Views, device: torch.device) -> None:
+        self.classes = modules[0].classes
+        nets = [module.net.to(device).eval() for module in modules]
+        if device.type == "cpu" and all(module.cpu_kernels for module in modules):
+            for net in nets:
+                kernels.speed_up(net)
+        self.net, self.device = Ensemble(nets, views), device
+        given = nets[0].preprocess.image_format
+        self.image_format = PLAIN if given is None else ImageFormat(**given)
+
+    def predict(self, pictures: Picture | Iterable[Picture]) -> Any:
+        """Find the classes of the pixels of pictures, at their own size.
+
+        Args:
+            pictures: A file, a PIL image, an array (H, W, C) or (H, W) or a tensor (C, H, W) of uint8; a list of
+                them; or a folder or `.txt` list of files, as for `deeplab predict --images`.
+
+        Returns:
+            A `Prediction`, or for a list a list of them, or for a folder a dictionary by the pictures' keys.
+
+        Raises:
+            FileNotFoundError: If a file does not exist.
+            ValueError: If a picture cannot be read, or has other channels.
+        """
+        if isinstance(pictures, str | Path):
+            path = Path(pictures)
+            if path.is_dir() or path.suffix.lower() == ".txt":
+                found = ImageFolderDataset([str(path)], self.image_format)
+                return {name: self._one(file) for name, file in zip(found.names, found.paths, strict=True)}
+        if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
+            return self._one(pictures)
+        return [self._one(picture) for picture in pictures]
+
+    @torch.no_grad()
+    def _one(self, picture: Picture) -> Prediction:
+        image = self._pixels(picture)
+        size = (image.shape[-2], image.shape[-1])
+        log_mean = self.net(self.net.preprocess.shrink(image[None]).to(self.device))
+        probabilities = log_mean.exp()
+        if probabilities.shape[-2:] != size:
+            probabilities = resize(probabilities, size)
+        return Prediction(image.permute(1, 2, 0).numpy(), probabilities[0].cpu().numpy(), self.classes)
+
+    def _pixels(self, picture: Picture) -> Tensor:
+        """Return a picture as (C, H, W) uint8."""
+        here = Path("the picture")
+        if isinstance(picture, str | Path):
+            return read_image(Path(picture), self.image_format)
+        if isinstance(picture, Tensor):
+            if picture.dtype != torch.uint8 or picture.ndim != 3 or len(picture) != self.image_format.channels:
+                raise UserError(
+                    f"a tensor must be ({self.image_format.channels}, H, W) uint8, got {tuple(picture.shape)} "
+                    f"{picture.dtype}."
+                )
+            return picture.cpu()
+        if isinstance(picture, Image.Image):
+            array = self.image_format.from_pillow(ImageOps.exif_transpose(picture), here)
+        else:
+            array = self.image_format.from_array(picture, here)
+        return torch.from_numpy(np.array(array)).permute(2, 0, 1)
+
+
+def load(
+    source: str | Path | Sequence[str | Path], *, device: str | torch.device | None = None, tta: str | None = None
+) -> Model:
+    """Load a trained network, or several whose probabilities are averaged.
+
+    Args:
+        source: A checkpoint, a list of checkpoints, or the folder of a run or of a K-fold experiment, of which the
+            best checkpoints are taken.
+        device: Device to compute on; a GPU if there is one, else the CPU, if None.
+        tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If a checkpoint cannot be used, or they differ in their classes.
+    """
+    given = [source] if isinstance(source, str | Path) else list(source)
+    paths = [path for entry in given for path in _checkpoints(Path(entry))]
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if not paths:
+        raise UserError("an ensemble needs at least one network.")
+    modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu") for path in paths]
+    return Model(modules, Views.parse(tta), chosen)
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    """Return a checkpoint itself, or the best ones of the runs in a folder.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if not path.is_dir():
+        return [path]
+    files = ExperimentFolder(path)
+    found = [run.best for part in (files.seeds() or [files]) for run in part.runs() if run.best.is_file()]
+    if not found:
+        raise MissingFileError(f"no finished run with a best.ckpt in {path.absolute()}.")
+    return found
