@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES, array_shape, read_array
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat, Pixels, split_shape
-from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", *TIFF_SUFFIXES, ARRAY_SUFFIX)
 MAX_PIXELS = 178_956_970
@@ -117,6 +117,8 @@ class ImageFile(ImageSource):
             if self._is_plain_jpeg:  # the same pixels as Pillow's, in two thirds of the time
                 min_size = {"min_height": -(-self.size[0] // reduction), "min_width": -(-self.size[1] // reduction)}
                 array = simplejpeg.decode_jpeg(self._bytes, "RGB", min_factor=reduction, **min_size)  # (H, W, 3)
+            elif _is_deep_color(self._file):
+                array = self._format.from_array(self._deep_colors(), self._path)
             else:
                 array = self._format.from_pillow(ImageOps.exif_transpose(self._file), self._path)  # (H, W, C)
         except UserError:
@@ -124,6 +126,23 @@ class ImageFile(ImageSource):
         except (*_UNREADABLE, ValueError) as error:
             raise _decoding_error(self._path, error) from error
         return _tensor(array)
+
+    def _deep_colors(self) -> npt.NDArray[Any]:
+        """Decode a colour PNG of 16 bits per channel to (H, W, C); without alpha unless it is asked for.
+
+        Raises:
+            RuntimeError: If imagecodecs is not installed.
+        """
+        try:
+            import imagecodecs
+        except ImportError as error:
+            raise UnavailableError(
+                f"{self._path}: has 16 bits per channel in colour, which needs imagecodecs: pip install "
+                "'deeplab_lightning[multiband]', or save it with 8 bits, or as .npy"
+            ) from error
+        array: npt.NDArray[Any] = imagecodecs.png_decode(self._bytes)
+        has_alpha = array.shape[-1] in {2, 4} and array.shape[-1] != self._format.channels
+        return array[..., :-1] if has_alpha else array
 
     def _opened_size(self) -> tuple[int, int]:
         """Open the file with Pillow and return its upright (height, width)."""
@@ -312,6 +331,12 @@ def _is_lossy(path: Path, file: Image.Image) -> bool:
 def _tensor(array: Pixels) -> Tensor:
     """Return (H, W, C) pixels as a tensor (C, H, W), which shares their memory if it can be written to."""
     return torch.from_numpy(array if array.flags.writeable else array.copy()).permute(2, 0, 1)
+
+
+def _is_deep_color(file: Image.Image) -> bool:
+    """Check whether a file has several channels of 16 bits, of which Pillow would drop the lower 8."""
+    tiles: Any = getattr(file, "tile", ())  # one entry with the layout of the pixels, before they are loaded
+    return file.format == "PNG" and any(";16" in str(tile[3]) for tile in tiles) and not file.mode.startswith("I")
 
 
 def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:

@@ -1,5 +1,8 @@
 """Turn values of any type and number of channels into pixels."""
 
+import struct
+import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,40 @@ def test_cut_arrays_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 2, 3, 7])
 def test_any_image_can_be_looked_at(channels: int) -> None:
     assert viewable(np.ones((4, 5, channels), dtype=np.uint8)).shape == (4, 5, 3)
+
+
+def write_deep_png(path: Path, values: Any) -> None:
+    """Write a PNG of 16 bits per channel, which Pillow cannot: (H, W, C) of 2, 3 or 4 channels."""
+    height, width, channels = values.shape
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(c)) + n + c + struct.pack(">I", zlib.crc32(n + c)) for n, c in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_sixteen_bits_keep_them(tmp_path: Path, channels: int) -> None:
+    """Pillow keeps the upper 8 bits, so that pictures of 12 bits were nearly black without a word."""
+    pytest.importorskip("imagecodecs", reason="of the extra multiband")
+    values = np.random.default_rng(0).integers(0, 4096, (5, 6, channels)).astype(np.uint16)
+    write_deep_png(tmp_path / "a.png", values)
+    assert image_size(tmp_path / "a.png") == (5, 6)
+    with pytest.raises(UserError, match="more than 8 bits per channel"):
+        read_image(tmp_path / "a.png", ImageFormat(channels))
+    expected = np.rint(values * (255 / 4095))
+    found = read_image(tmp_path / "a.png", ImageFormat(channels, (0, 4095))).permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 1
+    if channels > 2:
+        rgb = read_image(tmp_path / "a.png", ImageFormat(3, (0, 4095))).permute(1, 2, 0).numpy()
+        assert np.array_equal(rgb, found[..., :3])
+
+
+def test_colours_of_sixteen_bits_are_not_cut_without_their_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagecodecs", None)
+    write_deep_png(tmp_path / "a.png", np.full((5, 6, 3), 4000, dtype=np.uint16))
+    for image_format in (ImageFormat(), ImageFormat(3, (0, 4095))):
+        with pytest.raises(UserError, match="has 16 bits per channel in colour, which needs imagecodecs"):
+            read_image(tmp_path / "a.png", image_format)
