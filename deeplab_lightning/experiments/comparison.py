@@ -221,10 +221,14 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
     results = [read_cv(folder, epoch) for folder in folders]
     if epoch == "best":
         return results, ["figures are of the best epoch of each training, chosen on these images, which flatters them."]
-    if old := [_label(folder, folders) for folder, result in zip(folders, results, strict=True) if result.epoch == "best"]:
+    if old := [
+        _label(folder, folders) for folder, result in zip(folders, results, strict=True) if result.epoch == "best"
+    ]:
         note = f"figures are of the best epochs, chosen on these images: the last ones of {', '.join(old)} are unknown."
         return [read_cv(folder, "best") for folder in folders], [note]
-    known = [(_label(f, folders), r.optimism) for f, r in zip(folders, results, strict=True) if not math.isnan(r.optimism)]
+    known = [
+        (_label(f, folders), r.optimism) for f, r in zip(folders, results, strict=True) if not math.isnan(r.optimism)
+    ]
     added = ", ".join(f"{name} {optimism:+.3f}" for name, optimism in known) or "an unknown amount"
     return results, [f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
 
