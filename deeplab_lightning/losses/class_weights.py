@@ -50,7 +50,9 @@ class ClassWeightedLoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
 
     def weights_of(self, logits: Tensor) -> Tensor | None:
-        """Return the weights of the K classes in the dtype of the logits (B, K, ...); None for equal weights.
+        """Return the weights of the K classes on the device of the logits (B, K, ...); None for equal weights.
+
+        They have the dtype of the logits, but at least that of float32, in which losses are computed.
 
         Raises:
             ValueError: If their number is not K, or the rule was not applied.
@@ -67,7 +69,8 @@ class ClassWeightedLoss(nn.Module):
                 f"class_weights must hold one value per class, got {len(self.class_weights)} values for "
                 f"{logits.shape[1]} classes."
             )
-        return self.class_weights.to(logits.dtype)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return self.class_weights.to(logits.device, dtype)  # a restored checkpoint sets them on the CPU
 
 
 def measured(rule: ClassWeightRule, pixels: ClassPixels) -> npt.NDArray[np.float64]:

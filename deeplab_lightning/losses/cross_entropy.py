@@ -63,7 +63,7 @@ class CrossEntropyLoss(ClassWeightedLoss):
         """
         if len(logits) != len(mask):
             raise UserError(f"logits and mask must hold the same number of images, got {len(logits)} and {len(mask)}.")
-        class_weights = self.weights_of(single_precision(logits))
+        class_weights = self.weights_of(logits)
         if self.band_rows is not None or logits.shape[-2:] != mask.shape[-2:]:
             if logits.device.type != "cpu" or logits.isfinite().all():  # a GPU would have to be waited for
                 return tiled_cross_entropy(logits, mask, class_weights, self.label_smoothing, self.band_rows)
