@@ -82,6 +82,11 @@ class Ensemble(nn.Module):
                     f"the networks of an ensemble must have the same classes and channels, got {_described(first)} and "
                     f"{_described(net)}."
                 )
+            if _values(net) != _values(first):
+                raise UserError(
+                    "the networks of an ensemble must read images alike, got the value_range "
+                    f"{_values(first)} and {_values(net)}."
+                )
         self.nets, self.views = nn.ModuleList(nets), views
         self.preprocess, self.num_classes, self.in_channels = first.preprocess, first.num_classes, first.in_channels
         self.class_names, self.palette = first.class_names, first.palette
@@ -111,6 +116,11 @@ class Ensemble(nn.Module):
 
 def _scaled(images: Tensor, scale: float) -> tuple[int, int]:
     return max(1, round(images.shape[-2] * scale)), max(1, round(images.shape[-1] * scale))
+
+
+def _values(net: DeepLab) -> Any:
+    """Return the range of the values that a network's images are scaled from; None for 8 bits."""
+    return (net.preprocess.image_format or {}).get("value_range")
 
 
 def _described(net: DeepLab) -> str:

@@ -176,6 +176,14 @@ def test_networks_of_other_classes_are_refused() -> None:
         Ensemble([*nets(1), other])
 
 
+def test_networks_that_read_images_in_another_way_are_refused() -> None:
+    """The second would see the pixels of the first, darker or brighter than those that it was trained on."""
+    one, other = nets(2)
+    other.preprocess.image_format = {"channels": 3, "value_range": [0.0, 4095.0], "mean": None, "std": None}
+    with pytest.raises(ValueError, match="must read images alike"):
+        Ensemble([one, other])
+
+
 @pytest.mark.parametrize(
     ("text", "views"),
     [
