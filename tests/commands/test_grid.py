@@ -11,6 +11,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.commands.grid import Grid
 from deeplab_lightning.errors import UserError
 from tests.commands.test_kfold import folder as folder  # the same tiny data
+from tests.processes import run_program
 
 ROOT = Path(__file__).parents[2]
 GRIDS = sorted((ROOT / "configs" / "grids").glob("*.yaml"))
@@ -107,3 +108,12 @@ def test_what_a_sweep_agent_passes_trains(folder: Path) -> None:
     main(["fit", "-c", str(folder / "config.yaml"), *shlex.split(words)])
     result = json.loads((folder / "runs" / "sweep" / "result.json").read_text())
     assert result["fold"] == 1
+
+
+@pytest.mark.slow
+def test_a_grid_stays_in_its_output_folder(tmp_path: Path) -> None:
+    grid = write_grid(tmp_path / "g.yaml", axes={"net": {"a": "--seed_everything 1"}})
+    done = run_program("grid", "-c", str(grid), "--name", "../x", "--output_dir", str(tmp_path / "out" / "deep"))
+    assert done.returncode == 2
+    assert "name must be the name of a folder in output_dir, got '../x'" in " ".join(done.stderr.split())
+    assert not (tmp_path / "out").exists()
