@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
-from lightning.pytorch.cli import instantiate_class
+from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.precision import Precision
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +27,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically, write_text
 from deeplab_lightning.kernels import open_door
+from deeplab_lightning.losses import ClassPixels, measure_weights
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
@@ -154,7 +156,7 @@ class _Training:
     ) -> None:
         self._precision = _precision(config["trainer"]["precision"] or "32-true", device)
         module = SegmentationModule(
-            _build(net, num_classes, config), _loss(config), channels_last=config["model"]["channels_last"]
+            _build(net, num_classes, config), _loss(config, num_classes), channels_last=config["model"]["channels_last"]
         )
         module.door = open_door(module.net, device, is_wanted=config["model"]["cpu_kernels"])
         self.module: SegmentationModule = self._precision.convert_module(module).to(device)  # type: ignore[assignment]
@@ -237,10 +239,17 @@ def _build(net: Mapping[str, Any], num_classes: int, config: Mapping[str, Any]) 
     return built
 
 
-def _loss(config: Mapping[str, Any]) -> torch.nn.Module | None:
-    """Build the configured loss; None if the configuration has none."""
+def _loss(config: Mapping[str, Any], num_classes: int) -> torch.nn.Module | None:
+    """Build the configured loss with the losses inside it; None if the configuration has none."""
     given = config["model"].get("loss")
-    return None if given is None else instantiate_class((), given)
+    if given is None:
+        return None
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(torch.nn.Module, "loss", fail_untyped=False)
+    loss: torch.nn.Module = parser.instantiate(parser.parse_object({"loss": given})).loss
+    ones = np.ones(num_classes, dtype=np.int64)
+    measure_weights(loss, ClassPixels(ones, ones))  # the cost does not depend on the weights
+    return loss
 
 
 def _precision(name: str, device: torch.device) -> Precision:

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ from deeplab_lightning.losses import CrossEntropyLoss
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.tables import read_csv
 from tests.conftest import CLASSES
+from tests.processes import run_program
 
 
 @pytest.fixture
@@ -106,3 +108,25 @@ def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
         main(["benchmark", "-c", str(config), "--runs", str(tmp_path / "empty")])
     with pytest.raises(ValueError, match="--repeats must be at least 1, got 0"):
         main(["benchmark", "-c", str(config), "--repeats", "0"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["ce_dice", "class_weights"])
+def test_losses_of_losses_and_rules_are_measured(config: Path, tmp_path: Path, overlay: str) -> None:
+    """The losses inside a sum were left as mappings, and a rule had no training images to look at."""
+    losses = Path(__file__).parents[2] / "configs" / "loss" / f"{overlay}.yaml"
+    words = ["-c", str(config), "-c", str(losses), "--repeats", "1", "--output", str(tmp_path / "bench")]
+    done = run_program("benchmark", *words)
+    assert done.returncode == 0, done.stderr
+    [row] = read_csv(tmp_path / "bench" / "benchmark.csv")
+    assert float(row["step_ms"]) > 0
+
+
+@pytest.mark.slow
+def test_bands_are_measured(tmp_path: Path, config: Path) -> None:
+    for image in (config.parent / "images").iterdir():
+        np.save(image.with_suffix(".npy"), np.random.default_rng(0).integers(0, 255, (48, 64, 5), dtype=np.uint8))
+        image.unlink()
+    words = ["-c", str(config), "--data.image_format.channels", "5", "--repeats", "1", "--output", str(tmp_path / "b")]
+    done = run_program("benchmark", *words)
+    assert done.returncode == 0, done.stderr
