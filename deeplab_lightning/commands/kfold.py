@@ -69,6 +69,8 @@ def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list
     """Prepare one experiment, or one for each seed in its folder; a resumed one has the seeds that it has."""
     files = ExperimentFolder(folder)
     started = [int(seed.name.removeprefix("seed_")) for seed in files.seeds()]
+    if seeds and files.config.is_file():
+        raise UserError(f"{folder} was started without --seeds; give the repetitions another --name.")
     seeds = seeds or started
     if not seeds:
         return [Experiment.prepare(folder, config, folds)]

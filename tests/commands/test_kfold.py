@@ -206,3 +206,13 @@ def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path, seeds: str) -> No
     assert done.returncode == 1
     assert "--seeds must" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_seeds_do_not_hide_the_folds_of_an_experiment(reference: Path, folder: Path) -> None:
+    """Comparisons look at the seeds in a folder, and would have left out the folds beside them."""
+    words = ("--resume", "--name", reference.name, "--output_dir", str(reference.parent), "--seeds", "5")
+    done = run_program("kfold", *words)
+    assert done.returncode == 1, done.stdout
+    assert "was started without --seeds" in " ".join(done.stderr.split())
+    assert not (reference / "seed_5").exists()
