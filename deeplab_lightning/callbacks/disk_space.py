@@ -1,4 +1,4 @@
-"""Stop a training whose checkpoints will not fit on the disk before its first step."""
+"""Stop a training before its first step if its checkpoints will not fit on the disk."""
 
 import shutil
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ class DiskSpace(L.Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare."""
+        """Raise an error if too little is free."""
         num_files = sum(map(_num_files, trainer.checkpoint_callbacks))
         if not trainer.is_global_zero or trainer.fast_dev_run or not num_files:  # type: ignore[attr-defined]
             return

@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_lightning.commands.parsers import compare_parser
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
-from deeplab_lightning.experiments.comparison import Comparison, Entry, compare_experiments
+from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
     comparison_json,
@@ -95,12 +95,16 @@ def _seeds_of(source: str) -> list[str]:
 
 
 def _with_baseline(folders: Sequence[Path], name: str) -> list[Path]:
-    """Put the folders of one name, or below a folder of this name, first.
+    """Put the folder of a name, or the seeds in a folder of this name, first.
 
     Raises:
         DataError: If there is none.
     """
-    chosen = [folder for folder in folders if name in {folder.name, folder.parent.name, str(folder)}]
+    chosen = []
+    for folder in folders:
+        own = [folder, folder.parent] if folder.name.startswith("seed_") else [folder]
+        if name in {text for path in own for text in (path.name, str(path))}:
+            chosen.append(folder)
     if not chosen:
         raise DataError(
             f"--baseline {name} is none of the experiments: {', '.join(folder.name for folder in folders)}."
@@ -220,17 +224,11 @@ def _difference_table(comparison: Comparison, names: Sequence[str]) -> Table:
         table.add_row(
             name,
             f"{entry.difference:+.3f}",
-            _interval_of(_over_folds(entry)),
+            _interval_of(entry.over_folds),
             *([_interval_of(entry.over_images)] if has_interval else []),
             p_text(entry.adjusted_p),
         )
     return table
-
-
-def _over_folds(entry: Entry) -> Difference | None:
-    """Return the difference over folds: the pooled one where it decides, as in the sentence of the verdict."""
-    decides = entry.verdict is not None and entry.verdict.basis == "folds"
-    return entry.verdict.deciding if decides and entry.verdict is not None else entry.over_folds
 
 
 def _cost_table(comparison: Comparison, names: Sequence[str]) -> Table:

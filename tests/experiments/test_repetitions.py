@@ -124,8 +124,12 @@ def test_every_pair_is_judged_with_all_of_them_taken_into_account(
 
 def test_a_baseline_that_is_not_there_is_named(write: Write, tmp_path: Path) -> None:  # noqa: F811
     folders = [*seeds_of(write, "a", [0.9]), *seeds_of(write, "b", [0.8])]
-    with pytest.raises(ValueError, match="--baseline c is none of the experiments"):
-        compare([*map(str, folders), "--baseline", "c"])
+    for name in ("c", tmp_path.name):  # nor the folder that holds all of them
+        with pytest.raises(ValueError, match=f"--baseline {name} is none of the experiments"):
+            compare([*map(str, folders), "--baseline", name])
+    plain = [write(name, images(right), n_folds=4) for name, right in (("d", 0.9), ("e", 0.8))]
+    with pytest.raises(ValueError, match="is none of the experiments"):
+        compare([*map(str, plain), "--baseline", tmp_path.name])
 
 
 def test_welch_is_scipys() -> None:
