@@ -10,10 +10,10 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
-from deeplab_lightning.class_paths import class_path_of, import_error, init_args_of
+from deeplab_lightning.class_paths import TRUSTED_PACKAGES, class_path_of, foreign_class, import_error, init_args_of
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.losses import known_weights
@@ -129,7 +129,9 @@ def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:
     return {**content, "hparams_name": "kwargs", _ARGUMENTS_KEY: arguments}
 
 
-def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only: bool | None) -> dict[str, Any]:
+def saved_arguments(
+    kind: type, path: Any, given: Iterable[str], *, weights_only: bool | None, trust: bool = False
+) -> dict[str, Any]:
     """Rebuild the arguments of a module from its checkpoint.
 
     A loss, an optimiser or a schedule that cannot be imported is replaced by one that refuses to train.
@@ -139,6 +141,7 @@ def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only
         path: Path of the checkpoint.
         given: Names of the arguments that the caller gives, which are not rebuilt.
         weights_only: Unpickle nothing but tensors and plain values; true if None.
+        trust: Import classes of any package; otherwise of `TRUSTED_PACKAGES` alone.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
@@ -146,8 +149,8 @@ def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only
     """
     checkpoint = read_checkpoint(path, weights_only=weights_only is not False)
     saved = checkpoint.get(_ARGUMENTS_KEY, {})
-    if "net" not in given and (problem := network_problem(checkpoint)):
-        raise UserError(f"{path} {problem}. Give it by load_from_checkpoint(path, net=...).")
+    if "net" not in given and (problem := network_problem(checkpoint, trust=trust)):
+        raise UserError(f"{path} {problem}. Or give it by load_from_checkpoint(path, net=...).")
     if "_instantiator" not in saved:
         return {}  # without it, the values are the arguments themselves
     arguments: dict[str, Any] = {"_instantiator": None}
@@ -157,7 +160,8 @@ def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only
             continue
         value = saved[name]
         is_path = isinstance(value, str) and name in _PARTS  # of a function
-        failure = None if name == "net" else import_error({"class_path": value} if is_path else value)
+        entry = {"class_path": value} if is_path else value
+        failure = None if name == "net" else import_problem(entry, trust=trust)
         text = f"{name} of {path} is not available, since {failure}"
         if not failure:
             buildable[name] = value
@@ -170,7 +174,11 @@ def saved_arguments(kind: type, path: Any, given: Iterable[str], *, weights_only
     for name, text in gaps(checkpoint).items():
         if name not in given:
             warnings.warn(f"{path} {text}.", stacklevel=3)
-    return arguments | _build(kind, buildable)
+    try:
+        return arguments | _build(kind, buildable)
+    except ArgumentError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be rebuilt: {reason}. Give the part by load_from_checkpoint.") from error
 
 
 def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,15 +194,29 @@ def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def network_problem(checkpoint: Mapping[str, Any]) -> str | None:
+def import_problem(entry: Any, *, trust: bool) -> str | None:
+    """Return which class of a checkpoint cannot or must not be imported, and why, as a clause; None if all can.
+
+    Args:
+        entry: Part of the configuration.
+        trust: Whether classes of any package may be imported.
+    """
+    if not trust and (foreign := foreign_class(entry)):
+        packages = ", ".join(TRUSTED_PACKAGES)
+        return f"{foreign} is no class of {packages}: if you trust it, use --trust, in Python trust=True"
+    return import_error(entry)
+
+
+def network_problem(checkpoint: Mapping[str, Any], *, trust: bool) -> str | None:
     """Return why the network of a checkpoint cannot be rebuilt, as the end of a sentence; None if it can.
 
     Args:
         checkpoint: Content of the checkpoint.
+        trust: Whether classes of any package may be imported.
     """
     saved, network = checkpoint.get(_ARGUMENTS_KEY, {}), checkpoint.get(NETWORK_KEY)
     if "net" in saved:
-        failure = import_error(saved["net"])
+        failure = import_problem(saved["net"], trust=trust)
         return failure and f"has a network that cannot be built, since {failure}"
     if network is None:
         return "does not describe its network"

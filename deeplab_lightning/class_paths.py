@@ -1,14 +1,21 @@
-"""Read class paths in configurations: which entries name a class, and one spelling for all versions."""
+"""Read class paths in configurations: which entries name a class, which may be imported, and one spelling for all."""
 
+import re
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
+
+TRUSTED_PACKAGES = ("deeplab_lightning", "torch", "torchvision", "timm", "segmentation_models_pytorch", "lightning")
+"""Packages whose classes the files of a run may name, whoever wrote them."""
+_DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def canonical(config: Any) -> Any:
     """Return a configuration with every `class_path` as module and name where the class is defined.
 
     A class can be named by each module that exports it: `deeplab_lightning.DeepLabV3` and
-    `deeplab_lightning.models.deeplab.DeepLabV3` are one class. Paths that cannot be imported stay as they are.
+    `deeplab_lightning.models.deeplab.DeepLabV3` are one class. Paths of other packages than `TRUSTED_PACKAGES` are not
+    imported; they and those that cannot be imported stay as they are.
 
     Args:
         config: Mappings, lists and plain values; not changed.
@@ -38,6 +45,24 @@ def import_error(config: Any) -> str | None:
     if isinstance(config, list):
         return next(filter(None, map(import_error, config)), None)
     return None
+
+
+def foreign_class(config: Any) -> str | None:
+    """Return what a configuration names that is no class of `TRUSTED_PACKAGES`; None if there is nothing.
+
+    Nothing else is imported. Values that could be import paths, as of a function, count as named.
+
+    Args:
+        config: Mappings, lists and plain values.
+    """
+    if isinstance(config, dict):
+        path = config.get("class_path")
+        own = path if path is not None and not _is_trusted(str(path)) else None
+        return own or foreign_class([value for key, value in config.items() if key != "class_path"])
+    if isinstance(config, list):
+        return next(filter(None, map(foreign_class, config)), None)
+    is_import = isinstance(config, str) and _DOTTED.fullmatch(config) and _is_module(config.partition(".")[0])
+    return config if is_import and not _is_trusted(config) else None
 
 
 def init_args_of(class_name: str, entries: Any) -> list[dict[str, Any]]:
@@ -85,6 +110,23 @@ def _named(class_path: Any) -> Any:
         return None
 
 
+def _is_trusted(class_path: str) -> bool:
+    """Check whether a class path names a class of `TRUSTED_PACKAGES`, or nothing that can be imported from them."""
+    if class_path.partition(".")[0] not in TRUSTED_PACKAGES:
+        return False
+    found = _named(class_path)
+    is_class = isinstance(found, type) and found.__module__.partition(".")[0] in TRUSTED_PACKAGES
+    return found is None or is_class
+
+
+def _is_module(name: str) -> bool:
+    """Check whether there is a top-level module of a name, without importing it."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # a module without a specification, such as __main__
+        return True
+
+
 def _import_error(class_path: str) -> str | None:
     module, _, name = class_path.rpartition(".")
     try:
@@ -95,5 +137,5 @@ def _import_error(class_path: str) -> str | None:
 
 
 def _defined_at(class_path: Any) -> Any:
-    found = _named(class_path)
+    found = _named(class_path) if str(class_path).partition(".")[0] in TRUSTED_PACKAGES else None
     return class_path if found is None else class_path_of(found)

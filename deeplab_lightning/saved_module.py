@@ -70,6 +70,7 @@ class SavedModule(L.LightningModule):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        trust: bool = False,
         **arguments: Any,
     ) -> Self:
         """Load a module from a checkpoint that `deeplab fit` or a `Trainer` wrote.
@@ -82,6 +83,8 @@ class SavedModule(L.LightningModule):
             hparams_file: See Lightning.
             strict: See Lightning.
             weights_only: See Lightning.
+            trust: Import the classes that the checkpoint names from any package. Without it, only from this one,
+                torch, torchvision, timm, segmentation_models_pytorch and lightning: importing a module runs its code.
             arguments: Arguments of the class that replace those of the checkpoint, such as `loss`.
 
         Raises:
@@ -90,7 +93,9 @@ class SavedModule(L.LightningModule):
         """
         is_local = isinstance(checkpoint_path, str | Path) and "://" not in str(checkpoint_path)
         if is_local and hparams_file is None:
-            saved = saved_arguments(cls, checkpoint_path, arguments, weights_only=weights_only is not False)
+            saved = saved_arguments(
+                cls, checkpoint_path, arguments, weights_only=weights_only is not False, trust=trust
+            )
             arguments = {**saved, **arguments}
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only, **arguments

@@ -17,10 +17,17 @@ class AverageProbabilities(L.Callback):
     Args:
         checkpoints: Further checkpoints, whose probabilities are averaged with those of the command's own.
         views: Views of each image.
+        trust: Whether the further checkpoints may name classes of any package.
     """
 
-    def __init__(self, checkpoints: Sequence[str] = (), views: Views = Views()) -> None:  # noqa: B008
-        self.checkpoints, self.views = list(checkpoints), views
+    def __init__(
+        self,
+        checkpoints: Sequence[str] = (),
+        views: Views = Views(),  # noqa: B008
+        *,
+        trust: bool = False,
+    ) -> None:
+        self.checkpoints, self.views, self.trust = list(checkpoints), views, trust
         self._own: Any = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -30,7 +37,7 @@ class AverageProbabilities(L.Callback):
         weight = next(pl_module.net.parameters())
         nets = [pl_module.net]
         for path in self.checkpoints:
-            net = SegmentationModule.load_from_checkpoint(path, map_location="cpu").net
+            net = SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=self.trust).net
             net.preprocess.max_size = pl_module.net.preprocess.max_size
             if pl_module.door.is_open:
                 kernels.speed_up(net)

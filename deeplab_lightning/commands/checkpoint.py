@@ -7,14 +7,20 @@ from typing import Any
 
 import yaml
 
-from deeplab_lightning.checkpoints import CLASSES_KEY, MissingLoss, gaps, network_problem, read_checkpoint, saved_use
-from deeplab_lightning.class_paths import import_error
+from deeplab_lightning.checkpoints import (
+    CLASSES_KEY,
+    MissingLoss,
+    gaps,
+    import_problem,
+    network_problem,
+    read_checkpoint,
+    saved_use,
+)
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
-from deeplab_lightning.experiments.settings import MACHINE_KEYS
 from deeplab_lightning.files import unused_path
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder
@@ -25,13 +31,19 @@ START_FROM_WEIGHTS = (
 )
 """What to do with a checkpoint of another network."""
 _DATA_SETS = ("dataset", "val_dataset", "test_dataset", "groups")
+# What an evaluation takes from the configuration of a checkpoint, besides network and data. All of it is plain values.
+_OF_EVALUATION = ("seed_everything", "wandb")
+_OF_TRAINER = ("precision", "deterministic", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+_OF_TRAINING = ("optimizer", "lr_scheduler")
 
 
 def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[str]:
     """Put the configuration of a checkpoint before the options, and for `predict` its class table after them.
 
-    The configuration of a checkpoint is used unless a `-c` names a network. `test` of a `data.test_dataset` that the
-    options name uses the class table instead of the data of the training, which may not exist here.
+    The configuration of a checkpoint is used unless a `-c` names a network: all of it by `fit`, which continues the
+    training; by the other commands, what rebuilds network, data and evaluation, from packages that are trusted unless
+    `--trust` is given. `test` of a `data.test_dataset` that the options name uses the class table instead of the data
+    of the training, which may not exist here.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
@@ -51,7 +63,7 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         return args
     checkpoint = read_checkpoint(path)
     if not any(_names_network(config) for config in options(args, "-c", "--config")):
-        config = _own_config(checkpoint, path, command)
+        config = _own_config(checkpoint, path, command, trust="--trust" in args)
         if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
             config["data"] = {**config.get("data", {}), **_without_data(checkpoint)}
         args = ["-c", _yaml_file(scratch / "checkpoint.yaml", config), *args]
@@ -116,46 +128,64 @@ def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
         raise UserError(f"{found} {START_FROM_WEIGHTS}")
 
 
-def _own_config(checkpoint: dict[str, Any], path: str, command: str) -> dict[str, Any]:
+def _own_config(checkpoint: dict[str, Any], path: str, command: str, *, trust: bool) -> dict[str, Any]:
     """Return the configuration that a checkpoint was trained with, as far as it applies to a command."""
     if "config" not in checkpoint and command != "fit":
-        return _config_from_python(checkpoint, path)
+        return _config_from_python(checkpoint, path, trust=trust)
     if "config" not in checkpoint:
         raise UserError(f"{path} holds no configuration; give the one that it was trained with by -c.")
     # Without its name: the run's folder may have been renamed since.
     config = {key: value for key, value in checkpoint["config"].items() if key not in {"ckpt_path", "name"}}
-    return config if command == "fit" else _without_training(config, path, command)
+    return config if command == "fit" else _of_evaluation(config, path, command, trust=trust)
 
 
-def _without_training(config: dict[str, Any], path: str, command: str) -> dict[str, Any]:
-    """Remove what only a training needs, and what cannot be imported here and a command can do without."""
-    model = {key: value for key, value in config["model"].items() if key not in {"optimizer", "lr_scheduler"}}
-    if failure := import_error(model.get("loss")):
+def _of_evaluation(config: dict[str, Any], path: str, command: str, *, trust: bool) -> dict[str, Any]:
+    """Return what an evaluation needs, without data sets that cannot be imported here, which options may replace."""
+    is_mapping = isinstance(config, dict) and all(isinstance(config.get(key), dict) for key in ("model", "data"))
+    if not is_mapping or not isinstance(config["model"].get("net"), dict):
+        raise UserError(f"{path} holds no configuration of `deeplab fit`; give the one that it was trained with by -c.")
+    model = _model(config["model"], path, trust=trust)
+    left_out = {"train_transforms", "copy_paste", *(_DATA_SETS if command == "predict" else ())}
+    data = {key: value for key, value in config["data"].items() if key not in left_out}
+    data |= {key: _usable(data[key], trust=trust) for key in _DATA_SETS if key in data}
+    if problem := import_problem(data, trust=trust):
+        raise UserError(f"{path} cannot be evaluated, since {problem}.")
+    trainer = config.get("trainer") or {}
+    kept = {key: trainer[key] for key in _OF_TRAINER if isinstance(trainer.get(key), str | int | float)}
+    own = {key: config[key] for key in _OF_EVALUATION if isinstance(config.get(key), str | int)}
+    return {**own, "model": model, "data": data, "trainer": kept}
+
+
+def _model(config: dict[str, Any], path: str, *, trust: bool) -> dict[str, Any]:
+    """Return the configuration of a module without what only a training needs.
+
+    Raises:
+        ValueError: If the network or the postprocess cannot be imported; a loss is replaced.
+    """
+    model = {key: value for key, value in config.items() if key not in _OF_TRAINING}
+    if failure := import_problem(model.get("loss"), trust=trust):
         reason = f"the loss of {path} is not available, since {failure}"
         model["loss"] = {"class_path": f"{MissingLoss.__module__}.MissingLoss", "init_args": {"reason": reason}}
-    left_out = {"train_transforms", *(_DATA_SETS if command == "predict" else ())}
-    data = {key: value for key, value in config["data"].items() if key not in left_out}
-    data |= {key: _usable(data[key]) for key in _DATA_SETS if key in data}  # options may name others
-    trainer = {key: _usable(value) for key, value in config["trainer"].items() if key not in MACHINE_KEYS}
-    return {**config, "model": model, "data": data, "trainer": trainer}
+    if problem := import_problem(model, trust=trust):
+        raise UserError(f"{path} cannot be evaluated, since {problem}.")
+    return model
 
 
-def _usable(setting: Any) -> Any:
-    """Return a setting without classes that cannot be imported, and name these."""
-    if isinstance(setting, list):
-        return [value for value in setting if _usable(value) is not None]
-    failure = import_error(setting) if isinstance(setting, dict) else None
+def _usable(setting: Any, *, trust: bool) -> Any:
+    """Return a setting, or None if its class cannot be imported, and name that."""
+    failure = import_problem(setting, trust=trust) if isinstance(setting, dict) else None
     if failure:
         print(f"Left out: {failure}.", flush=True)
     return None if failure else setting
 
 
-def _config_from_python(checkpoint: dict[str, Any], path: str) -> dict[str, Any]:
+def _config_from_python(checkpoint: dict[str, Any], path: str, *, trust: bool) -> dict[str, Any]:
     """Return a configuration for a checkpoint that a `Trainer` wrote without the command line."""
-    if problem := network_problem(checkpoint):
-        raise UserError(f"{path} {problem}. Give its configuration by -c.")
+    if problem := network_problem(checkpoint, trust=trust):
+        raise UserError(f"{path} {problem}. Or give its configuration by -c.")
     saved, names = checkpoint["hyper_parameters"], inspect.signature(SegmentationModule).parameters
-    model = {key: value for key, value in saved.items() if key in names and key != "classes"}
+    kept = {key: value for key, value in saved.items() if key in names and key != "classes"}
+    model = _model(kept, path, trust=trust)
     of_net = {
         key: value for key, value in model["net"]["init_args"].items() if key not in {"num_classes", "in_channels"}
     }

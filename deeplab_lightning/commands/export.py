@@ -27,7 +27,9 @@ def export(args: list[str]) -> None:
     if given.format == "onnx":
         _require_onnx()
     model = InferenceModel(
-        _load(Path(given.ckpt_path)), has_preprocessing=given.preprocess == "graph", has_argmax=given.argmax
+        _load(Path(given.ckpt_path), trust=given.trust),
+        has_preprocessing=given.preprocess == "graph",
+        has_argmax=given.argmax,
     )
     output = Path(given.output)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -43,15 +45,17 @@ def export(args: list[str]) -> None:
     print(f"Written to {output}, {output.stat().st_size / 1e6:.1f} MB; {difference}.")
 
 
-def _load(path: Path) -> SegmentationModule:
+def _load(path: Path, *, trust: bool) -> SegmentationModule:
     """Build the module of a checkpoint on the CPU."""
     checkpoint = read_checkpoint(path)
-    if problem := network_problem(checkpoint):
-        raise UserError(f"{path} {problem}; use a checkpoint that describes it.")
+    if problem := network_problem(checkpoint, trust=trust):
+        raise UserError(f"{path} {problem}; or use a checkpoint that describes it.")
     for text in gaps(checkpoint).values():
         print(f"Note: {path} {text}.", flush=True)
     with quietly():
-        return SegmentationModule.load_from_checkpoint(path, map_location="cpu", weights_only=True, postprocess=None)
+        return SegmentationModule.load_from_checkpoint(
+            path, map_location="cpu", weights_only=True, trust=trust, postprocess=None
+        )
 
 
 def _require_onnx() -> None:

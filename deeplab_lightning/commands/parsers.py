@@ -10,6 +10,7 @@ from deeplab_lightning.usage import OneLineUsage
 FORMATS = ("onnx", "torch_export")
 PLACES = ("graph", "metadata")
 WANDB_PROJECT = "deeplab_lightning"
+TRUST_HELP = "import the classes that the checkpoint names from any package, which runs their code"
 _OF_FIT = "All other options are those of `deeplab fit`"
 _OF_DATA = "All other options are `-c CONFIG`, of which only the data part is read, and `--data.*`, which override it."
 
@@ -156,6 +157,7 @@ def export_parser() -> OptionParser:
         "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
     )
     parser.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     parser.add_argument(
         "--preprocess",

@@ -175,7 +175,7 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     views = Views.parse(config.get("tta"))
     is_averaged = views != Views() or bool(config.get("ensemble"))
     if is_averaged:
-        callbacks.append(AverageProbabilities(config.get("ensemble") or (), views))
+        callbacks.append(AverageProbabilities(config.get("ensemble") or (), views, trust=config.trust))
     if command in {"validate", "test"} and not is_averaged:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))
     if config.trainer.enable_progress_bar is not False:

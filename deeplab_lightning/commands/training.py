@@ -32,6 +32,7 @@ from deeplab_lightning.commands.checkpoint import (
 )
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import check_configs
+from deeplab_lightning.commands.parsers import TRUST_HELP
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -184,6 +185,7 @@ class DeepLabCLI(LightningCLI):
                 default=None,
                 help="Views whose probabilities are averaged: flip, scales=[0.75,1,1.25], or both with a comma.",
             )
+            parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
         if self._command in {"test", "predict"}:
             parser.add_argument(
                 "--ensemble",

@@ -142,7 +142,11 @@ class Model:
 
 
 def load(
-    source: str | Path | Sequence[str | Path], *, device: str | torch.device | None = None, tta: str | None = None
+    source: str | Path | Sequence[str | Path],
+    *,
+    device: str | torch.device | None = None,
+    tta: str | None = None,
+    trust: bool = False,
 ) -> Model:
     """Load a trained network, or several whose probabilities are averaged.
 
@@ -151,6 +155,7 @@ def load(
             best checkpoints are taken.
         device: Device to compute on; a GPU if there is one, else the CPU, if None.
         tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
+        trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -161,7 +166,7 @@ def load(
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if not paths:
         raise UserError("an ensemble needs at least one network.")
-    modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu") for path in paths]
+    modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=trust) for path in paths]
     return Model(modules, Views.parse(tta), chosen)
 
 
