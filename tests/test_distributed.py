@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from tests.conftest import noise_config
 from tests.processes import run_program
 
 SCRIPT = """
@@ -78,6 +80,46 @@ def test_the_command_line_trains_on_two_processes(mask_folder: Path, tmp_path: P
     run_program("fit", *overlays, *words, check=True)
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == ["two"]
     assert json.loads((tmp_path / "runs" / "two" / "result.json").read_text())["epochs"] == 1
+
+
+WATCH = """
+import os, re
+from pathlib import Path
+import lightning as L
+
+class Watch(L.Callback):
+    def on_train_batch_end(self, trainer, *_):
+        own = {match[1] for fd in os.scandir("/proc/self/fd") if (match := re.match(r"socket:.(\\d+)", _link(fd)))}
+        for kind in ("tcp", "tcp6"):
+            for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:]:
+                words = line.split()
+                if words[3] == "0A" and words[9] in own:
+                    with open(f"listening_{trainer.global_rank}.txt", "a") as file:
+                        print(words[1].partition(":")[0], file=file)
+
+def _link(fd):
+    try:
+        return os.readlink(fd.path)
+    except OSError:
+        return ""
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the sockets")
+def test_processes_of_one_machine_listen_on_loopback_alone(mask_folder: Path, tmp_path: Path) -> None:
+    """PyTorch's store listened on all interfaces, without a password."""
+    (tmp_path / "watch.py").write_text(WATCH)
+    trainer = {
+        "max_epochs": 1, "limit_train_batches": 1, "devices": 2, "strategy": "ddp",
+        "callbacks": [{"class_path": "watch.Watch"}],
+    }  # fmt: skip
+    config = noise_config(mask_folder, trainer=trainer)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("fit", "-c", "config.yaml", cwd=tmp_path, check=True)
+    listening = {path.name: path.read_text().split() for path in tmp_path.glob("listening_*.txt")}
+    assert "listening_0.txt" in listening
+    assert {address for addresses in listening.values() for address in addresses} == {"0100007F"}, listening
 
 
 CHOICE = """

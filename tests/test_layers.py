@@ -44,6 +44,7 @@ FLOORS = (
         "timm_schedule",
         "schedules",
         "optimizers",
+        "loopback",
         "sync_batchnorm",
         "drawing",
         "data.page",

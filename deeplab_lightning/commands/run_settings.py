@@ -7,6 +7,13 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
+from lightning.pytorch.plugins.environments import (
+    ClusterEnvironment,
+    LSFEnvironment,
+    MPIEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig, StopOnDivergence
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
@@ -21,6 +28,7 @@ from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.inference import Views
+from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
@@ -141,7 +149,7 @@ def set_command_options(command: str, config: Namespace) -> None:
 
 
 def set_plugins(config: Namespace) -> None:
-    """Add the plugins that write checkpoints atomically and synchronise BatchNorm; those of the user replace them."""
+    """Add the plugins for checkpoints, BatchNorm and connections on one machine; those of the user replace them."""
     trainer = config.trainer
     given = trainer.plugins or []
     plugins = list(given) if isinstance(given, list) else [given]
@@ -151,7 +159,19 @@ def set_plugins(config: Namespace) -> None:
     if trainer.sync_batchnorm and not any(is_subclass(plugin, LayerSync) for plugin in plugins):
         trainer.sync_batchnorm = False  # Lightning's own
         plugins.append(_entry(TimmSyncBatchNorm))
+    if _starts_processes(trainer) and not any(is_subclass(plugin, ClusterEnvironment) for plugin in plugins):
+        plugins.append(_entry(LoopbackEnvironment))
     trainer.plugins = plugins
+
+
+def _starts_processes(trainer: Namespace) -> bool:
+    """Check whether Lightning starts the processes of a training, if there are several, by running this program."""
+    is_elsewhere = any(
+        environment.detect()
+        for environment in (TorchElasticEnvironment, SLURMEnvironment, LSFEnvironment, MPIEnvironment)
+    )
+    by_name = trainer.strategy in {"auto", "ddp", "ddp_find_unused_parameters_true", "ddp_find_unused_parameters_false"}
+    return trainer.num_nodes == 1 and by_name and not is_elsewhere
 
 
 def _entry(kind: type) -> Namespace:
