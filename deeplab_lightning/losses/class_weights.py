@@ -1,8 +1,8 @@
 """Weigh the classes of a loss, by numbers or by a rule that looks at the training images."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +46,15 @@ class ClassWeightedLoss(nn.Module):
         if class_weights is not None and not isinstance(class_weights, str):
             _check_class_weights(class_weights)
         is_given = class_weights is not None and self.rule is None
-        weights = torch.tensor(class_weights, dtype=torch.float32) if is_given else None
-        self.register_buffer("class_weights", weights, persistent=False)
+        # No buffer: the rule sets them after callbacks have copied the module, and averages of weights pair the
+        # tensors of the copy with those of the module by their order.
+        self.class_weights = torch.tensor(class_weights, dtype=torch.float32) if is_given else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the weights to a device with the module; see `nn.Module`."""
+        if self.class_weights is not None:
+            self.class_weights = fn(self.class_weights)
+        return super()._apply(fn, recurse)
 
     def weights_of(self, logits: Tensor) -> Tensor | None:
         """Return the weights of the K classes on the device of the logits (B, K, ...); None for equal weights.

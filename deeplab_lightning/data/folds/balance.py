@@ -11,6 +11,7 @@ from deeplab_lightning.tables import csv_text
 
 Floats = npt.NDArray[np.float64]
 
+_FIGURES = ("images", "objects", "area", "object_deviation", "area_deviation")  # columns of a table of the folds
 _MAX_PIGEONHOLES = 20  # images of a class per fold; with more, single images hardly matter
 _MIN_BOUND = 0.2  # a class with a larger lower bound of its deviation cannot be balanced
 
@@ -66,12 +67,11 @@ class Balance:
             Rows with fold, class, images, objects, area, object_deviation and area_deviation.
         """
         columns = (self.images, self.objects, self.pixels, self.object_deviation, self.pixel_deviation)
-        names = ("images", "objects", "area", "object_deviation", "area_deviation")
         return [
             {
                 "fold": fold,
                 "class": name,
-                **{key: float(values[fold, index]) for key, values in zip(names, columns, strict=True)},
+                **{key: float(values[fold, index]) for key, values in zip(_FIGURES, columns, strict=True)},
             }
             for fold in range(len(self.sizes))
             for index, name in enumerate(class_names)
@@ -80,7 +80,8 @@ class Balance:
     def to_csv(self, class_names: Sequence[str]) -> str:
         """Format the rows as CSV with a header."""
         rows = self.rows(class_names)
-        return csv_text([[*rows[0]], *([f"{v:.6g}" if isinstance(v, float) else v for v in r.values()] for r in rows)])
+        formatted = ([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
+        return csv_text([["fold", "class", *_FIGURES], *formatted])
 
 
 def fold_balance(objects: npt.ArrayLike, pixels: npt.ArrayLike, folds: npt.ArrayLike, n_folds: int) -> Balance:
