@@ -1,7 +1,8 @@
-"""Record a run, draw panels, write predictions, print progress, freeze layers and stop a training that diverges."""
+"""Record a run, draw panels, write predictions, print progress, change how a network trains, stop if it diverges."""
 
 from deeplab_lightning.callbacks.divergence import StopOnDivergence
 from deeplab_lightning.callbacks.freeze import FreezeBackbone
+from deeplab_lightning.callbacks.network_switches import CompileNetwork, GradientCheckpointing
 from deeplab_lightning.callbacks.panels import PredictionPanels
 from deeplab_lightning.callbacks.prediction_writer import PredictionWriter
 from deeplab_lightning.callbacks.progress import EpochLines
@@ -9,8 +10,10 @@ from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.callbacks.save_config import SaveConfig
 
 __all__ = [
+    "CompileNetwork",
     "EpochLines",
     "FreezeBackbone",
+    "GradientCheckpointing",
     "PredictionPanels",
     "PredictionWriter",
     "RunRecord",
