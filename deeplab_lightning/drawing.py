@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -145,6 +145,32 @@ def draw_confusion_matrix(matrix: npt.NDArray[Any], class_names: Sequence[str], 
             axes.text(column, row, f"{100 * shares[row, column]:.0f}", ha="center", va="center", color=color, size=7)
     figure.colorbar(heat_map, shrink=0.8)
     figure.savefig(path, dpi=110)
+
+
+def draw_learning_rates(
+    rates: Sequence[float], losses: Sequence[float], means: Sequence[float], suggested: float, file: IO[bytes]
+) -> None:
+    """Write the losses of a sweep over learning rates as a PNG.
+
+    Args:
+        rates: Learning rate of each step.
+        losses: Loss of each step.
+        means: Smoothed losses.
+        suggested: Learning rate to mark.
+        file: The open file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color="0.75", linewidth=0.8, label="loss of a step")
+    axes.plot(rates, means, color="tab:blue", label="smoothed")
+    axes.axvline(suggested, color="tab:red", linestyle="--", label=f"suggested: {suggested:.2g}")
+    axes.set(xscale="log", xlabel="learning rate of the backbone", ylabel="training loss")
+    low, high = min(means), max(means[: max(1, len(means) // 2)])
+    axes.set_ylim(low - 0.1 * (high - low + 1e-9), high + 0.5 * (high - low + 1e-9))
+    axes.legend()
+    figure.savefig(file, format="png", dpi=110)
 
 
 def draw_balance(sums: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names: Sequence[str], path: Path) -> None:

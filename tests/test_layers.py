@@ -87,7 +87,7 @@ FLOORS = (
             "commands.training",
         ),
         *("commands.data", "commands.split", "commands.compare", "commands.kfold", "commands.grid"),
-        *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.wandb_report"),
+        *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
     ),
     ("cli", "__main__", "data", "models", ""),
 )

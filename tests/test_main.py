@@ -91,6 +91,7 @@ CONFIG_COMMANDS: dict[str, list[str]] = {
     "kfold": ["--name", "never"],
     "grid": [],
     "benchmark": ["--output", "{folder}/bench"],
+    "tune-lr": ["--output", "{folder}/lr"],
     "validate": ["--ckpt_path", "{folder}/whole.ckpt"],
     "test": ["--ckpt_path", "{folder}/whole.ckpt"],
     "predict": ["--ckpt_path", "{folder}/whole.ckpt", "--images", "{folder}/images"],

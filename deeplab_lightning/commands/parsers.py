@@ -189,6 +189,21 @@ def tune_crf_parser() -> OptionParser:
     return parser
 
 
+def tune_lr_parser() -> OptionParser:
+    """Build the parser of `deeplab tune-lr`."""
+    parser = OptionParser(
+        prog="deeplab tune-lr",
+        description="Train some steps while the learning rate rises, and suggest the rate at which the loss falls "
+        "fastest. Writes tune_lr.csv and tune_lr.png. " + _OF_FIT + ".",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--min_lr", type=float, default=1e-6, help="first learning rate of the backbone (1e-6)")
+    parser.add_argument("--max_lr", type=float, default=0.1, help="last learning rate (0.1)")
+    parser.add_argument("--steps", type=int, default=100, help="number of optimiser steps between them (100)")
+    parser.add_argument("--output", default="runs/tune_lr", help="folder to write to (runs/tune_lr)")
+    return parser
+
+
 def synthetic_parser() -> OptionParser:
     """Build the parser of `deeplab data synthetic`."""
     parser = OptionParser(
@@ -238,6 +253,7 @@ def show_parser() -> OptionParser:
 
 PARSERS: dict[str, Callable[[], OptionParser]] = {
     "tune-crf": tune_crf_parser,
+    "tune-lr": tune_lr_parser,
     "kfold": kfold_parser,
     "grid": grid_parser,
     "compare": compare_parser,

@@ -115,6 +115,23 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
     return cli.model, cli.datamodule, cli.trainer
 
 
+def build_fit(args: list[str]) -> tuple[SegmentationModule, SegmentationDataModule, dict[str, Any]]:
+    """Build the module and the data of a training, without running it.
+
+    Args:
+        args: Options of `fit`.
+
+    Returns:
+        Module, data, and the arguments of the trainer as objects.
+
+    Raises:
+        FileNotFoundError: If a configuration file does not exist.
+    """
+    with _surroundings(args) as scratch:
+        cli = DeepLabCLI("fit", add_checkpoint_config("fit", args, scratch))
+    return cli.model, cli.datamodule, dict(cli.config_init["fit"].trainer)
+
+
 class DeepLabCLI(LightningCLI):
     """Build the objects of a command with run folders, W&B modes and checkpoints that carry their configuration.
 

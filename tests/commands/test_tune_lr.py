@@ -1,0 +1,50 @@
+"""`deeplab tune-lr` on tiny data, through the real command."""
+
+import csv
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from deeplab_lightning.commands.tune_lr import suggest
+from deeplab_lightning.errors import UserError
+from tests.conftest import draw_noise_data, noise_config
+from tests.processes import run_program
+
+
+@pytest.mark.slow
+def test_a_rate_is_suggested_and_nothing_else_is_left(tmp_path: Path) -> None:
+    draw_noise_data(tmp_path)
+    config = noise_config(tmp_path, trainer={"max_epochs": 1})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ("--min_lr", "1e-4", "--max_lr", "10", "--steps", "60", "--output", "found")
+    done = run_program("tune-lr", "-c", "config.yaml", *words, cwd=tmp_path, check=True)
+    rate = float(re.search(r"--model.optimizer.lr (\S+)", done.stdout)[1])  # type: ignore[index]
+    assert 1e-4 < rate < 10
+    rows = list(csv.DictReader((tmp_path / "found" / "tune_lr.csv").read_text().splitlines()))
+    assert len(rows) <= 60
+    assert float(rows[0]["lr"]) == pytest.approx(1e-4)
+    assert float(rows[1]["lr"]) == pytest.approx(1e-4 * 1e5 ** (1 / 59), rel=1e-4)
+    with Image.open(tmp_path / "found" / "tune_lr.png") as image:
+        assert image.width > 300
+    assert not (tmp_path / "runs").exists()
+    refused = run_program("tune-lr", "-c", "config.yaml", "--min_lr", "1", "--max_lr", "0.1", cwd=tmp_path)
+    assert refused.returncode == 1
+    assert refused.stderr == "error: --min_lr must be above 0 and below --max_lr, got 1.0 and 0.1.\n"
+
+
+def test_the_steepest_fall_is_suggested() -> None:
+    rates = np.geomspace(1e-6, 1, 121)
+    fall = 1 / (1 + np.exp(-4 * (np.log10(rates) + 3)))  # steepest at 1e-3
+    losses = 2 - fall + np.maximum(np.log10(rates) + 1.5, 0) ** 2
+    found = suggest(rates.tolist(), losses.tolist())
+    assert 1e-3 <= found < 5e-3  # the mean comes a few steps later
+    losses[100:] = np.nan
+    assert suggest(rates.tolist(), losses.tolist()) == found
+    with pytest.raises(UserError, match="the loss does not fall between 1e-06 and 1"):
+        suggest(rates.tolist(), np.linspace(1, 2, 121).tolist())
+    with pytest.raises(UserError, match="the loss diverged after 5 steps"):
+        suggest(rates.tolist(), [1.0] * 5 + [np.nan] * 116)
