@@ -77,7 +77,8 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
         if source.startswith(_WANDB):
             runs = wandb_runs.online_runs(source, scratch)
         elif wandb_runs.has_offline_runs(folder):
-            runs = wandb_runs.offline_runs(folder)
+            runs, torn = wandb_runs.offline_runs(folder)
+            notes += torn
         else:
             raise MissingFileError(
                 f"no finished run or fold in {folder.absolute()}: it holds neither a result.json nor a W&B run."

@@ -121,7 +121,7 @@ def grid(args: list[str]) -> None:
             config["data"]["n_folds"] = grid_file.n_folds
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
         # With the grid's name, since different grids often use the same labels.
-        experiments.append(Experiment.prepare(folder / name, config, folds, group=f"{folder.name}/{name}"))
+        experiments.append(Experiment.prepare(folder / name, config, folds, name=f"{folder.name}/{name}"))
     try:
         run_experiments(
             experiments,

@@ -78,7 +78,7 @@ def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list
     for seed in seeds:
         own = {**config, "seed_everything": seed, "data": {**config["data"], "seed": seed}}
         path = files.seed(seed).path
-        experiments.append(Experiment.prepare(path, own, folds, group=f"{folder.name}/{path.name}"))
+        experiments.append(Experiment.prepare(path, own, folds, name=f"{folder.name}/{path.name}"))
     return experiments
 
 

@@ -93,7 +93,7 @@ def wandb_report_parser() -> OptionParser:
         description="Write a W&B Report that compares experiments: curves, classes, quality against cost, settings.",
     )
     parser.add_argument(
-        "--groups", nargs="+", required=True, help="names of the experiments, which are groups of W&B runs"
+        "--groups", nargs="+", required=True, help="groups of W&B runs, one per experiment, such as lite0-3f2a1c"
     )
     parser.add_argument("--project", default=WANDB_PROJECT, help=f"W&B project of the runs ({WANDB_PROJECT})")
     parser.add_argument(

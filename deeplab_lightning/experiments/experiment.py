@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
-from deeplab_lightning.experiments.settings import setting_differences
+from deeplab_lightning.experiments.settings import setting_differences, settings_hash
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
@@ -25,7 +26,7 @@ class Experiment:
         folder: The experiment's folder, with `config.yaml`, `folds.csv` and a run's folder per fold.
         config: Resolved configuration of `fit`.
         folds: 0-based folds to train.
-        group: Group of the folds in W&B.
+        group: Group of the folds in W&B, see `prepare`.
     """
 
     folder: Path
@@ -35,7 +36,7 @@ class Experiment:
 
     @classmethod
     def prepare(
-        cls, folder: Path, config: dict[str, Any], folds: Sequence[int], *, group: str | None = None
+        cls, folder: Path, config: dict[str, Any], folds: Sequence[int], *, name: str | None = None
     ) -> "Experiment":
         """Check data and configuration, and write the files that the folds need, before any training.
 
@@ -43,7 +44,8 @@ class Experiment:
             folder: The experiment's folder.
             config: Resolved configuration of `fit`.
             folds: 0-based folds to train.
-            group: Group of the folds in W&B; the folder's name if None.
+            name: Name in W&B; the folder's if None. The group of the folds there is the name and a hash of the
+                settings, so that experiments of one name share no group. One that was started keeps its group.
 
         Raises:
             DataError: If the data are bad, the split is official, or the folder holds an experiment with other
@@ -65,7 +67,8 @@ class Experiment:
         files.write_splits(datamodule.folds_csv(), datamodule.balance_csv())
         config["data"]["fold_file"] = str(files.folds)
         files.write_config(config)
-        experiment = cls(folder, config, folds, group or folder.name)
+        group = _started_group(files) or f"{name or folder.name}-{settings_hash(config)}"
+        experiment = cls(folder, config, folds, group)
         for fold in folds:
             experiment._write_job(fold, datamodule)
         return experiment
@@ -165,6 +168,17 @@ class Experiment:
             options = {"--ckpt_path": run.best, "--images": run.val_images, "--output": run.val_predictions.path}
             commands.append(["predict", *(str(word) for option in options.items() for word in option)])
         return Job(f"{self.folder.name}/{run.name}", commands, run.path, lambda: self.is_finished(fold))
+
+
+def _started_group(files: ExperimentFolder) -> str | None:
+    """Return the W&B group of the folds that were started; None if none was."""
+    for run in files.runs():
+        with suppress(OSError, DataError):
+            logger = (run.read_job().get("trainer") or {}).get("logger")
+            for arguments in init_args_of("WandbLogger", logger):
+                if arguments.get("group"):
+                    return str(arguments["group"])
+    return None
 
 
 def _is_predicted(run: RunFolder) -> bool:

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.data.cache import content_key
@@ -41,6 +41,7 @@ def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, gro
         )
     else:
         files.mark_logged(key)
+        rank_zero_info(f"W&B: {folder} is logged as the group {group}.")
 
 
 def _log(
