@@ -325,8 +325,9 @@ def _fold_notes(entries: Sequence[Entry]) -> list[str]:
         basis = "over images and not" if has_images else "by their pooled figures alone, not"
         notes.append(f"folds differ between experiments, so they are compared {basis} fold by fold.")
     for entry in entries:
-        missing = sorted({fold for other in entries for fold in other.cv.folds} - set(entry.cv.folds))
-        if missing and entry.cv.n_folds == base.cv.n_folds:
+        alike = [other.cv for other in entries if other.cv.n_folds == entry.cv.n_folds]
+        missing = sorted({fold for cv in alike for fold in cv.folds} - set(entry.cv.folds))
+        if missing:
             text = ", ".join(map(str, missing))
             notes.append(f"{entry.label} has not finished fold {text}: comparisons leave it out.")
     if len(base.cv.folds) < 2 and all(entry.seed_mious is not None for entry in entries):

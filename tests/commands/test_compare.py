@@ -168,6 +168,19 @@ def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
     assert not any("folds differ" in note for note in comparison.notes)
 
 
+def test_folds_of_another_split_are_not_missing(experiment: Write) -> None:
+    """Three experiments of 3, 3 and 5 folds were said not to have finished fold 3, 4."""
+    folders = [experiment(name, 0.8) for name in ("a", "b", "c")]
+    for number in range(3):
+        result = folders[2] / f"fold_{number}" / "result.json"
+        result.write_text(json.dumps({**json.loads(result.read_text()), "n_folds": 5, "fold": number + 2}))
+        (folders[2] / f"fold_{number}").rename(folders[2] / f"fold_{number + 2}-")
+    for path in folders[2].glob("fold_*-"):
+        path.rename(path.with_name(path.name[:-1]))
+    notes = compare_experiments(folders, num_resamples=20).notes
+    assert not any("has not finished" in note for note in notes)
+
+
 def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.8)
 
