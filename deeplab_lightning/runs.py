@@ -455,6 +455,14 @@ class ExperimentFolder(_Folder):
         """Write `cv.json`."""
         write_text(self.result, json.dumps(result, indent=1) + "\n")
 
+    def read_result(self) -> dict[str, Any] | None:
+        """Read `cv.json`; None without a readable one."""
+        try:
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return content if isinstance(content, dict) else None
+
     def is_logged(self, key: str) -> bool:
         """Check whether W&B got the result with this key last."""
         return self._logged.is_file() and self._logged.read_text(encoding="utf-8") == key

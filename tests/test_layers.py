@@ -62,6 +62,7 @@ FLOORS = (
     ),
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),
+        "experiments.folder_choice",
         *(
             "experiments.significance",
             "experiments.contributions",

@@ -130,8 +130,10 @@ class RunRecord(L.Callback):
         self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock and the sum of the losses."""
+        """Start the clock and the sum of the losses; a training that goes on has no result until its new end."""
         self._progress = _EpochProgress(trainer.current_epoch)
+        if trainer.is_global_zero and not _is_dry_run(trainer):
+            RunFolder(trainer.default_root_dir).result.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -191,6 +193,7 @@ class RunRecord(L.Callback):
             **_describe_data(trainer),
             "seed": self.seed,
             "epochs": trainer.current_epoch,
+            "max_epochs": trainer.max_epochs,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": next(filter(None, checkpoints), None),
             "cost": _cost(pl_module.net),

@@ -42,7 +42,7 @@ class CrossValidation:
         epoch: `last`, or `best` for the epoch of each fold with the best figure on the images that are reported here,
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
-        notes: Folds that are left out because their files are damaged, one sentence each.
+        notes: Limits of the result, such as folds that are left out because their files are damaged.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
     """
 
@@ -160,6 +160,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
                 f"{run} has the classes {list(result['val']['iou'])}, but {runs[0][0]} has "
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
+    notes += _epoch_notes(folder, results)
     folds = [result["fold"] or 0 for result in results]
     best, last = [record.best for record in records], [record.last for record in records]
     has_last = epoch == "last" and all(part is not None for part in last)
@@ -181,6 +182,28 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         best_miou=_pooled_miou(best) if has_last else math.nan,
         notes=tuple(notes),
     )
+
+
+def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Say if some folds were trained further than others."""
+    epochs = [result.get("max_epochs") for result in results]
+    if len(set(epochs)) < 2:
+        return []
+    text = ", ".join(f"fold {result['fold']}: {number}" for result, number in zip(results, epochs, strict=True))
+    return [f"the folds of {folder.name} were trained for different numbers of epochs ({text})."]
+
+
+def is_outdated(result: CrossValidation, folder: Path) -> bool:
+    """Check whether `cv.json` was written from other folds or figures than those that are there now.
+
+    Args:
+        result: The pooled folds as they are now.
+        folder: Folder of the experiment.
+    """
+    written = ExperimentFolder(folder).read_result()
+    if written is None or written.get("epoch", "best") != result.epoch:
+        return False
+    return [written.get("folds"), written.get("confusion_matrix")] != [result.folds, result.matrix.tolist()]
 
 
 class _Record(NamedTuple):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.sparse import csr_matrix
 
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, read_cv
+from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, is_outdated, read_cv
 from deeplab_lightning.experiments.contributions import Contributions, image_margins, margins
 from deeplab_lightning.experiments.repetitions import over_seeds, pool_seeds, read_config, recipe_name, seed_mious
 from deeplab_lightning.experiments.significance import (
@@ -219,18 +219,27 @@ def compare_results(
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
     """Read experiments at the same epoch, and say which one and how much the choice of the best would flatter."""
     results = [read_cv(folder, epoch) for folder in folders]
+    outdated = [
+        f"cv.json of {_label(folder, folders)} was written before its folds changed; `deeplab kfold --aggregate "
+        f"{folder}` writes it again."
+        for folder, result in zip(folders, results, strict=True)
+        if is_outdated(result, folder)
+    ]
     if epoch == "best":
-        return results, ["figures are of the best epoch of each training, chosen on these images, which flatters them."]
+        return results, [
+            *outdated,
+            "figures are of the best epoch of each training, chosen on these images, which flatters them.",
+        ]
     if old := [
         _label(folder, folders) for folder, result in zip(folders, results, strict=True) if result.epoch == "best"
     ]:
         note = f"figures are of the best epochs, chosen on these images: the last ones of {', '.join(old)} are unknown."
-        return [read_cv(folder, "best") for folder in folders], [note]
+        return [read_cv(folder, "best") for folder in folders], [*outdated, note]
     known = [
         (_label(f, folders), r.optimism) for f, r in zip(folders, results, strict=True) if not math.isnan(r.optimism)
     ]
     added = ", ".join(f"{name} {optimism:+.3f}" for name, optimism in known) or "an unknown amount"
-    return results, [f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
+    return results, [*outdated, f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
 
 
 def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:

@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +77,7 @@ class Experiment:
         """Write the configuration and the list of held-out images of a fold."""
         assert datamodule.dataset is not None
         run = self.fold_folder(fold)
+        _note_epochs(run)
         run.write_job(self.fold_config(fold))
         paths = dict(zip(datamodule.dataset.names, datamodule.dataset.paths, strict=True))
         run.write_val_images({name: paths[name] for name, f in datamodule.folds.items() if f == fold})
@@ -128,6 +129,7 @@ class Experiment:
                 fold,
                 self.config["data"]["n_folds"],
             )
+            is_own = is_own and not _is_more(result.get("max_epochs") if result else None, _max_epochs(self.config))
             if is_own and run.images.is_file():
                 run.read_images()
                 run.read_last_images()
@@ -182,7 +184,10 @@ def _started_group(files: ExperimentFolder) -> str | None:
 
 
 def _is_predicted(run: RunFolder) -> bool:
-    """Check whether every held-out image has its prediction."""
+    """Check whether every held-out image has its prediction by the best checkpoint."""
+    table = run.val_predictions.table
+    if table.is_file() and run.best.is_file() and table.stat().st_mtime_ns < run.best.stat().st_mtime_ns:
+        return False  # the fold was trained further
     return len(list(run.val_predictions.masks.rglob("*.png"))) >= len(run.read_val_images())
 
 
@@ -204,16 +209,38 @@ def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
 
 
 def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise an error if an experiment would continue with other settings; the machine may differ."""
+    """Raise an error if an experiment would continue with other settings; the machine may differ.
+
+    More epochs are no other setting: the folds are trained further.
+    """
+    found = setting_differences(then, now)
     differing = [
         f"{key}: {_short(before)} then, {_short(after)} now"
-        for key, (before, after) in setting_differences(then, now).items()
+        for key, (before, after) in found.items()
+        if not (key == "trainer.max_epochs" and _is_more(before, after))
     ]
     if differing:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
             "Resume with the same settings, or choose another --name."
         )
+
+
+def _max_epochs(config: Mapping[str, Any]) -> Any:
+    return (config.get("trainer") or {}).get("max_epochs")
+
+
+def _is_more(before: Any, after: Any) -> bool:
+    """Check whether a number of epochs is larger than another one; without a limit, nothing can be said."""
+    return type(before) is int and type(after) is int and 0 < before < after
+
+
+def _note_epochs(run: RunFolder) -> None:
+    """Note in the result of an earlier version up to which epoch it was trained, before its settings change."""
+    with suppress(OSError, DataError):
+        result = run.read_result()
+        if result is not None and "max_epochs" not in result:
+            run.write_result({**result, "max_epochs": _max_epochs(run.read_job())})
 
 
 def _short(value: Any) -> str:
