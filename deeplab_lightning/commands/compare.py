@@ -13,7 +13,7 @@ from rich.table import Table
 from deeplab_lightning.commands.parsers import compare_parser
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
-from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
+from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
     comparison_json,
@@ -23,6 +23,7 @@ from deeplab_lightning.experiments.comparison_table import (
     minutes_text,
     p_text,
 )
+from deeplab_lightning.experiments.entries import Comparison
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import LEVEL
 from deeplab_lightning.files import write_text

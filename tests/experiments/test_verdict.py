@@ -15,7 +15,8 @@ import pytest
 from deeplab_lightning.commands.compare import compare
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
-from deeplab_lightning.experiments.comparison import Entry, compare_experiments
+from deeplab_lightning.experiments.comparison import compare_experiments
+from deeplab_lightning.experiments.entries import Entry
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder

@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deeplab_lightning.experiments.comparison import Comparison, Entry
 from deeplab_lightning.experiments.comparison_table import (
     comparison_rows,
     cost_text,
@@ -19,6 +18,7 @@ from deeplab_lightning.experiments.comparison_table import (
     minutes_text,
     p_text,
 )
+from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.report import charts
 from deeplab_lightning.experiments.report.gallery import make_gallery
 from deeplab_lightning.files import write_text

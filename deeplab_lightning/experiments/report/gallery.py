@@ -14,7 +14,7 @@ from PIL import Image
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.drawing import Pixels, overlay, viewable
-from deeplab_lightning.experiments.comparison import Comparison, Entry
+from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.metrics.iou import mean_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, prediction_stems
