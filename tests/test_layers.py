@@ -63,7 +63,13 @@ FLOORS = (
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
-        *("callbacks.panels", "callbacks.prediction_writer", "callbacks.run_record", "callbacks.progress"),
+        *(
+            "callbacks.panels",
+            "callbacks.prediction_writer",
+            "callbacks.provenance",
+            "callbacks.run_record",
+            "callbacks.progress",
+        ),
         *("callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),
         *("export.tracing", "export.formats", "export"),
