@@ -422,6 +422,8 @@ class ExperimentFolder(_Folder):
         self.figure = self.path / "cv.png"
         self.images = self.path / "oof.npz"
         """Confusion matrices of all held-out images."""
+        self.report = self.path / "report.html"
+        """Page of the experiment; also that of a single run."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:

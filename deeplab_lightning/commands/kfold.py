@@ -20,6 +20,7 @@ from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.folder_choice import give_back, lock_folder, take_folder
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, locked, run_jobs
+from deeplab_lightning.experiments.page import write_page
 from deeplab_lightning.experiments.settings import settings_hash
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
@@ -66,6 +67,8 @@ def kfold(args: list[str]) -> None:
         )
     if len(experiments) > 1:
         _print_seeds(folder, experiments)
+        if any(run.result.is_file() for seed in ExperimentFolder(folder).seeds() for run in seed.runs()):
+            _write_page(folder)
 
 
 def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list[int] | None) -> list[Experiment]:
@@ -157,6 +160,7 @@ def run_experiments(
         if any(experiment.is_finished(fold) for fold in experiment.folds):
             results[experiment.folder] = aggregate(experiment.folder)
             print_cv(results[experiment.folder], experiment.folder)
+            _write_page(experiment.folder)
     for state in failed:
         _print_failure(state)
     for experiment in experiments:  # last, since it may wait for a server
@@ -164,6 +168,16 @@ def run_experiments(
             log_cv(results[experiment.folder], experiment.folder, experiment.config, group=experiment.group)
     if failed:
         sys.exit(1)
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page of an experiment, and only say so if that fails: the results are written already."""
+    try:
+        path = write_page(folder)
+    except (UserError, OSError) as error:
+        print(f"no page was written: {error}", file=sys.stderr)
+    else:
+        table_console().print(f"Page: {path}", soft_wrap=True, markup=False)
 
 
 def _try_to_build(experiments: Sequence[Experiment]) -> None:

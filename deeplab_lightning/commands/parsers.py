@@ -86,6 +86,21 @@ def compare_parser() -> OptionParser:
     return parser
 
 
+def report_parser() -> OptionParser:
+    """Build the parser of `deeplab report`."""
+    parser = OptionParser(
+        prog="deeplab report",
+        description="Write the page of one run or one experiment: classes, confusions, curves, images, settings. "
+        "`deeplab kfold` writes it at its end; `deeplab compare --html` writes that of several.",
+    )
+    parser.add_argument("folder", metavar="RUN_OR_EXPERIMENT", type=Path, help="folder of a run or an experiment")
+    parser.add_argument(
+        "--epoch", choices=("last", "best"), default="last", help="epoch of each training to show (last)"
+    )
+    parser.add_argument("--html", type=Path, help="HTML file to write (report.html in the folder)")
+    return parser
+
+
 def wandb_report_parser() -> OptionParser:
     """Build the parser of `deeplab wandb-report`."""
     parser = OptionParser(
@@ -239,6 +254,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "kfold": kfold_parser,
     "grid": grid_parser,
     "compare": compare_parser,
+    "report": report_parser,
     "wandb-report": wandb_report_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,

@@ -85,13 +85,15 @@ def run_training_command(command: str, args: list[str]) -> None:
 
 
 def _pool_again(run: RunFolder) -> None:
-    """Write the pooled result of the experiment again whose fold was trained further."""
+    """Write the pooled result and the page of the experiment again whose fold was trained further."""
     if not ExperimentFolder(run.path.parent).result.is_file() or not run.result.is_file():
         return
-    from deeplab_lightning.experiments.aggregate import aggregate  # no other training needs it
+    from deeplab_lightning.experiments.aggregate import aggregate  # no other training needs them
+    from deeplab_lightning.experiments.page import write_page
 
     try:
         aggregate(run.path.parent)
+        write_page(run.path.parent)
     except (UserError, OSError) as error:  # the training itself has ended well
         print(f"the pooled result of {run.path.parent} was not written again: {error}", file=sys.stderr)
 

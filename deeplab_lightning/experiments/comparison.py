@@ -39,7 +39,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, epoch: Epoch = "last") -> Comparison:
+def compare_experiments(
+    folders: Sequence[Path], *, num_resamples: int = 2000, epoch: Epoch = "last", is_one: bool = False
+) -> Comparison:
     """Read and compare experiments.
 
     Args:
@@ -47,21 +49,25 @@ def compare_experiments(folders: Sequence[Path], *, num_resamples: int = 2000, e
         epoch: `last`, or `best` for the epoch of each training with the best figure on the images that are compared.
             The best epochs are compared if an experiment of an earlier version knows no other.
         num_resamples: Number of bootstrap resamples of the images.
+        is_one: Whether the folders are pooled if all are seeds of one recipe, instead of compared.
 
     Raises:
         FileNotFoundError: If a folder holds no finished run.
         ValueError: If the classes differ, or the experiments share no image.
     """
-    recipes, results, notes = read_recipes(folders, epoch)
+    recipes, results, notes = read_recipes(folders, epoch, is_one=is_one)
     return compare_results(recipes, results, num_resamples=num_resamples, notes=notes)
 
 
-def read_recipes(folders: Sequence[Path], epoch: Epoch) -> tuple[list[list[Path]], list[CrossValidation], list[str]]:
+def read_recipes(
+    folders: Sequence[Path], epoch: Epoch, *, is_one: bool = False
+) -> tuple[list[list[Path]], list[CrossValidation], list[str]]:
     """Read experiments, and pool those that differ in the seed alone.
 
     Args:
         folders: Folders of the experiments.
         epoch: See `compare_experiments`.
+        is_one: See `compare_experiments`.
 
     Returns:
         The folders of each recipe, its result, and notes.
@@ -70,7 +76,7 @@ def read_recipes(folders: Sequence[Path], epoch: Epoch) -> tuple[list[list[Path]
         FileNotFoundError: If a folder holds no finished run.
     """
     results, notes = _read(folders, epoch)
-    return *pool_seeds(folders, results), notes
+    return *pool_seeds(folders, results, is_one=is_one), notes
 
 
 def compare_results(
@@ -218,7 +224,7 @@ def _entry(
     overlap = 1 / max(result.n_folds, 2)
     return Entry(
         cv=result,
-        folder=recipe[0],
+        folders=tuple(recipe),
         label=label,
         matrix=matrix,
         images=images,

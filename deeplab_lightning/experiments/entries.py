@@ -25,7 +25,7 @@ class Entry:
 
     Attributes:
         cv: Pooled folds of the experiment.
-        folder: Folder of the experiment; of the first seed if several are pooled.
+        folders: Folders of the experiment, one per pooled seed.
         label: Name in tables: the folder's name, with parent folders if names repeat.
         matrix: (K, K) pixel counts over the images that all experiments share; over all images of this experiment if
             any experiment has no per-image matrices.
@@ -46,7 +46,7 @@ class Entry:
     """
 
     cv: CrossValidation
-    folder: Path
+    folders: tuple[Path, ...]
     label: str
     matrix: Ints
     images: PerImageConfusion | None
@@ -60,6 +60,11 @@ class Entry:
     adjusted_class_p: tuple[float, ...] = ()
     verdict: Verdict | None = None
     seed_mious: Floats | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Return the folder of the experiment; of the first seed if several are pooled."""
+        return self.folders[0]
 
     @property
     def seed_std(self) -> float:

@@ -4,6 +4,7 @@ import csv
 import fcntl
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,8 @@ def test_an_experiment_is_trained_further_and_all_figures_agree(
     last = own / "fold_0" / "checkpoints" / "last.ckpt"
     main(["fit", "--ckpt_path", str(last), "--trainer.max_epochs", "3"])
     document = json.loads((own / "cv.json").read_text())
+    [shown] = re.findall(r'<td data-value="([\d.]+)">[\d.]+ \(', (own / "report.html").read_text())
+    assert document["out_of_fold"]["miou"] == pytest.approx(float(shown), abs=1e-6)
     assert document["out_of_fold"]["miou"] == pytest.approx(compared_miou(folder, own)[0], abs=1e-6)
     printed = capsys.readouterr().out
     assert "a were trained for different numbers of epochs (fold 0: 3, fold 1: 2)" in printed

@@ -315,7 +315,7 @@ def test_the_pooled_run_holds_table_matrix_and_page(experiments: Path) -> None:
     matrix = [row[1:] for row in json.loads(table.read_text())["data"]]
     assert matrix == json.loads((experiments / "one" / "cv.json").read_text())["confusion_matrix"]
     [page] = files.glob("html/cv/report_*.html")
-    assert "<title>Comparison of one</title>" in page.read_text()
+    assert "<title>Report of one</title>" in page.read_text()
     assert curves(page).count("<polyline") == 1
     assert not re.findall(r"(?:src|href)=.https?:", page.read_text())  # nothing from outside
 
