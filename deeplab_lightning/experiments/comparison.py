@@ -160,8 +160,6 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
         (folder_label(f, folders), r.optimism)
         for f, r in zip(folders, results, strict=True)
         if not math.isnan(r.optimism)
-        for f, r in zip(folders, results, strict=True)
-        if not math.isnan(r.optimism)
     ]
     added = ", ".join(f"{name} {optimism:+.3f}" for name, optimism in known) or "an unknown amount"
     return results, [*outdated, f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
