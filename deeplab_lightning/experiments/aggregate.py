@@ -18,7 +18,8 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
-_MAX_FOLDS = 5  # columns of folds in a terminal of 80 characters
+_COLUMN_WIDTH = 9  # characters of a fold in the terminal
+_OTHER_WIDTH = 4 + 3 * _COLUMN_WIDTH  # of the frame, the pooled figure, mean and standard deviation
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Epoch = Literal["last", "best"]
@@ -269,8 +270,10 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
     means, stds = _fold_means(result.iou), _fold_stds(result.iou)
     console = table_console()
     console.print(f"{result.name}: {len(result.folds)} of {result.n_folds} folds", style="bold", markup=False)
-    for start in range(0, len(result.folds), _MAX_FOLDS):
-        chosen = range(start, min(start + _MAX_FOLDS, len(result.folds)))
+    # No name of a class is broken, and a table has one fold at least.
+    at_once = max(1, (console.width - max(map(len, result.class_names)) - _OTHER_WIDTH) // _COLUMN_WIDTH)
+    for start in range(0, len(result.folds), at_once):
+        chosen = range(start, min(start + at_once, len(result.folds)))
         table = Table()
         table.add_column("IoU", overflow="fold")
         for column in ["pooled", *(f"fold {result.folds[row]}" for row in chosen), "mean", "std"]:

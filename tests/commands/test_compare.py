@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from deeplab_lightning.commands.compare import compare, print_comparison
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.experiments.aggregate import aggregate, read_cv
+from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import write_atomically
@@ -246,6 +247,31 @@ def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int)
     head = next(line for line in lines if line.startswith("┃ class"))
     assert [word for word in head.split() if word != "┃"] == ["class", "1", "2", "3", "4", "5"]  # names are too wide
     assert "1 deeplabv3" in file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_no_name_is_broken_and_the_answer_comes_first(
+    experiment: Write, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names were folded in their middle, such as `deeplabv3-effi` and `cientnet-b3`."""
+    names = [f"deeplabv3plus-tf_efficientnet_lite{index}-2026" for index in range(3)]
+    folders = [experiment(name, 0.7) for name in names]
+    comparison = compare_experiments(folders, num_resamples=20)
+    file = StringIO()
+    print_comparison(comparison, Console(file=file, width=width))
+    text = file.getvalue()
+    assert " ".join(text.split()).startswith(comparison.sentences[0])
+    assert all(name in text for name in names)
+    assert max(map(len, text.splitlines())) <= width
+    is_wide = any(line.startswith("│ ") and names[2] in line for line in text.splitlines())
+    assert is_wide == (width > 80)
+    assert is_wide or "3 deeplabv3plus" in text
+    monkeypatch.setattr("deeplab_lightning.experiments.aggregate.table_console", lambda: Console(width=width))
+    result = replace(read_cv(folders[0]), class_names=["a class with a long name", "road", "styrofoam-container"])
+    print_cv(result, folders[0])
+    printed = capsys.readouterr().out
+    assert "│ a class with a long name │" in printed
+    assert "│ styrofoam-container " in printed
 
 
 def shown_images(page: Path) -> list[dict[str, Any]]:
