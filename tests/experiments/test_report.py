@@ -82,7 +82,7 @@ def test_settings_and_origin_are_shown_as_far_as_the_folders_hold_them(
     facts = ("data", "digest of the data", "pictures", "epochs", "hours", "torch", "commit", "command")
     values = ("litter", "0123456789ab", "40", "10", "0.07", "2.9", "c0ffee+", "deeplab fit")
     assert [cells(origin, fact)[1] for fact in facts] == list(values)
-    assert cells(origin, "trainings")[2] == "4 (4 of 4 folds, 1 seeds)"
+    assert cells(origin, "trainings")[2] == "4 (4 of 4 folds)"
     assert '<a href="a/">a</a>' in page
 
 

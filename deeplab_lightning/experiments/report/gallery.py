@@ -14,6 +14,7 @@ from PIL import Image
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.drawing import Pixels, overlay, viewable
+from deeplab_lightning.errors import unwrapped
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.metrics.iou import mean_iou, nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -57,7 +58,7 @@ def make_gallery(comparison: Comparison) -> Gallery:
     try:
         dataset = _dataset(comparison.entries[0].folder)
     except (OSError, ValueError, SystemExit) as error:  # the parser exits if a class no longer exists
-        reason = "see above" if isinstance(error, SystemExit) else str(error).splitlines()[0]
+        reason = "see above" if isinstance(error, SystemExit) else str(unwrapped(error)).splitlines()[0]
         return _no_images(f"the data cannot be read ({reason})")
     matrices = [entry.images for entry in comparison.entries if entry.images is not None]
     if not matrices:

@@ -16,6 +16,7 @@ from deeplab_lightning.experiments.verdict import differing_settings
 from deeplab_lightning.runs import ExperimentFolder
 
 _MAX_VALUE = 120  # characters of a setting in the table of differences
+_OWN = {"deeplab_lightning": "version"}
 _MAX_SHOWN = 4  # different values in one cell
 
 
@@ -73,7 +74,9 @@ def _facts(entry: Entry) -> dict[str, str]:
     versions = [result.get("versions") or {} for result in results]
     seconds = [result.get("seconds") for result in results]
     known = [value for value in seconds if value is not None]
-    trainings = f"{len(results)} ({len(entry.cv.folds)} of {entry.cv.n_folds} folds, {len(entry.folders)} seeds)"
+    seeds = f", {len(entry.folders)} seeds" if len(entry.folders) > 1 else ""
+    trainings = f"{len(results)} ({len(entry.cv.folds)} of {entry.cv.n_folds} folds{seeds})"
+    finished = max((str(result["finished"]) for result in results if result.get("finished")), default="")
     return {
         "data": _distinct(result.get("dataset") for result in results),
         "digest of the data": _distinct(result.get("data_digest") for result in results),
@@ -82,10 +85,10 @@ def _facts(entry: Entry) -> dict[str, str]:
         "epochs": _distinct(result.get("epochs") for result in results),
         "seeds": _distinct(result.get("seed") for result in results),
         "hours": f"{sum(known) / 3600:.2f}" if known and len(known) == len(seconds) else "",
-        "finished": max((str(result["finished"]) for result in results if result.get("finished")), default=""),
+        "finished": finished.replace("T", " ").replace("+00:00", " UTC"),
         "command": _distinct(result.get("command") for result in results[:1]),
         "commit": _distinct(result.get("commit") for result in results),
-        **{name: _distinct(own.get(name) for own in versions) for name in _names(versions)},
+        **{_OWN.get(name, name): _distinct(own.get(name) for own in versions) for name in _names(versions)},
     }
 
 
