@@ -277,7 +277,7 @@ def expected(experiments: Path) -> tuple[list[dict[str, str]], str]:
 
 def curves(page: Path) -> str:
     """The chart of learning curves."""
-    return page.read_text().split("Learning curves")[1].split("<h2>")[0]
+    return page.read_text().split("Learning curves")[1].split("<h2>")[0].rstrip()
 
 
 @pytest.fixture
