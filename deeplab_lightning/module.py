@@ -225,8 +225,8 @@ class SegmentationModule(SavedModule):
             self.log_dict({f"{stage}/{key}/{self.classes.names[1]}": foreground[key] for key in FOREGROUND_KEYS})
         self.last_matrix: Tensor = matrix
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimiser over groups with their multipliers, and the schedule."""
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Build the optimiser over groups with their multipliers."""
         groups = parameter_groups(
             self.net,
             head_lr_multiplier=self.head_lr_multiplier,
@@ -235,6 +235,11 @@ class SegmentationModule(SavedModule):
         optimizer = self.optimizer_factory(groups)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_multiplier"]
+        return optimizer
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Build the optimiser, and the schedule."""
+        optimizer = self.build_optimizer()
         if self.scheduler_factory is None:
             return optimizer
         schedule = schedule_config(self.scheduler_factory, optimizer, self.trainer, interval=self.lr_interval)

@@ -422,6 +422,8 @@ class ExperimentFolder(_Folder):
         self.figure = self.path / "cv.png"
         self.images = self.path / "oof.npz"
         """Confusion matrices of all held-out images."""
+        self.report = self.path / "report.html"
+        """Page of the experiment; also that of a single run."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:
@@ -454,6 +456,14 @@ class ExperimentFolder(_Folder):
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `cv.json`."""
         write_text(self.result, json.dumps(result, indent=1) + "\n")
+
+    def read_result(self) -> dict[str, Any] | None:
+        """Read `cv.json`; None without a readable one."""
+        try:
+            content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return content if isinstance(content, dict) else None
 
     def is_logged(self, key: str) -> bool:
         """Check whether W&B got the result with this key last."""

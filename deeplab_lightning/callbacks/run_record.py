@@ -1,7 +1,6 @@
 """Record the folds, metrics, confusion matrices and result of a run in its folder."""
 
 import math
-import platform
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -15,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-import deeplab_lightning
+from deeplab_lightning.callbacks.provenance import describe_data, describe_program, versions
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
 from deeplab_lightning.inference import Ensemble
@@ -130,8 +129,10 @@ class RunRecord(L.Callback):
         self.rows = [row for row in self.rows if row["epoch"] < trainer.current_epoch]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock and the sum of the losses."""
+        """Start the clock and the sum of the losses; a training that goes on has no result until its new end."""
         self._progress = _EpochProgress(trainer.current_epoch)
+        if trainer.is_global_zero and not _is_dry_run(trainer):
+            RunFolder(trainer.default_root_dir).result.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -188,16 +189,18 @@ class RunRecord(L.Callback):
         best = best_row(self.rows, trainer)
         checkpoints = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
         result = {
-            **_describe_data(trainer),
+            **describe_data(trainer),
             "seed": self.seed,
             "epochs": trainer.current_epoch,
+            "max_epochs": trainer.max_epochs,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": next(filter(None, checkpoints), None),
             "cost": _cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "best_epoch": None if best is None else int(best["epoch"]),
             "last": _figures(self.rows[-1], "val", pl_module) if self.rows and "val/miou" in self.rows[-1] else None,
-            "versions": _versions(),
+            "versions": versions(),
+            **describe_program(),
         }
         if folder.confusion.is_file():
             draw_confusion_matrix(folder.read_confusion(), pl_module.classes.names, folder.confusion_figure)
@@ -211,11 +214,11 @@ class RunRecord(L.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
         result = {
-            **_describe_data(trainer),
+            **describe_data(trainer),
             "checkpoint": str(trainer.ckpt_path or ""),
             **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble) else {}),
             stage: figures,
-            "versions": _versions(),
+            "versions": versions(),
         }
         path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
@@ -264,24 +267,6 @@ def _is_dry_run(trainer: L.Trainer) -> bool:
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
-def _describe_data(trainer: L.Trainer) -> dict[str, Any]:
-    datamodule = getattr(trainer, "datamodule", None)
-    unknown = {"dataset": None, "num_images": None, "fold": None, "n_folds": None}
-    if not isinstance(datamodule, SegmentationDataModule):
-        return unknown
-    if trainer.state.fn == TrainerFn.TESTING and (tested := datamodule.test_dataset) is not None:
-        return {**unknown, "dataset": tested.source, "num_images": len(tested)}
-    if datamodule.dataset is None:
-        return unknown
-    is_folded = datamodule.split == "folds"
-    return {
-        "dataset": datamodule.dataset.source,
-        "num_images": len(datamodule.dataset) + (len(datamodule.val_dataset or ()) if not is_folded else 0),
-        "fold": datamodule.fold if is_folded else None,
-        "n_folds": datamodule.n_folds if is_folded else None,
-    }
-
-
 def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModule) -> dict[str, Any]:
     figures: dict[str, Any] = {name: or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
     names = module.classes.names
@@ -293,15 +278,6 @@ def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModul
             key: or_null(metrics.get(f"{stage}/{key}/{names[1]}", math.nan)) for key in FOREGROUND_KEYS
         }
     return figures
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "deeplab_lightning": deeplab_lightning.__version__,
-        "torch": torch.__version__,
-        "lightning": L.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _print_table(title: str, figures: Mapping[str, Any], path: object) -> None:

@@ -2,18 +2,19 @@
 
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from deeplab_lightning.commands.parsers import compare_parser
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.experiments.aggregate import Epoch
-from deeplab_lightning.experiments.comparison import Comparison, compare_experiments
+from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
     comparison_csv,
     comparison_json,
@@ -23,6 +24,7 @@ from deeplab_lightning.experiments.comparison_table import (
     minutes_text,
     p_text,
 )
+from deeplab_lightning.experiments.entries import Comparison
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import LEVEL
 from deeplab_lightning.files import write_text
@@ -30,8 +32,7 @@ from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import table_console
 
 _WANDB = "wandb:"
-_TABLE_WIDTH = 100  # characters of the widest table, unless the name of one experiment is longer
-_MAX_COLUMNS = 8  # experiments side by side in the table of classes
+_ANY_WIDTH = 10_000  # characters, more than any table has
 
 
 def compare(args: list[str]) -> None:
@@ -77,7 +78,8 @@ def source_folders(sources: Sequence[str], scratch: Path) -> tuple[list[Path], l
         if source.startswith(_WANDB):
             runs = wandb_runs.online_runs(source, scratch)
         elif wandb_runs.has_offline_runs(folder):
-            runs = wandb_runs.offline_runs(folder)
+            runs, torn = wandb_runs.offline_runs(folder)
+            notes += torn
         else:
             raise MissingFileError(
                 f"no finished run or fold in {folder.absolute()}: it holds neither a result.json nor a W&B run."
@@ -171,28 +173,50 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console: Console to print to.
     """
     entries = comparison.entries
-    widths = [max(map(len, comparison.class_names)), *(max(len(entry.label), 6) for entry in entries)]
-    is_numbered = sum(widths) + 3 * len(widths) > _TABLE_WIDTH  # the names do not fit above the columns
-    names = [f"{place} {entry.label}" if is_numbered else entry.label for place, entry in enumerate(entries, start=1)]
-    names = [escape(name) for name in names]
-    heads = [str(place) for place, _ in enumerate(entries, start=1)] if is_numbered else names
     for sentence in comparison.sentences:
         console.print(sentence, style="bold", markup=False, highlight=False)
+    names = [escape(entry.label) for entry in entries]
+    numbers = [str(place) for place, _ in enumerate(entries, start=1)]
+    if not all(_fits(table, console) for table in _tables(comparison, names)):  # a name would be broken
+        for number, entry in zip(numbers, entries, strict=True):
+            console.print(f"{number} {entry.label}", markup=False, highlight=False, soft_wrap=True)
+        names = numbers
+    quality, differences, cost = _tables(comparison, names)
     count = "all" if comparison.num_images is None else str(comparison.num_images)
     console.print(f"mIoU over {count} held-out images", style="bold")
-    console.print(_quality_table(comparison, names))
+    console.print(quality)
     if len(entries) > 1:
-        console.print(f"Differences of mIoU from {names[0]}", style="bold")
-        console.print(_difference_table(comparison, heads))  # the widest table, so with numbers instead of names
+        console.print(f"Differences of mIoU from {entries[0].label}", style="bold", markup=False, soft_wrap=True)
+        console.print(differences)
     console.print("Cost: one image of 512x512, the training of all folds", style="bold", highlight=False)
-    console.print(_cost_table(comparison, names))
+    console.print(cost)
     if len(entries) == 1:
         return
     star = f"*: differs (p < {LEVEL:g} over {comparison.class_basis}, Holm over the classes)"
     console.print(f"IoU of each class; {star}", style="bold")
-    for start in range(0, len(entries), _MAX_COLUMNS):
-        chosen = range(start, min(start + _MAX_COLUMNS, len(entries)))
-        console.print(_class_table(comparison, heads, chosen))
+    for chosen in _class_columns(comparison, names, console):
+        console.print(_class_table(comparison, names, chosen))
+
+
+def _tables(comparison: Comparison, names: Sequence[str]) -> tuple[Table, Table, Table]:
+    """Build the tables of quality, differences and cost."""
+    return _quality_table(comparison, names), _difference_table(comparison, names), _cost_table(comparison, names)
+
+
+def _fits(table: Table, console: Console) -> bool:
+    """Check whether a table is no wider than the console, so that no text in it is broken."""
+    return Measurement.get(console, console.options.update_width(_ANY_WIDTH), table).maximum <= console.width
+
+
+def _class_columns(comparison: Comparison, names: Sequence[str], console: Console) -> Iterator[range]:
+    """Divide the experiments into tables of classes that fit; one at least stands in each."""
+    start = 0
+    while start < len(names):
+        stop = start + 1
+        while stop < len(names) and _fits(_class_table(comparison, names, range(start, stop + 1)), console):
+            stop += 1
+        yield range(start, stop)
+        start = stop
 
 
 def _table(first: str, columns: Sequence[str]) -> Table:

@@ -15,6 +15,7 @@ from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
+from deeplab_lightning.runs import ExperimentFolder
 
 _KEYS = {"name", "output_dir", "options", "n_folds", "folds", "predictions", "axes"}
 
@@ -121,7 +122,7 @@ def grid(args: list[str]) -> None:
             config["data"]["n_folds"] = grid_file.n_folds
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
         # With the grid's name, since different grids often use the same labels.
-        experiments.append(Experiment.prepare(folder / name, config, folds, group=f"{folder.name}/{name}"))
+        experiments.append(Experiment.prepare(folder / name, config, folds, name=f"{folder.name}/{name}"))
     try:
         run_experiments(
             experiments,
@@ -133,4 +134,4 @@ def grid(args: list[str]) -> None:
     finally:
         finished = [e.folder for e in experiments if any(e.is_finished(fold) for fold in e.folds)]
         if len(finished) > 1 and not isinstance(sys.exception(), KeyboardInterrupt):
-            compare_folders(finished, csv_path=folder / "compare.csv", html_path=folder / "report.html")
+            compare_folders(finished, csv_path=folder / "compare.csv", html_path=ExperimentFolder(folder).report)

@@ -4,21 +4,24 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.parsers import kfold_parser
-from deeplab_lightning.commands.training import resolve_fit_config, run_training_command
+from deeplab_lightning.commands.training import resolve_fit_config, run_training_command, try_to_build
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
+from deeplab_lightning.experiments.folder_choice import give_back, lock_folder, take_folder
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, locked, run_jobs
-from deeplab_lightning.files import make_unused_folder, remove_if_empty
+from deeplab_lightning.experiments.page import write_page
+from deeplab_lightning.experiments.settings import settings_hash
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
 from deeplab_lightning.tables import table_console
 from deeplab_lightning.tracking.experiment import log_cv
@@ -44,25 +47,28 @@ def kfold(args: list[str]) -> None:
     seeds = None if given.seeds is None else list(dict.fromkeys(_numbers(given.seeds, "--seeds")))
     if given.n_folds is not None:
         config["data"]["n_folds"] = given.n_folds
-    folder = _folder(given.name or config["name"], config, is_resumed=given.resume)
-    chosen = None if given.folds is None else _numbers(given.folds, "--folds")
-    try:
-        experiments = _prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]), seeds)
-    except BaseException:
-        remove_if_empty(folder)
-        raise
-    run_experiments(
-        experiments,
-        at_once=given.jobs,
-        devices=given.devices.split(",") if given.devices else [],
-        has_predictions=given.predictions,
-        is_in_process=given.in_process,
-        resume_command=shlex.join(
-            ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
-        ),
-    )
+    folder, lock = _folder(given.name or config["name"], config, is_resumed=given.resume)
+    with lock or nullcontext():
+        chosen = None if given.folds is None else _numbers(given.folds, "--folds")
+        try:
+            experiments = _prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]), seeds)
+        except BaseException:
+            give_back(folder)
+            raise
+        run_experiments(
+            experiments,
+            at_once=given.jobs,
+            devices=given.devices.split(",") if given.devices else [],
+            has_predictions=given.predictions,
+            is_in_process=given.in_process,
+            resume_command=shlex.join(
+                ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
+            ),
+        )
     if len(experiments) > 1:
         _print_seeds(folder, experiments)
+        if any(run.result.is_file() for seed in ExperimentFolder(folder).seeds() for run in seed.runs()):
+            _write_page(folder)
 
 
 def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list[int] | None) -> list[Experiment]:
@@ -78,7 +84,7 @@ def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list
     for seed in seeds:
         own = {**config, "seed_everything": seed, "data": {**config["data"], "seed": seed}}
         path = files.seed(seed).path
-        experiments.append(Experiment.prepare(path, own, folds, group=f"{folder.name}/{path.name}"))
+        experiments.append(Experiment.prepare(path, own, folds, name=f"{folder.name}/{path.name}"))
     return experiments
 
 
@@ -138,6 +144,7 @@ def run_experiments(
     jobs = [job for job in everything if job.commands]
     if len(jobs) < len(everything):
         table_console().print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
+    _try_to_build(experiments)
     if is_in_process:
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -153,6 +160,7 @@ def run_experiments(
         if any(experiment.is_finished(fold) for fold in experiment.folds):
             results[experiment.folder] = aggregate(experiment.folder)
             print_cv(results[experiment.folder], experiment.folder)
+            _write_page(experiment.folder)
     for state in failed:
         _print_failure(state)
     for experiment in experiments:  # last, since it may wait for a server
@@ -160,6 +168,31 @@ def run_experiments(
             log_cv(results[experiment.folder], experiment.folder, experiment.config, group=experiment.group)
     if failed:
         sys.exit(1)
+
+
+def _write_page(folder: Path) -> None:
+    """Write the page of an experiment, and only say so if that fails: the results are written already."""
+    try:
+        path = write_page(folder)
+    except (UserError, OSError) as error:
+        print(f"no page was written: {error}", file=sys.stderr)
+    else:
+        table_console().print(f"Page: {path}", soft_wrap=True, markup=False)
+
+
+def _try_to_build(experiments: Sequence[Experiment]) -> None:
+    """Build what the first fold of each experiment trains with, so that a mistake that all share is said once.
+
+    Folds that go on from a checkpoint need no weights from elsewhere, and were built before. Seeds change nothing.
+    """
+    tried = set()
+    for experiment in experiments:
+        folds = [f for f in experiment.folds if not experiment.is_finished(f)]
+        new = [run for run in map(experiment.fold_folder, folds) if not run.last.is_file()]
+        config = {**experiment.config, "seed_everything": None, "data": {**experiment.config["data"], "seed": None}}
+        if new and settings_hash(config) not in tried:
+            tried.add(settings_hash(config))
+            try_to_build(["-c", str(new[0].job)])
 
 
 def _run_in_processes(
@@ -192,17 +225,23 @@ def _print_failure(state: JobState) -> None:
     console.print(f"        {log}", soft_wrap=True, markup=False)
 
 
-def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> Path:
-    """Choose the experiment's folder: that of the resumed experiment, or an unused one."""
+def _folder(name: str | None, config: dict[str, Any], *, is_resumed: bool) -> tuple[Path, IO[str] | None]:
+    """Choose the experiment's folder, and lock it: that of the resumed experiment, or one without any epoch."""
     output = Path(config["output_dir"])
     if is_resumed:
         if name is None:
             raise UserError("--resume needs the --name of the experiment to continue.")
         _started(output / name)
-        return output / name
+        return output / name, lock_folder(output / name)
     if name is None:
         name = made_up_name(config["model"]["net"], prefix="cv")
-    return make_unused_folder(output / name)
+    folder, lock = take_folder(output / name)
+    if folder.name != name:
+        print(
+            f"{output / name} exists, so this experiment is called {folder.name}. To continue the other: "
+            + shlex.join(["deeplab", "kfold", "--resume", "--name", name, "--output_dir", str(output)])
+        )
+    return folder, lock
 
 
 def _started(folder: Path) -> Path:

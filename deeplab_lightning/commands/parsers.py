@@ -87,6 +87,21 @@ def compare_parser() -> OptionParser:
     return parser
 
 
+def report_parser() -> OptionParser:
+    """Build the parser of `deeplab report`."""
+    parser = OptionParser(
+        prog="deeplab report",
+        description="Write the page of one run or one experiment: classes, confusions, curves, images, settings. "
+        "`deeplab kfold` writes it at its end; `deeplab compare --html` writes that of several.",
+    )
+    parser.add_argument("folder", metavar="RUN_OR_EXPERIMENT", type=Path, help="folder of a run or an experiment")
+    parser.add_argument(
+        "--epoch", choices=("last", "best"), default="last", help="epoch of each training to show (last)"
+    )
+    parser.add_argument("--html", type=Path, help="HTML file to write (report.html in the folder)")
+    return parser
+
+
 def wandb_report_parser() -> OptionParser:
     """Build the parser of `deeplab wandb-report`."""
     parser = OptionParser(
@@ -94,7 +109,7 @@ def wandb_report_parser() -> OptionParser:
         description="Write a W&B Report that compares experiments: curves, classes, quality against cost, settings.",
     )
     parser.add_argument(
-        "--groups", nargs="+", required=True, help="names of the experiments, which are groups of W&B runs"
+        "--groups", nargs="+", required=True, help="groups of W&B runs, one per experiment, such as lite0-3f2a1c"
     )
     parser.add_argument("--project", default=WANDB_PROJECT, help=f"W&B project of the runs ({WANDB_PROJECT})")
     parser.add_argument(
@@ -257,6 +272,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "kfold": kfold_parser,
     "grid": grid_parser,
     "compare": compare_parser,
+    "report": report_parser,
     "wandb-report": wandb_report_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,

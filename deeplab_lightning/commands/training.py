@@ -49,7 +49,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.files import remove_if_empty, remove_leftovers
 from deeplab_lightning.module import SegmentationModule
-from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder
+from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, ExperimentFolder, RunFolder
 from deeplab_lightning.saved_module import follow
 from deeplab_lightning.schedules import PolyLR
 from deeplab_lightning.tracking.mode import WandbMode
@@ -81,6 +81,22 @@ def run_training_command(command: str, args: list[str]) -> None:
     with _surroundings(args) as scratch, _no_empty_folder():
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
         cli.run()
+        if command == "fit" and cli.trainer.is_global_zero:
+            _pool_again(RunFolder(cli.trainer.default_root_dir))
+
+
+def _pool_again(run: RunFolder) -> None:
+    """Write the pooled result and the page of the experiment again whose fold was trained further."""
+    if not ExperimentFolder(run.path.parent).result.is_file() or not run.result.is_file():
+        return
+    from deeplab_lightning.experiments.aggregate import aggregate  # no other training needs them
+    from deeplab_lightning.experiments.page import write_page
+
+    try:
+        aggregate(run.path.parent)
+        write_page(run.path.parent)
+    except (UserError, OSError) as error:  # the training itself has ended well
+        print(f"the pooled result of {run.path.parent} was not written again: {error}", file=sys.stderr)
 
 
 def resolve_fit_config(args: list[str]) -> dict[str, Any]:
@@ -95,6 +111,41 @@ def resolve_fit_config(args: list[str]) -> dict[str, Any]:
     """
     with _surroundings(args):
         return _Resolver("fit", args).resolved
+
+
+def try_to_build(args: list[str]) -> None:
+    """Build all that `deeplab fit` would train with, and leave nothing behind.
+
+    Weights that cannot be had, a wrong option, or a loss that cannot be built stop here, before any training.
+
+    Args:
+        args: Options of `fit`.
+
+    Raises:
+        UserError: If a part cannot be built.
+        SystemExit: With status 2, if a key or a type is wrong.
+    """
+    trial = ["--name", "trial", "--ckpt_path", "null", "--wandb", "disabled", "--trainer.logger", "false"]
+    with _surroundings(args) as scratch, _environment_restored(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainings give them
+        logging.disable(logging.INFO)
+        try:
+            cli = DeepLabCLI("fit", [*args, *trial, "--output_dir", str(scratch)])
+            with user_mistakes(TypeError, ValueError):  # of the optimiser, whose arguments are the user's
+                cli.model.build_optimizer()
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+@contextmanager
+def _environment_restored() -> Iterator[None]:
+    """Restore the environment variables that a training leaves to its processes."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDataModule, L.Trainer]:

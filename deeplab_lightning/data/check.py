@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.data.crops import find_crops
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.problems import Problem
 from deeplab_lightning.data.scan import Statistics
@@ -163,13 +164,21 @@ def _shared_images(parts: Mapping[str, Part]) -> Iterator[str]:
 
 
 def _images_in_several_folds(part: Part, folds: Mapping[str, int]) -> Iterator[str]:
-    """Describe copies of one image that are in different folds."""
+    """Describe copies and crops of one image that are in different folds."""
     groups = [names for names in _by_digest(part).values() if len({folds.get(name) for name in names}) > 1]
     if groups:
         yield (
             f"{len(groups)} images have copies in another fold, so they validate what they trained on: "
             f"{'; '.join(' = '.join(names[:_MAX_NAMED]) for names in groups[:_MAX_NAMED])}{_more(len(groups))}. "
             "Set data.groups to DuplicateGroups."
+        )
+    crops = find_crops(part.statistics.names, part.statistics.image_pixels.tolist())
+    divided = [own for own in crops if len({folds.get(name) for name in own.names}) > 1]
+    if divided:
+        yield (
+            f"crops or copies of {len(divided)} photos are in several folds, so they validate what they trained on: "
+            f"{'; '.join(', '.join(own.names[:_MAX_NAMED]) for own in divided[:_MAX_NAMED])}{_more(len(divided))}. "
+            f"Set data.groups to PatternGroups with the pattern '{divided[0].pattern}'."
         )
 
 

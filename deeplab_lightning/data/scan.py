@@ -77,6 +77,13 @@ class Statistics:
         total = int(self.image_pixels[self.is_valid].sum())
         return 1 - int(self.pixels.sum()) / total if total else 0.0
 
+    @property
+    def digest(self) -> str:
+        """Return twelve hexadecimal digits that change with an image, its name, or the number of pixels of a class."""
+        found = hashlib.sha256("\0".join(self.names).encode())
+        found.update(self.digests.tobytes() + self.pixels.tobytes())
+        return found.hexdigest()[:12]
+
 
 @dataclass(frozen=True)
 class _Finding:

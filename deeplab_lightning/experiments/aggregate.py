@@ -18,7 +18,8 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
-_MAX_FOLDS = 5  # columns of folds in a terminal of 80 characters
+_COLUMN_WIDTH = 9  # characters of a fold in the terminal
+_OTHER_WIDTH = 4 + 3 * _COLUMN_WIDTH  # of the frame, the pooled figure, mean and standard deviation
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Epoch = Literal["last", "best"]
@@ -42,7 +43,7 @@ class CrossValidation:
         epoch: `last`, or `best` for the epoch of each fold with the best figure on the images that are reported here,
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
-        notes: Folds that are left out because their files are damaged, one sentence each.
+        notes: Limits of the result, such as folds that are left out because their files are damaged.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
     """
 
@@ -160,6 +161,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
                 f"{run} has the classes {list(result['val']['iou'])}, but {runs[0][0]} has "
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
+    notes += _epoch_notes(folder, results)
     folds = [result["fold"] or 0 for result in results]
     best, last = [record.best for record in records], [record.last for record in records]
     has_last = epoch == "last" and all(part is not None for part in last)
@@ -181,6 +183,28 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         best_miou=_pooled_miou(best) if has_last else math.nan,
         notes=tuple(notes),
     )
+
+
+def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Say if some folds were trained further than others."""
+    epochs = [result.get("max_epochs") for result in results]
+    if len(set(epochs)) < 2:
+        return []
+    text = ", ".join(f"fold {result['fold']}: {number}" for result, number in zip(results, epochs, strict=True))
+    return [f"the folds of {folder.name} were trained for different numbers of epochs ({text})."]
+
+
+def is_outdated(result: CrossValidation, folder: Path) -> bool:
+    """Check whether `cv.json` was written from other folds or figures than those that are there now.
+
+    Args:
+        result: The pooled folds as they are now.
+        folder: Folder of the experiment.
+    """
+    written = ExperimentFolder(folder).read_result()
+    if written is None or written.get("epoch", "best") != result.epoch:
+        return False
+    return [written.get("folds"), written.get("confusion_matrix")] != [result.folds, result.matrix.tolist()]
 
 
 class _Record(NamedTuple):
@@ -246,8 +270,10 @@ def print_cv(result: CrossValidation, folder: Path) -> None:
     means, stds = _fold_means(result.iou), _fold_stds(result.iou)
     console = table_console()
     console.print(f"{result.name}: {len(result.folds)} of {result.n_folds} folds", style="bold", markup=False)
-    for start in range(0, len(result.folds), _MAX_FOLDS):
-        chosen = range(start, min(start + _MAX_FOLDS, len(result.folds)))
+    # No name of a class is broken, and a table has one fold at least.
+    at_once = max(1, (console.width - max(map(len, result.class_names)) - _OTHER_WIDTH) // _COLUMN_WIDTH)
+    for start in range(0, len(result.folds), at_once):
+        chosen = range(start, min(start + at_once, len(result.folds)))
         table = Table()
         table.add_column("IoU", overflow="fold")
         for column in ["pooled", *(f"fold {result.folds[row]}" for row in chosen), "mean", "std"]:

@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from deeplab_lightning.experiments.comparison import Comparison, Entry
+from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.tables import csv_text_of_dicts
 
 

@@ -2,7 +2,8 @@
 
 import copy
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
-from deeplab_lightning.experiments.settings import setting_differences
+from deeplab_lightning.experiments.settings import setting_differences, settings_hash
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
@@ -25,7 +26,7 @@ class Experiment:
         folder: The experiment's folder, with `config.yaml`, `folds.csv` and a run's folder per fold.
         config: Resolved configuration of `fit`.
         folds: 0-based folds to train.
-        group: Group of the folds in W&B.
+        group: Group of the folds in W&B, see `prepare`.
     """
 
     folder: Path
@@ -35,7 +36,7 @@ class Experiment:
 
     @classmethod
     def prepare(
-        cls, folder: Path, config: dict[str, Any], folds: Sequence[int], *, group: str | None = None
+        cls, folder: Path, config: dict[str, Any], folds: Sequence[int], *, name: str | None = None
     ) -> "Experiment":
         """Check data and configuration, and write the files that the folds need, before any training.
 
@@ -43,7 +44,8 @@ class Experiment:
             folder: The experiment's folder.
             config: Resolved configuration of `fit`.
             folds: 0-based folds to train.
-            group: Group of the folds in W&B; the folder's name if None.
+            name: Name in W&B; the folder's if None. The group of the folds there is the name and a hash of the
+                settings, so that experiments of one name share no group. One that was started keeps its group.
 
         Raises:
             DataError: If the data are bad, the split is official, or the folder holds an experiment with other
@@ -65,7 +67,8 @@ class Experiment:
         files.write_splits(datamodule.folds_csv(), datamodule.balance_csv())
         config["data"]["fold_file"] = str(files.folds)
         files.write_config(config)
-        experiment = cls(folder, config, folds, group or folder.name)
+        group = _started_group(files) or f"{name or folder.name}-{settings_hash(config)}"
+        experiment = cls(folder, config, folds, group)
         for fold in folds:
             experiment._write_job(fold, datamodule)
         return experiment
@@ -74,6 +77,7 @@ class Experiment:
         """Write the configuration and the list of held-out images of a fold."""
         assert datamodule.dataset is not None
         run = self.fold_folder(fold)
+        _note_epochs(run)
         run.write_job(self.fold_config(fold))
         paths = dict(zip(datamodule.dataset.names, datamodule.dataset.paths, strict=True))
         run.write_val_images({name: paths[name] for name, f in datamodule.folds.items() if f == fold})
@@ -125,6 +129,7 @@ class Experiment:
                 fold,
                 self.config["data"]["n_folds"],
             )
+            is_own = is_own and not _is_more(result.get("max_epochs") if result else None, _max_epochs(self.config))
             if is_own and run.images.is_file():
                 run.read_images()
                 run.read_last_images()
@@ -167,8 +172,22 @@ class Experiment:
         return Job(f"{self.folder.name}/{run.name}", commands, run.path, lambda: self.is_finished(fold))
 
 
+def _started_group(files: ExperimentFolder) -> str | None:
+    """Return the W&B group of the folds that were started; None if none was."""
+    for run in files.runs():
+        with suppress(OSError, DataError):
+            logger = (run.read_job().get("trainer") or {}).get("logger")
+            for arguments in init_args_of("WandbLogger", logger):
+                if arguments.get("group"):
+                    return str(arguments["group"])
+    return None
+
+
 def _is_predicted(run: RunFolder) -> bool:
-    """Check whether every held-out image has its prediction."""
+    """Check whether every held-out image has its prediction by the best checkpoint."""
+    table = run.val_predictions.table
+    if table.is_file() and run.best.is_file() and table.stat().st_mtime_ns < run.best.stat().st_mtime_ns:
+        return False  # the fold was trained further
     return len(list(run.val_predictions.masks.rglob("*.png"))) >= len(run.read_val_images())
 
 
@@ -190,16 +209,38 @@ def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
 
 
 def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise an error if an experiment would continue with other settings; the machine may differ."""
+    """Raise an error if an experiment would continue with other settings; the machine may differ.
+
+    More epochs are no other setting: the folds are trained further.
+    """
+    found = setting_differences(then, now)
     differing = [
         f"{key}: {_short(before)} then, {_short(after)} now"
-        for key, (before, after) in setting_differences(then, now).items()
+        for key, (before, after) in found.items()
+        if not (key == "trainer.max_epochs" and _is_more(before, after))
     ]
     if differing:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
             "Resume with the same settings, or choose another --name."
         )
+
+
+def _max_epochs(config: Mapping[str, Any]) -> Any:
+    return (config.get("trainer") or {}).get("max_epochs")
+
+
+def _is_more(before: Any, after: Any) -> bool:
+    """Check whether a number of epochs is larger than another one; without a limit, nothing can be said."""
+    return type(before) is int and type(after) is int and 0 < before < after
+
+
+def _note_epochs(run: RunFolder) -> None:
+    """Note in the result of an earlier version up to which epoch it was trained, before its settings change."""
+    with suppress(OSError, DataError):
+        result = run.read_result()
+        if result is not None and "max_epochs" not in result:
+            run.write_result({**result, "max_epochs": _max_epochs(run.read_job())})
 
 
 def _short(value: Any) -> str:

@@ -23,7 +23,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def pool_seeds(
-    folders: Sequence[Path], results: Sequence[CrossValidation]
+    folders: Sequence[Path], results: Sequence[CrossValidation], *, is_one: bool = False
 ) -> tuple[list[list[Path]], list[CrossValidation]]:
     """Pool the experiments that are one recipe with several seeds.
 
@@ -33,6 +33,7 @@ def pool_seeds(
     Args:
         folders: Folder of each experiment.
         results: Its pooled folds.
+        is_one: Whether a single recipe is pooled too.
 
     Returns:
         The folders of each recipe, in the order of their first, and its result: the sum of the matrices over seeds.
@@ -47,7 +48,7 @@ def pool_seeds(
                 break
         else:
             members.append([index])
-    if len(members) == 1:
+    if len(members) == 1 and not is_one:
         members = [[index] for index in range(len(results))]
     pooled = [_pooled([results[index] for index in recipe]) for recipe in members]
     return [[folders[index] for index in recipe] for recipe in members], pooled

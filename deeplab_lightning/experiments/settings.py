@@ -1,5 +1,7 @@
 """Find the settings that a result depends on and that differ between two configurations."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,6 +9,7 @@ from deeplab_lightning.class_paths import canonical
 
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
 """Trainer settings that describe the machine rather than the training."""
+HASH_LENGTH = 6
 _OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
 _OF_SHOWING = ("enable_progress_bar", "logger", "callbacks")
 _OF_LOADING = ("fold", "fold_file", "num_workers", "cache", "eval_batch_size")
@@ -20,6 +23,16 @@ def setting_differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict
         own: Another one. A newer version may know more keys, which are left out.
     """
     return dict(_leaves(canonical(_of_training(base)), canonical(_of_training(own))))
+
+
+def settings_hash(config: Mapping[str, Any]) -> str:
+    """Make six hexadecimal digits from the settings that a result depends on.
+
+    Args:
+        config: Resolved configuration of `fit`.
+    """
+    text = json.dumps(canonical(_of_training(config)), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
 def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:

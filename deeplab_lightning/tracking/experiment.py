@@ -1,10 +1,9 @@
 """Log the pooled result of a K-fold experiment as an extra W&B run."""
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.data.cache import content_key
@@ -41,6 +40,7 @@ def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, gro
         )
     else:
         files.mark_logged(key)
+        rank_zero_info(f"W&B: {folder} is logged as the group {group}.")
 
 
 def _log(
@@ -79,11 +79,8 @@ def _log(
 
 
 def _page(folder: Path) -> str:
-    """Return the HTML of the report page of one experiment."""
-    from deeplab_lightning.experiments.comparison import compare_experiments
-    from deeplab_lightning.experiments.report import write_report
+    """Return the HTML of the page of one experiment, which is written unless it is there."""
+    from deeplab_lightning.experiments.page import write_page
 
-    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
-        path = Path(scratch) / "report.html"
-        write_report(compare_experiments([folder]), path)
-        return path.read_text()
+    path = ExperimentFolder(folder).report
+    return (path if path.is_file() else write_page(folder)).read_text(encoding="utf-8")

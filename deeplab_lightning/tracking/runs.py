@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
 from deeplab_lightning.errors import DataError, UserError
+from deeplab_lightning.experiments.settings import HASH_LENGTH
 from deeplab_lightning.runs import RECORD_FILES, ExperimentFolder, RunFolder
 from deeplab_lightning.tracking.mode import api_key, can_answer
 from deeplab_lightning.tracking.summary import CURVE_KEYS, MATRIX_KEY
@@ -55,8 +56,15 @@ class LoggedRun:
 
     @property
     def experiment(self) -> str:
-        """Return the name of the experiment: the group, or the run's own name without a group."""
+        """Return what tells the experiment from others: the group, or the run's own name without a group."""
         return self.group or self.name
+
+    @property
+    def title(self) -> str:
+        """Return the name of the experiment without the hash of its settings, see `settings_hash`."""
+        plain = self.experiment.rpartition("-")[0]
+        folder = PurePath(str(self.config.get("output_dir", "")))  # of a fold, the experiment's
+        return plain if plain and folder.parts[-plain.count("/") - 1 :] == PurePath(plain).parts else self.experiment
 
     @property
     def fold(self) -> int | None:
@@ -84,7 +92,7 @@ def has_offline_runs(folder: Path) -> bool:
     return next(_logs(folder), None) is not None
 
 
-def offline_runs(folder: Path) -> list[LoggedRun]:
+def offline_runs(folder: Path) -> tuple[list[LoggedRun], list[str]]:
     """Read the offline runs below a folder, sorted by start time.
 
     The parts of a run that was logged several times, such as before and after a `resume`, become one run.
@@ -92,23 +100,31 @@ def offline_runs(folder: Path) -> list[LoggedRun]:
     Args:
         folder: An `offline-run-*` folder, or a folder that contains some at any depth.
 
+    Returns:
+        The runs, and a note on each log that is left out since a kill or a full disk tore it.
+
     Raises:
-        ValueError: If a log cannot be read.
+        DataError: If no log can be read.
     """
     logs = sorted({path.resolve() for path in _logs(folder)})
     with ThreadPoolExecutor(max_workers=4) as pool:
-        parts = list(pool.map(_read_log, logs))
+        found = list(pool.map(_read_log_or_fault, logs))
+    parts = [part for part in found if isinstance(part, LoggedRun)]
+    faults = [fault for fault in found if isinstance(fault, DataError)]
+    if faults and not parts:
+        raise faults[0]
     by_id: dict[tuple[str, str], list[LoggedRun]] = defaultdict(list)
     for part in parts:
         by_id[part.project, part.id].append(part)
-    return sorted((_merged(parts) for parts in by_id.values()), key=lambda run: run.start)
+    runs = sorted((_merged(parts) for parts in by_id.values()), key=lambda run: run.start)
+    return runs, [f"a W&B log is left out: {fault}" for fault in faults]
 
 
 def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
     """Read the runs of a group from the W&B server, sorted by start time.
 
     Args:
-        address: `wandb:entity/project/group`.
+        address: `wandb:entity/project/group`. A name without the hash of its settings finds all groups of this name.
         scratch: Folder for downloaded files.
 
     Raises:
@@ -124,8 +140,9 @@ def online_runs(address: str, scratch: Path) -> list[LoggedRun]:
     if not can_answer(base_url):
         raise DataError(f"{address}: {base_url} does not answer. Check the network, or compare offline runs.")
     try:
-        runs = list(wandb.Api(timeout=30).runs(f"{entity}/{project}", filters={"group": group}, lazy=False))
-        found = [_from_api(run, scratch) for run in runs]
+        wanted = {"group": {"$regex": f"^{re.escape(group)}(-[0-9a-f]{{{HASH_LENGTH}}})?$"}}
+        runs = list(wandb.Api(timeout=30).runs(f"{entity}/{project}", filters=wanted, lazy=False))
+        found = [run for run in (_from_api(run, scratch) for run in runs) if group in {run.group, run.title}]
     except (ValueError, wandb.errors.Error) as error:
         raise DataError(
             f"{address}: {base_url} answers: {str(error).splitlines()[0]}. Check entity and project."
@@ -159,8 +176,12 @@ def write_experiments(runs: Sequence[LoggedRun], scratch: Path, source: str) -> 
             f"{source} holds no training, only the pooled result of an experiment. Name the folder of its folds' runs."
         )
     kinds = Counter((name, project) for name, project, _ in groups)
-    for (name, project, n_folds), members in sorted(groups.items()):
-        if kinds[name, project] > 1:
+    named = defaultdict(set)
+    for (name, project, _), members in groups.items():
+        named[members[0].title, project].add(name)
+    for (group, project, n_folds), members in sorted(groups.items()):
+        name = members[0].title if len(named[members[0].title, project]) == 1 else group
+        if kinds[group, project] > 1:
             notes.append(f"{name}: its runs split the data into different numbers of folds and are compared apart.")
             name = f"{name}-of-{n_folds}"
         finished = _finished(members, name, source)
@@ -201,8 +222,20 @@ def _logs(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("run-*.wandb") if path.is_file())
 
 
+def _read_log_or_fault(path: Path) -> LoggedRun | DataError:
+    """Read one offline log, or return why it cannot be read."""
+    try:
+        return _read_log(path)
+    except DataError as fault:
+        return fault
+
+
 def _read_log(path: Path) -> LoggedRun:
-    """Read one offline log."""
+    """Read one offline log.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     run: dict[str, Any] = {}
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from deeplab_lightning.experiments.aggregate import CrossValidation
-from deeplab_lightning.experiments.comparison import Comparison, compare_experiments, compare_results
+from deeplab_lightning.experiments.comparison import compare_experiments, compare_results
+from deeplab_lightning.experiments.entries import Comparison
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from tests.benchmarks.measure import write

@@ -1,8 +1,11 @@
 """The record of a run belongs to the epoch of `best.ckpt`."""
 
 import json
+import re
 import warnings
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.cli import main
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import RunFolder
-from tests.conftest import noise_config
+from tests.conftest import noise_config, write_image
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
 
 
@@ -111,3 +114,24 @@ def test_a_profiler_does_not_cost_the_result(mask_folder: Path) -> None:
     assert result["val"]["miou"] is not None
     assert result["cost"]["mega_parameters"] > 0.3
     assert result["cost"]["giga_macs"] is None
+
+
+@pytest.mark.slow
+def test_a_result_says_where_it_comes_from(mask_folder: Path) -> None:
+    """Two results of one name could not be told apart: neither data nor program were written down."""
+
+    def trained(name: str) -> dict[str, Any]:
+        main(["fit", "-c", str(mask_folder / "config.yaml"), "--name", name])
+        result = RunFolder(mask_folder / "runs" / name).read_result()
+        assert result is not None
+        return result
+
+    trainer = {"max_epochs": 1, "limit_train_batches": 1, "num_sanity_val_steps": 0}
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(noise_config(mask_folder, trainer=trainer)))
+    first = trained("a")
+    assert first["command"].startswith("deeplab ")
+    assert datetime.now(UTC) - datetime.fromisoformat(first["finished"]) < timedelta(minutes=10)
+    assert first["commit"] is None or re.fullmatch(r"[0-9a-f]{12,}\+?", first["commit"])
+    assert trained("b")["data_digest"] == first["data_digest"]
+    write_image(mask_folder / "images" / "00.png", seed=99)
+    assert trained("c")["data_digest"] != first["data_digest"]

@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from deeplab_lightning.commands.compare import compare, print_comparison
 from deeplab_lightning.errors import DataError
-from deeplab_lightning.experiments.aggregate import aggregate, read_cv
+from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import write_atomically
@@ -168,6 +169,19 @@ def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
     assert not any("folds differ" in note for note in comparison.notes)
 
 
+def test_folds_of_another_split_are_not_missing(experiment: Write) -> None:
+    """Three experiments of 3, 3 and 5 folds were said not to have finished fold 3, 4."""
+    folders = [experiment(name, 0.8) for name in ("a", "b", "c")]
+    for number in range(3):
+        result = folders[2] / f"fold_{number}" / "result.json"
+        result.write_text(json.dumps({**json.loads(result.read_text()), "n_folds": 5, "fold": number + 2}))
+        (folders[2] / f"fold_{number}").rename(folders[2] / f"fold_{number + 2}-")
+    for path in folders[2].glob("fold_*-"):
+        path.rename(path.with_name(path.name[:-1]))
+    notes = compare_experiments(folders, num_resamples=20).notes
+    assert not any("has not finished" in note for note in notes)
+
+
 def test_few_groups_have_wider_intervals_and_one_has_none(experiment: Write) -> None:
     a, b = experiment("a", 0.7), experiment("b", 0.8)
 
@@ -233,6 +247,31 @@ def test_tables_stay_readable_in_narrow_terminals(experiment: Write, width: int)
     head = next(line for line in lines if line.startswith("┃ class"))
     assert [word for word in head.split() if word != "┃"] == ["class", "1", "2", "3", "4", "5"]  # names are too wide
     assert "1 deeplabv3" in file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120, 200])
+def test_no_name_is_broken_and_the_answer_comes_first(
+    experiment: Write, width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names were folded in their middle, such as `deeplabv3-effi` and `cientnet-b3`."""
+    names = [f"deeplabv3plus-tf_efficientnet_lite{index}-2026" for index in range(3)]
+    folders = [experiment(name, 0.7) for name in names]
+    comparison = compare_experiments(folders, num_resamples=20)
+    file = StringIO()
+    print_comparison(comparison, Console(file=file, width=width))
+    text = file.getvalue()
+    assert " ".join(text.split()).startswith(comparison.sentences[0])
+    assert all(name in text for name in names)
+    assert max(map(len, text.splitlines())) <= width
+    is_wide = any(line.startswith("│ ") and names[2] in line for line in text.splitlines())
+    assert is_wide == (width > 80)
+    assert is_wide or "3 deeplabv3plus" in text
+    monkeypatch.setattr("deeplab_lightning.experiments.aggregate.table_console", lambda: Console(width=width))
+    result = replace(read_cv(folders[0]), class_names=["a class with a long name", "road", "styrofoam-container"])
+    print_cv(result, folders[0])
+    printed = capsys.readouterr().out
+    assert "│ a class with a long name │" in printed
+    assert "│ styrofoam-container " in printed
 
 
 def shown_images(page: Path) -> list[dict[str, Any]]:
@@ -344,13 +383,14 @@ def test_the_page_works_in_a_browser(experiment: Write, tmp_path: Path, browser:
     page.goto(page_path.as_uri())
     names = "#summary tbody tr td:first-child"
     assert page.locator(names).all_inner_texts() == ["base", "better", "c<b>&"]
-    page.get_by_role("button", name="mIoU").click()
+    page.locator("#summary").get_by_role("button", name="mIoU").click()
     assert page.locator(names).all_inner_texts() == ["better", "base", "c<b>&"]
-    page.get_by_role("button", name="mIoU").click()
+    page.locator("#summary").get_by_role("button", name="mIoU").click()
     assert page.locator(names).all_inner_texts() == ["c<b>&", "base", "better"]
     shown = page.locator("#shown")
     first = shown.get_attribute("src")
-    page.get_by_label("better", exact=True).check()
+    gallery = page.locator("#gallery")
+    gallery.get_by_label("better", exact=True).check()
     second = shown.get_attribute("src")
     page.get_by_role("button", name="Next").click()
     third = shown.get_attribute("src")
@@ -360,10 +400,10 @@ def test_the_page_works_in_a_browser(experiment: Write, tmp_path: Path, browser:
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowRight")
     assert "1 of 11" in page.locator("#place").inner_text()
-    assert page.get_by_label("c<b>&", exact=True).is_checked()
+    assert gallery.get_by_label("c<b>&", exact=True).is_checked()
     assert page.locator("#shown").evaluate("image => image.complete && image.naturalWidth > 0")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out on a phone
-    assert page.locator("svg").count() == 3
+    assert page.locator("svg").count() == 6
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         assert page.evaluate(LOWEST_CONTRAST) >= 4.5  # WCAG AA

@@ -9,6 +9,7 @@ from PIL import Image
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import CocoDataset, MaskFolderDataset
+from deeplab_lightning.data.groups import PatternGroups
 from deeplab_lightning.data.scan import scan_dataset
 from tests.conftest import write_image, write_mask
 
@@ -234,3 +235,39 @@ def test_colour_masks_are_read_by_the_colours_of_the_table(folder: Path, mode: s
     expected[-1, -1] = 255 if mode != "grey ids" else 0
     assert found.statistics.problems == []
     assert found.dataset.read_mask(0).tolist() == expected.tolist()
+
+
+CROPS = {
+    "places in pixels": ["street_0_0.png", "street_0_16.png", "street_16_0.png", "park_0_0.png"],
+    "tiles": ["street_tile_1.png", "street_tile_2.png", "park_tile_1.png"],
+    "rows and columns": ["a/street_r0_c1.png", "a/street_r1_c1.png", "b/street_r0_c1.png"],
+    "copies": [f"street_jpg.rf.{digit * 32}.jpg.png" for digit in "0a"],
+}
+PHOTOS = {
+    "photos by time": ["IMG_20200101_120000.png", "IMG_20200101_130512.png"],
+    "frames": ["aachen_000000_000019.png", "aachen_000001_000019.png", "aachen_000032_000019.png"],
+    "years": ["2009_000123.png", "2009_000124.png"],
+    "one each": ["street_tile_1.png", "park_tile_1.png"],
+}
+
+
+@pytest.mark.parametrize("kind", [*CROPS, *PHOTOS])
+def test_crops_of_one_photo_in_two_folds_are_named(tmp_path: Path, kind: str) -> None:
+    """They validate what they trained on, and nothing said so; other names that end in numbers are no crops."""
+    for index, name in enumerate((CROPS | PHOTOS)[kind]):
+        write_image(tmp_path / "images" / name, (16, 20), seed=index)
+        write_mask(tmp_path / "masks" / name, stripes(0, 1, 2))
+    found = part(tmp_path)
+    folds = {name: index % 2 for index, name in enumerate(found.dataset.names)}
+    sentences = find_warnings({"data.dataset": found}, folds)
+    if kind in PHOTOS:
+        assert sentences == []
+        return
+    [sentence] = sentences
+    assert "crops or copies of 1 photos are in several folds" in sentence
+    pattern = sentence.rpartition("the pattern '")[2].removesuffix("'.")
+    labels = dict(zip(found.dataset.names, PatternGroups(pattern).labels(found.dataset), strict=True))
+    named = sentence.partition("trained on: ")[2].partition(". Set data")[0].split(", ")
+    assert len({labels[name] for name in named}) == 1
+    together = {name: len(labels[name]) % 2 for name in labels}
+    assert find_warnings({"data.dataset": found}, together) == []

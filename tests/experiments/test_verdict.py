@@ -15,7 +15,8 @@ import pytest
 from deeplab_lightning.commands.compare import compare
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
-from deeplab_lightning.experiments.comparison import Entry, compare_experiments
+from deeplab_lightning.experiments.comparison import compare_experiments
+from deeplab_lightning.experiments.entries import Entry
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
@@ -234,7 +235,8 @@ def test_the_last_epoch_is_quoted_and_the_optimism_of_the_best_is_said(
     assert f"({result.optimism:+.3f})" in capsys.readouterr().out
     comparison = compare_experiments(folders, num_resamples=20)
     assert comparison.entries[1].difference == 0
-    assert f"the best one, chosen on these images, adds a {result.optimism:+.3f}" in comparison.notes[-1]
+    added = ", ".join(f"{name} {read_cv(folder).optimism:+.3f}" for name, folder in zip("ab", folders, strict=True))
+    assert comparison.notes[-1].endswith(f"the best one, chosen on these images, adds {added}.")
     assert compare_experiments(folders, num_resamples=20, epoch="best").entries[1].difference != 0
     next(iter(ExperimentFolder(folders[1]).runs())).last_images.unlink()
     assert "the last ones of b are unknown" in compare_experiments(folders, num_resamples=20).notes[-1]

@@ -163,7 +163,7 @@ def test_parts_of_one_run_are_one_run(make: Make, tmp_path: Path, monkeypatch: p
         (tmp_path / "wandb" / name / "run-x.wandb").touch()
     (tmp_path / "wandb" / "latest-run").symlink_to(tmp_path / "wandb" / "one")
     monkeypatch.setattr(wandb_runs, "_read_log", lambda path: parts[path.parent.name])
-    [run] = offline_runs(tmp_path / "wandb")
+    [run], _ = offline_runs(tmp_path / "wandb")
     assert [row["epoch"] for row in run.rows] == [0, 1]
     assert run.summary["best/miou"] == 0.5
     assert run.fetch("matrix.json") == second.fetch("matrix.json")
@@ -183,6 +183,35 @@ def test_a_file_that_is_no_log_is_named(tmp_path: Path) -> None:
     (tmp_path / "offline-run-1-x" / "run-x.wandb").write_bytes(b"no log")
     with pytest.raises(DataError, match=r"run-x.wandb: .*(cannot read it|cut off)"):
         offline_runs(tmp_path)
+
+
+def test_experiments_of_one_name_are_one_only_if_their_settings_are(make: Make, tmp_path: Path) -> None:
+    """The folds of two experiments of one name and other settings were pooled as one experiment."""
+
+    def logged(group: str, folder: str) -> LoggedRun:
+        run = make(group, 0)
+        return replace(run, config={**run.config, "output_dir": folder})
+
+    runs = [logged("a-0123ab", "runs/a"), logged("a-4567cd", "other/runs/a"), logged("g/b-89abef", "runs/g/b")]
+    folders, _ = write_experiments([*runs, logged("c-ffffff", "runs/c-ffffff")], tmp_path, "here")
+    assert [folder.name for folder in folders] == ["a-0123ab", "a-4567cd", "c-ffffff", "g-b"]
+    assert [len(list(folder.glob("fold_*"))) for folder in folders] == [1, 1, 1, 1]
+
+
+def test_a_torn_log_is_left_out_with_a_note(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One log that a kill tore stopped the comparison of all others."""
+    runs = {f"fold{fold}": make("a", fold) for fold in range(3)}
+    for name in (*runs, "torn"):
+        (tmp_path / "wandb" / name).mkdir(parents=True)
+        (tmp_path / "wandb" / name / "run-x.wandb").write_bytes(b"no log")
+    read = wandb_runs._read_log
+    monkeypatch.setattr(wandb_runs, "_read_log", lambda path: runs.get(path.parent.name) or read(path))
+    main(["compare", str(tmp_path / "wandb")])
+    printed = capsys.readouterr().out
+    assert f"note: a W&B log is left out: {tmp_path}/wandb/torn/run-x.wandb: " in printed
+    assert "Cost" in printed
 
 
 def test_groups_need_an_address_an_account_and_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +277,7 @@ def expected(experiments: Path) -> tuple[list[dict[str, str]], str]:
 
 def curves(page: Path) -> str:
     """The chart of learning curves."""
-    return page.read_text().split("Learning curves")[1].split("<h2>")[0]
+    return page.read_text().split("Learning curves")[1].split("<h2>")[0].rstrip()
 
 
 @pytest.fixture
@@ -286,7 +315,7 @@ def test_the_pooled_run_holds_table_matrix_and_page(experiments: Path) -> None:
     matrix = [row[1:] for row in json.loads(table.read_text())["data"]]
     assert matrix == json.loads((experiments / "one" / "cv.json").read_text())["confusion_matrix"]
     [page] = files.glob("html/cv/report_*.html")
-    assert "<title>Comparison of one</title>" in page.read_text()
+    assert "<title>Report of one</title>" in page.read_text()
     assert curves(page).count("<polyline") == 1
     assert not re.findall(r"(?:src|href)=.https?:", page.read_text())  # nothing from outside
 

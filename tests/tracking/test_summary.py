@@ -96,7 +96,7 @@ def test_a_resumed_training_and_its_evaluations_are_one_run(mask_folder: Path) -
     ):
         run_program(*words, check=True, env=environment)
     assert len(list((runs / "run" / "wandb").glob("offline-run-*"))) == 4
-    [run] = offline_runs(runs)
+    [run], _ = offline_runs(runs)
     assert [row["epoch"] for row in run.rows] == [0, 1, 2]
     for stage, name in (("val", "validate"), ("test", "test")):
         result = json.loads((runs / "run" / f"result_{name}.json").read_text())[stage]

@@ -1,6 +1,7 @@
 """The part of a W&B server that a client needs to log a run, on the loopback interface."""
 
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -140,8 +141,9 @@ class WandbServer:
         """Answer `wandb.Api` about a project: its runs, or the files or history of one run."""
         if "runs(" in query:
             wanted = json.loads(variables["filters"])
-            groups = wanted["group"]["$in"] if isinstance(wanted["group"], dict) else [wanted["group"]]
-            runs = [run for run in self.groups if self.groups[run][0] in groups]
+            group = wanted["group"] if isinstance(wanted["group"], dict) else {"$in": [wanted["group"]]}
+            is_wanted = re.compile(str(group["$regex"])).search if "$regex" in group else group["$in"].__contains__
+            runs = [run for run in self.groups if is_wanted(self.groups[run][0] or "")]
             edges = [{"node": self._run(run), "cursor": run} for run in runs]
             page = {"endCursor": None, "hasNextPage": False}
             return {

@@ -1,16 +1,16 @@
-"""Write a comparison as one HTML page that needs no server."""
+"""Write a comparison, or one experiment, as one HTML page that needs no server."""
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deeplab_lightning.experiments.comparison import Comparison, Entry
+from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.comparison_table import (
     comparison_rows,
     cost_text,
@@ -19,22 +19,39 @@ from deeplab_lightning.experiments.comparison_table import (
     minutes_text,
     p_text,
 )
+from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.report import charts
+from deeplab_lightning.experiments.report.class_table import MAX_OPACITY, class_rows
+from deeplab_lightning.experiments.report.confusion import confusion_data, worst_pairs
 from deeplab_lightning.experiments.report.gallery import make_gallery
+from deeplab_lightning.experiments.report.origin import all_settings, folder_link, origin_rows, settings_rows
+from deeplab_lightning.experiments.report.training_curves import training_curve
 from deeplab_lightning.files import write_text
 from deeplab_lightning.runs import ExperimentFolder
 
-_FULL_COLOR = 0.15  # difference in IoU that gets the strongest colour
-_MAX_OPACITY = 0.45  # of a cell's colour; text on a stronger colour would be hard to read
 _COLUMNS = {
     "experiment": "experiment", "mIoU": "miou", "folds": "fold_mean", "difference": "difference",
     "p (Holm)": "p_holm", "M params": "mega_parameters", "GMACs": "giga_macs", "minutes": "seconds",
 }  # fmt: skip
+_OF_DIFFERENCES = ("difference", "p (Holm)")
 _DEVIATIONS = ("object_deviation", "area_deviation")  # columns of balance.csv
+_MAX_TITLE = 3  # experiments that the title names
+_TERMS = {
+    "mIoU": "Mean over the classes of intersection over union, from one confusion matrix over all held-out images",
+    "folds": "Mean and standard deviation of the mIoU of the folds",
+    "difference": "mIoU minus that of the first experiment, over the same images",
+    "p (Holm)": "Probability of such a difference where there is none, adjusted for the number of comparisons",
+    "M params": "Parameters of the network in millions",
+    "GMACs": "10^9 multiply-adds of one image of 512x512",
+    "minutes": "Time of the training of all folds and seeds",
+    "pictures": "Held-out images that show the class",
+    "objects": "Annotated objects, or connected regions of the masks",
+    "area": "Share of the pixels that are not ignored",
+}
 
 
 def write_report(comparison: Comparison, path: Path) -> None:
-    """Write the report page.
+    """Write the page of a comparison, or of one experiment.
 
     Args:
         comparison: Comparison to show.
@@ -43,93 +60,106 @@ def write_report(comparison: Comparison, path: Path) -> None:
     environment = Environment(
         loader=PackageLoader("deeplab_lightning.experiments.report", "."), autoescape=True, undefined=StrictUndefined
     )
-    entries = comparison.entries
+    entries, labels = comparison.entries, [entry.label for entry in comparison.entries]
     gallery = make_gallery(comparison)
-    points = [(e.label, e.miou, *e.interval, [float(v) for v in e.cv.miou]) for e in entries]
-    costs = [(e.label, e.cost["giga_macs"], e.miou) for e in entries if e.cost["giga_macs"] is not None]
+    is_one = len(entries) == 1
+    columns = [name for name in _COLUMNS if not (is_one and name in _OF_DIFFERENCES)]
     page = environment.get_template("page.html").render(
-        title="Comparison of " + ", ".join(e.label for e in entries)
-        if len(entries) < 4
-        else f"{len(entries)} experiments",
+        title=_title(labels),
         findings=comparison.sentences,
         notes=[*comparison.notes, *gallery.notes],
-        columns=list(_COLUMNS),
-        rows=_summary(comparison),
-        labels=[e.label for e in entries],
+        terms=_TERMS,
+        columns=columns,
+        rows=_summary(comparison, columns, path),
+        labels=labels,
         basis=comparison.basis,
         class_basis=comparison.class_basis,
-        intervals=Markup(charts.intervals(points, "mIoU")),
-        class_rows=_class_rows(comparison),
-        curves=Markup(charts.lines([(e.label, _curve(e)) for e in entries], "epoch", "mIoU")),
-        costs=Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),
+        class_rows=class_rows(comparison),
+        pairs=worst_pairs(comparison),
+        confusion=_json(confusion_data(comparison)),
+        **_charts(comparison),
         balance=_balance(entries[0].folder),
-        gallery=Markup(_json(gallery.images)),
+        settings=settings_rows(entries),
+        all_settings=all_settings(entries),
+        origin=origin_rows(entries),
+        gallery=_json(gallery.images),
         views=list(gallery.images[0]["views"]) if gallery.images else [],
         legend=gallery.legend,
     )
-    write_text(path, page)
+    write_text(path, page.lstrip())
 
 
-def _summary(comparison: Comparison) -> list[list[dict[str, Any]]]:
-    """Return text and sort value of each cell of the table of experiments."""
+def _title(labels: list[str]) -> str:
+    if len(labels) == 1:
+        return f"Report of {labels[0]}"
+    return "Comparison of " + ", ".join(labels) if len(labels) <= _MAX_TITLE else f"{len(labels)} experiments"
+
+
+def _charts(comparison: Comparison) -> dict[str, Any]:
+    """Draw the charts of the page by their names in the template."""
+    entries = comparison.entries
+    points = [
+        charts.Interval(e.label, e.miou, *e.interval, [float(v) for v in e.cv.miou], color)
+        for color, e in enumerate(entries)
+    ]
+    differences = []
+    for color, entry in enumerate(entries):
+        if entry.verdict is not None and not math.isnan(entry.verdict.deciding.mean):
+            found = entry.verdict.deciding
+            basis = f", over {entry.verdict.basis}" if entry.verdict.basis else ""
+            differences.append(charts.Interval(entry.label, found.mean, found.low, found.high, [], color, basis))
+    costs = [(e.label, e.cost["giga_macs"], e.miou) for e in entries if e.cost["giga_macs"] is not None]
+    curves = {"miou": [training_curve(e, "val/miou", color=color) for color, e in enumerate(entries)], "loss": []}
+    for color, entry in enumerate(entries):
+        curves["loss"] += [
+            training_curve(entry, "val/loss", color=color, label=f"{entry.label}, validation"),
+            training_curve(entry, "train/loss", color=color, label=f"{entry.label}, training", is_dashed=True),
+        ]
+    axis = f"difference of mIoU from {entries[0].label}"
+    return {
+        "intervals": Markup(charts.intervals(points, "mIoU")),
+        "forest": Markup(charts.intervals(differences, axis, is_difference=True)),
+        "curves": Markup(charts.curves(curves["miou"], "epoch", "mIoU")),
+        "losses": Markup(charts.curves(curves["loss"], "epoch", "loss")),
+        "costs": Markup(charts.scatter(costs, "10^9 multiply-adds at 512x512", "mIoU")),
+    }
+
+
+def _summary(comparison: Comparison, columns: list[str], path: Path) -> list[list[dict[str, Any]]]:
+    """Return text, sort value and link of each cell of the table of experiments."""
     table = []
     for entry, row in zip(comparison.entries, comparison_rows(comparison), strict=True):
-        interval = interval_text(*entry.interval)
-        texts = {
-            "experiment": entry.label,
-            "miou": f"{entry.miou:.3f}" + (f" ({interval})" if interval else ""),
-            "fold_mean": folds_text(entry),
-            "difference": "baseline" if math.isnan(entry.difference) else f"{entry.difference:+.3f}",
-            "p_holm": p_text(entry.adjusted_p),
-            "mega_parameters": cost_text(row["mega_parameters"]),
-            "giga_macs": cost_text(row["giga_macs"]),
-            "seconds": minutes_text(row["seconds"]),
-        }
+        texts = _texts(entry, row)
         cells = []
-        for key in _COLUMNS.values():
+        for key in (_COLUMNS[column] for column in columns):
             value = row[key]
             is_known = value is not None and value == value
-            cells.append({"text": texts[key], "value": value if is_known else ""})
+            link = folder_link(entry, path) if key == "experiment" else ""
+            cells.append({"text": texts[key], "value": value if is_known else "", "link": link})
         table.append(cells)
     return table
 
 
-def _class_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return name and cells of each class: text, CSS colour and its opacity."""
-    base = comparison.entries[0]
-    table = []
-    for index, name in enumerate(comparison.class_names):
-        cells = []
-        for entry in comparison.entries:
-            value = float(entry.iou[index])
-            star = "*" if entry.is_starred(index) else ""
-            shift = value - float(base.iou[index])
-            if math.isnan(value):
-                cells.append({"text": "absent", "hue": "--heat", "strength": 0})
-            elif entry is base:
-                cells.append({"text": f"{value:.3f}", "hue": "--heat", "strength": round(_MAX_OPACITY * value, 3)})
-            else:
-                strength = 0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * _MAX_OPACITY
-                hue = "--good" if shift > 0 else "--bad"
-                cells.append({"text": f"{value:.3f}{star}", "hue": hue, "strength": round(strength, 3)})
-        table.append({"name": name, "cells": cells})
-    return table
-
-
-def _curve(entry: Entry) -> list[tuple[float, float]]:
-    """Return the mean validation mIoU over the folds, for each epoch that all of them have."""
-    by_epoch: dict[int, list[float]] = defaultdict(list)
-    for run in ExperimentFolder(entry.folder).runs():
-        for row in run.read_metrics():
-            if "val/miou" in row:
-                by_epoch[int(row["epoch"]) + 1].append(row["val/miou"])
-    num_folds = max(map(len, by_epoch.values()), default=0)
-    return [(epoch, sum(v) / len(v)) for epoch, v in sorted(by_epoch.items()) if len(v) == num_folds]
+def _texts(entry: Entry, row: dict[str, Any]) -> dict[str, str]:
+    """Format the figures of an experiment."""
+    interval = interval_text(*entry.interval)
+    return {
+        "experiment": entry.label,
+        "miou": f"{entry.miou:.3f}" + (f" ({interval})" if interval else ""),
+        "fold_mean": folds_text(entry),
+        "difference": "baseline" if math.isnan(entry.difference) else f"{entry.difference:+.3f}",
+        "p_holm": p_text(entry.adjusted_p),
+        "mega_parameters": cost_text(row["mega_parameters"]),
+        "giga_macs": cost_text(row["giga_macs"]),
+        "seconds": minutes_text(row["seconds"]),
+    }
 
 
 def _balance(folder: Path) -> dict[str, Any] | None:
-    """Return the table of fold balance, one row per class; None without `balance.csv`."""
-    table = ExperimentFolder(folder).read_balance()
+    """Return the table of fold balance, one row per class; None without a readable `balance.csv`."""
+    table: list[dict[str, str]] = []
+    with suppress(DataError):
+        table = ExperimentFolder(folder).read_balance()
     if not table:
         return None
     folds = sorted({int(row["fold"]) for row in table})
@@ -147,9 +177,9 @@ def _balance(folder: Path) -> dict[str, Any] | None:
 def _balance_cell(deviation: float) -> dict[str, Any]:
     if math.isnan(deviation):
         return {"text": "-", "strength": 0}
-    return {"text": f"{deviation:.1%}", "strength": _MAX_OPACITY * min(deviation, 1)}
+    return {"text": f"{deviation:.1%}", "strength": MAX_OPACITY * min(deviation, 1)}
 
 
-def _json(images: Sequence[dict[str, Any]]) -> str:
-    """Format images as JSON for a script element, without a `<` that could end it."""
-    return json.dumps(images).replace("<", "\\u003c") if images else ""
+def _json(content: Any) -> Markup:
+    """Format data as JSON for a script element, without a `<` that could end it; an empty text without data."""
+    return Markup(json.dumps(content).replace("<", "\\u003c") if content else "")

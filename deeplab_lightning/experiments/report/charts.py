@@ -1,148 +1,167 @@
-"""Draw charts as SVG with the colours of the page, so that they follow its light or dark theme."""
+"""Draw the charts of the page: intervals, curves with bands, and points."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from html import escape
+from typing import NamedTuple
 
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 60, 16, 12, 40  # pixels of the drawing
-Point = tuple[float, float]
+from deeplab_lightning.experiments.report.axes import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    WIDTH,
+    scale,
+    series_color,
+    svg,
+    text,
+    x_axis,
+    y_axis,
+)
+
+_LABELS = 180  # pixels for the labels beside intervals
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Choose round values for an axis.
+class Interval(NamedTuple):
+    """Hold one row of a chart of intervals.
 
-    Args:
-        low: Lower end of the axis.
-        high: Upper end of the axis.
-        count: Approximate number of steps.
-
-    Returns:
-        The values in [low, high].
+    Attributes:
+        label: Name of the row.
+        value: The figure.
+        low: Lower end of its interval; nan without one.
+        high: Upper end.
+        dots: Further values, drawn small.
+        color: Place of the experiment, which decides the colour.
+        note: What is shown on hover after the figures.
     """
-    span = max(high - low, 1e-9)
-    step = 10 ** math.floor(math.log10(span / count))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= count)
-    first = math.ceil(low / step - 1e-9)
-    return [round(first * step + index * step, 10) for index in range(int((high - first * step) / step + 1e-9) + 1)]
+
+    label: str
+    value: float
+    low: float
+    high: float
+    dots: Sequence[float]
+    color: int
+    note: str = ""
 
 
-def intervals(rows: Sequence[tuple[str, float, float, float, Sequence[float]]], axis: str) -> str:
+class Point(NamedTuple):
+    """Hold one epoch of a curve: the mean over the trainings and their range."""
+
+    x: float
+    mean: float
+    low: float
+    high: float
+
+
+class Curve(NamedTuple):
+    """Hold one curve with its band.
+
+    Attributes:
+        label: Name of the curve.
+        points: Its points by epoch.
+        color: Place of the experiment, which decides the colour.
+        is_dashed: Whether the line is dashed.
+    """
+
+    label: str
+    points: Sequence[Point]
+    color: int
+    is_dashed: bool = False
+
+
+def intervals(rows: Sequence[Interval], axis: str, *, is_difference: bool = False) -> str:
     """Draw one line per row, with the value as a dot, its interval as a bar, and further values as small dots.
 
     Args:
-        rows: Label, value, low, high and further values of each row; low and high are nan without an interval.
+        rows: The rows; an empty text without any.
         axis: Title of the x axis.
+        is_difference: Whether 0 is marked, and figures have their sign.
     """
-    left, row_height = 170, 30
-    height = _TOP + row_height * len(rows) + _BOTTOM
-    values = [v for _, *three, more in rows for v in (*three, *more) if not math.isnan(v)]
-    x = _scale(values, left, _WIDTH - _RIGHT)
-    parts = [_x_axis(x, values, _TOP, height - _BOTTOM, axis)]
-    for index, (label, value, low, high, more) in enumerate(rows):
-        y = _TOP + row_height * (index + 0.5)
-        color = f"var(--series-{index % 8})"
-        parts.append(f'<text x="{left - 10}" y="{y + 4:.1f}" text-anchor="end">{escape(_shortened(label))}</text>')
-        parts += [f'<circle cx="{x(v):.1f}" cy="{y + 8:.1f}" r="2.5" class="muted-fill"/>' for v in more]
-        if not math.isnan(low):
-            line = f'x1="{x(low):.1f}" x2="{x(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
+    values = [v for row in rows for v in (row.value, row.low, row.high, *row.dots) if not math.isnan(v)]
+    if not values:
+        return ""
+    values += [0.0] if is_difference else []
+    row_height = 30
+    bottom = TOP + row_height * len(rows)
+    x = scale(values, _LABELS, WIDTH - RIGHT)
+    parts = [x_axis(x, values, TOP, bottom, axis, middle=(_LABELS + WIDTH - RIGHT) / 2)]
+    if is_difference:
+        parts.append(f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{TOP}" y2="{bottom}" class="zero"/>')
+    form = "+.3f" if is_difference else ".3f"
+    for index, row in enumerate(rows):
+        if math.isnan(row.value):
+            continue
+        y = TOP + row_height * (index + 0.5)
+        color = series_color(row.color)
+        parts.append(text(row.label, f'x="{_LABELS - 10}" y="{y + 4:.1f}" text-anchor="end"'))
+        parts += [f'<circle cx="{x(v):.1f}" cy="{y + 8:.1f}" r="2.5" class="muted-fill"/>' for v in row.dots]
+        if not math.isnan(row.low):
+            line = f'x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
             parts.append(f'<line {line} style="stroke:{color}" stroke-width="3"/>')
-        interval = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
-        text = escape(f"{label}: {value:.3f}{interval}")
-        parts.append(
-            f'<circle cx="{x(value):.1f}" cy="{y:.1f}" r="6" style="fill:{color}"><title>{text}</title></circle>'
-        )
-    return _svg(height, parts, axis)
+        span = "" if math.isnan(row.low) else f" (95 %: {row.low:{form}} to {row.high:{form}})"
+        shown = escape(f"{row.label}: {row.value:{form}}{span}{row.note}")
+        dot = f'<circle cx="{x(row.value):.1f}" cy="{y:.1f}" r="6" style="fill:{color}">'
+        parts.append(f"{dot}<title>{shown}</title></circle>")
+    return svg(bottom + BOTTOM, parts, axis)
 
 
-def lines(series: Sequence[tuple[str, Sequence[Point]]], x_axis: str, y_axis: str) -> str:
-    """Draw one curve per experiment; an empty text if there are no points.
+def curves(series: Sequence[Curve], x_title: str, y_title: str) -> str:
+    """Draw curves with the range of their trainings as a band; an empty text if there are no points.
 
     Args:
-        series: Label and points of each experiment.
-        x_axis: Title of the x axis.
-        y_axis: Title of the y axis.
+        series: The curves.
+        x_title: Title of the x axis.
+        y_title: Title of the y axis.
     """
     height = 300
-    xs = [px for _, points in series for px, _ in points]
-    ys = [py for _, points in series for _, py in points]
-    if not xs:
+    points = [point for curve in series for point in curve.points]
+    if not points:
         return ""
-    x, y = _scale(xs, _LEFT, _WIDTH - _RIGHT, pad=0), _scale(ys, height - _BOTTOM, _TOP)
-    parts = [_x_axis(x, xs, _TOP, height - _BOTTOM, x_axis), _y_axis(y, ys, y_axis)]
-    for index, (label, points) in enumerate(series):
-        path = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in points)
-        color = f"var(--series-{index % 8})"
-        parts.append(
-            f'<polyline points="{path}" fill="none" style="stroke:{color}" stroke-width="2">'
-            f"<title>{escape(label)}</title></polyline>"
-        )
-    return _svg(height, parts, f"{y_axis} over {x_axis}")
+    xs, ys = [point.x for point in points], [v for point in points for v in (point.low, point.high)]
+    x, y = scale(xs, LEFT, WIDTH - RIGHT, pad=0), scale(ys, height - BOTTOM, TOP)
+    parts = [
+        x_axis(x, xs, TOP, height - BOTTOM, x_title, middle=(LEFT + WIDTH - RIGHT) / 2),
+        y_axis(y, ys, y_title),
+    ]
+    for curve in series:
+        color = series_color(curve.color)
+        if any(point.high > point.low for point in curve.points):
+            edge = [(p.x, p.high) for p in curve.points] + [(p.x, p.low) for p in reversed(curve.points)]
+            corners = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in edge)
+            parts.append(f'<polygon points="{corners}" style="fill:{color}" class="band"/>')
+    for curve in series:
+        path = " ".join(f"{x(point.x):.1f},{y(point.mean):.1f}" for point in curve.points)
+        dashes = ' stroke-dasharray="5 4"' if curve.is_dashed else ""
+        style = f'fill="none" style="stroke:{series_color(curve.color)}" stroke-width="2"{dashes}'
+        last = f": {curve.points[-1].mean:.3f} at the end" if curve.points else ""
+        title = escape(f"{curve.label}{last}")
+        parts.append(f'<polyline points="{path}" {style}><title>{title}</title></polyline>')
+        if len(curve.points) == 1:  # a line of one point is not seen
+            (point,) = curve.points
+            style = f'style="fill:{series_color(curve.color)}"'
+            parts.append(f'<circle cx="{x(point.x):.1f}" cy="{y(point.mean):.1f}" r="4" {style}/>')
+    return svg(height, parts, f"{y_title} over {x_title}")
 
 
-def scatter(points: Sequence[tuple[str, float, float]], x_axis: str, y_axis: str) -> str:
+def scatter(points: Sequence[tuple[str, float, float]], x_title: str, y_title: str) -> str:
     """Draw one labelled dot per experiment; an empty text if there are none.
 
     Args:
         points: Label, x and y of each experiment.
-        x_axis: Title of the x axis.
-        y_axis: Title of the y axis.
+        x_title: Title of the x axis.
+        y_title: Title of the y axis.
     """
     height = 320
     if not points:
         return ""
     xs, ys = [px for _, px, _ in points], [py for _, _, py in points]
-    x, y = _scale(xs, _LEFT, _WIDTH - 2 * _RIGHT), _scale(ys, height - _BOTTOM, _TOP)
-    parts = [_x_axis(x, xs, _TOP, height - _BOTTOM, x_axis), _y_axis(y, ys, y_axis)]
+    x, y = scale(xs, LEFT, WIDTH - 2 * RIGHT), scale(ys, height - BOTTOM, TOP)
+    parts = [
+        x_axis(x, xs, TOP, height - BOTTOM, x_title, middle=(LEFT + WIDTH - RIGHT) / 2),
+        y_axis(y, ys, y_title),
+    ]
     for index, (label, px, py) in enumerate(points):
-        color = f"var(--series-{index % 8})"
-        parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="7" style="fill:{color}"/>')
-        shift, anchor = (11, "start") if x(px) < 2 / 3 * _WIDTH else (-11, "end")  # to stay inside the drawing
-        place = f'x="{x(px) + shift:.1f}" y="{y(py) + 4:.1f}" text-anchor="{anchor}"'
-        parts.append(f"<text {place}>{escape(_shortened(label))}</text>")
-    return _svg(height, parts, f"{y_axis} against {x_axis}")
-
-
-def _scale(values: Sequence[float], start: float, stop: float, *, pad: float = 0.06) -> Callable[[float], float]:
-    low, high = min(values), max(values)
-    margin = (high - low) * pad if high > low else max(abs(high), 1.0) * 0.1
-    low, high = low - margin, high + margin
-
-    def scaled(value: float) -> float:
-        return start + (value - low) / max(high - low, 1e-12) * (stop - start)
-
-    return scaled
-
-
-def _x_axis(x: Callable[[float], float], values: Sequence[float], top: float, bottom: float, title: str) -> str:
-    parts = []
-    is_whole = all(float(value).is_integer() for value in values)  # of epochs, for example: no half ones
-    for tick in ticks(min(values), max(values), 6):
-        if is_whole and not float(tick).is_integer():
-            continue
-        parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom}" class="grid"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{bottom + 16}" text-anchor="middle" class="muted">{tick:g}</text>')
-    parts.append(f'<text x="{_WIDTH / 2}" y="{bottom + 34}" text-anchor="middle" class="muted">{escape(title)}</text>')
-    return "".join(parts)
-
-
-def _y_axis(y: Callable[[float], float], values: Sequence[float], title: str) -> str:
-    parts = []
-    for tick in ticks(min(values), max(values)):
-        ends = f'x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"'
-        parts.append(f'<line {ends} class="grid"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(tick) + 4:.1f}" text-anchor="end" class="muted">{tick:g}</text>')
-    parts.append(
-        f'<text transform="translate(14 150) rotate(-90)" text-anchor="middle" class="muted">{escape(title)}</text>'
-    )
-    return "".join(parts)
-
-
-def _svg(height: float, parts: Sequence[str], title: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {height:g}" role="img" aria-label="{escape(title, quote=True)}" '
-        f'xmlns="http://www.w3.org/2000/svg">{"".join(parts)}</svg>'
-    )
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= 24 else f"...{label[-21:]}"
+        parts.append(f'<circle cx="{x(px):.1f}" cy="{y(py):.1f}" r="7" style="fill:{series_color(index)}"/>')
+        shift, anchor = (11, "start") if x(px) < 2 / 3 * WIDTH else (-11, "end")  # to stay inside the drawing
+        parts.append(text(label, f'x="{x(px) + shift:.1f}" y="{y(py) + 4:.1f}" text-anchor="{anchor}"'))
+    return svg(height, parts, f"{y_title} against {x_title}")

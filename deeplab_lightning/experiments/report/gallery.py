@@ -1,8 +1,8 @@
-"""Draw the images with the lowest mIoU, with their truth and predictions."""
+"""Draw images with their truth and predictions: the worst, those on which experiments differ, the worst of a class."""
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,16 @@ from PIL import Image
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.drawing import Pixels, overlay, viewable
-from deeplab_lightning.experiments.comparison import Comparison, Entry
-from deeplab_lightning.metrics.iou import mean_iou
+from deeplab_lightning.errors import unwrapped
+from deeplab_lightning.experiments.entries import Comparison, Entry
+from deeplab_lightning.metrics.iou import mean_iou, nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, prediction_stems
+from deeplab_lightning.tables import or_null
 
-_MAX_IMAGES = 12
+Floats = npt.NDArray[np.float64]
+
+_MAX_WORST, _MAX_DISPUTED, _MAX_CLASSES = 12, 6, 12  # images of each order; of the classes, those of the lowest IoU
 _MAX_WIDTH = 480  # pixels of an image on the page
 _JPEG_QUALITY = 80
 _CHUNK = 256  # images whose dense matrices are in memory at once
@@ -31,7 +35,8 @@ class Gallery:
     """Hold the images of a report page.
 
     Attributes:
-        images: `name`, `views` (name of the view -> data URL) and `miou` (a sentence) of each image, lowest mIoU first.
+        images: `name`, `views` (name of the view -> data URL), `miou` (a sentence), `mean`, `spread` over experiments
+            and `classes` (name -> IoU) of each image, lowest mIoU first.
         legend: `name` and CSS `color` of each class.
         notes: Reason why no images are shown.
     """
@@ -42,7 +47,7 @@ class Gallery:
 
 
 def make_gallery(comparison: Comparison) -> Gallery:
-    """Draw the images with the lowest mIoU, in the mean over all experiments.
+    """Draw the images that tell most, see `_orders`.
 
     Args:
         comparison: Comparison whose experiments may have predictions of their held-out images.
@@ -53,55 +58,108 @@ def make_gallery(comparison: Comparison) -> Gallery:
     try:
         dataset = _dataset(comparison.entries[0].folder)
     except (OSError, ValueError, SystemExit) as error:  # the parser exits if a class no longer exists
-        reason = "see above" if isinstance(error, SystemExit) else str(error).splitlines()[0]
+        reason = "see above" if isinstance(error, SystemExit) else str(unwrapped(error)).splitlines()[0]
         return _no_images(f"the data cannot be read ({reason})")
     matrices = [entry.images for entry in comparison.entries if entry.images is not None]
     if not matrices:
         return _no_images("an experiment has no image_matrices.npz")
-    miou = np.array([_image_miou(own) for own in matrices])  # (M, N)
-    order = np.argsort(np.nan_to_num(miou.mean(axis=0), nan=np.inf), kind="stable")
-    images: list[dict[str, Any]] = []
-    for row, views in _drawn(dataset, predicted, [(i, matrices[0].names[i]) for i in order.tolist()]):
-        texts = [f"{entry.label} {miou[i, row]:.3f}" for i, entry in enumerate(comparison.entries)]
-        images.append(
-            {
-                "name": matrices[0].names[row],
-                "views": {label: _data_url(pixels) for label, pixels in views.items()},
-                "miou": "mIoU of this image: " + ", ".join(texts),
-            }
-        )
-        if len(images) == _MAX_IMAGES:
-            break
+    names = matrices[0].names
+    found = [_image_iou(own) for own in matrices]
+    iou, miou = np.array([iou for iou, _ in found]), np.array([own for _, own in found])  # (M, N, K), (M, N)
+    draw = _Drawing(dataset, predicted, names)
+    images: dict[int, dict[str, Any]] = {}
+    for order, count in _orders(iou, miou):
+        shown = 0
+        for row in order.tolist():
+            if shown == count:
+                break
+            views = None if row in images else draw.views(row)
+            if row not in images and views is None:
+                continue
+            shown += 1
+            if views is not None:
+                images[row] = _described(comparison, row, names[row], views, miou[:, row], iou[:, row])
     if not images:
         return _no_images("the predictions are of other images")
     colors = [f"rgb{tuple(color)}" for color in dataset.classes.colors or ()]
     legend = [{"name": name, "color": color} for name, color in zip(dataset.classes.names, colors, strict=True)]
-    return Gallery(images, legend)
+    return Gallery(list(images.values()), legend)
+
+
+def _orders(iou: Floats, miou: Floats) -> Iterator[tuple[npt.NDArray[np.int64], int]]:
+    """Yield the images in each order in which they are shown, and how many.
+
+    Args:
+        iou: (M, N, K) IoU of each experiment, image and class.
+        miou: (M, N) mIoU of each experiment and image.
+    """
+    yield np.argsort(np.nan_to_num(miou.mean(axis=0), nan=np.inf), kind="stable"), _MAX_WORST
+    if len(miou) > 1:
+        yield np.argsort(-np.nan_to_num(_spread(miou), nan=-np.inf), kind="stable"), _MAX_DISPUTED
+    of_class = nan_mean(np.moveaxis(iou, 0, -1))  # (N, K)
+    means = nan_mean(of_class.T)
+    for index in np.argsort(np.nan_to_num(means, nan=np.inf), kind="stable")[:_MAX_CLASSES].tolist():
+        rows = np.flatnonzero(~np.isnan(of_class[:, index]))
+        yield rows[np.argsort(of_class[rows, index], kind="stable")], 1
+
+
+def _spread(miou: Floats) -> Floats:
+    """Return by how much the mIoU of each image differs between the experiments: (N,) of (M, N)."""
+    return np.asarray(miou.max(axis=0) - miou.min(axis=0))
+
+
+def _described(
+    comparison: Comparison, row: int, name: str, views: Mapping[str, Pixels], miou: Floats, iou: Floats
+) -> dict[str, Any]:
+    """Return what the page shows of one image.
+
+    Args:
+        comparison: The comparison.
+        row: Place of the image among the compared ones.
+        name: Its key.
+        views: Its views by name.
+        miou: (M,) mIoU of the image.
+        iou: (M, K) IoU of its classes.
+    """
+    texts = [f"{entry.label} {miou[i]:.3f}" for i, entry in enumerate(comparison.entries)]
+    means = nan_mean(iou.T)
+    known = {comparison.class_names[k]: round(float(means[k]), 3) for k in np.flatnonzero(~np.isnan(means)).tolist()}
+    return {
+        "name": name,
+        "views": {label: _data_url(pixels) for label, pixels in views.items()},
+        "miou": "mIoU of this image: " + ", ".join(texts),
+        "mean": or_null(float(miou.mean())),
+        "spread": or_null(float(_spread(miou[:, None])[0])),
+        "classes": known,
+    }
 
 
 def _no_images(reason: str) -> Gallery:
     return Gallery(notes=[f"no images are shown: {reason}."])
 
 
-def _drawn(
-    dataset: SegmentationDataset, predicted: list[Entry], images: list[tuple[int, str]]
-) -> Iterator[tuple[int, Mapping[str, Pixels]]]:
-    """Yield row and views of each image of which all predictions can be read.
+class _Drawing:
+    """Draw the views of images: the image, its truth, and the predictions.
 
     Args:
         dataset: Data set of the images.
         predicted: Experiments with predictions.
-        images: Row in the matrices and key of each image.
+        names: Keys of the compared images.
     """
-    index_of = {name: index for index, name in enumerate(dataset.names)}
-    predictions = {view: _predictions(entry, dataset) for view, entry in _views(predicted).items()}
-    for row, name in images:
-        if name not in index_of:
-            continue
-        index = index_of[name]
-        paths = {view: of_image[name] for view, of_image in predictions.items() if name in of_image}
-        if len(paths) < len(predictions) or not all(path.is_file() for path in paths.values()):
-            continue
+
+    def __init__(self, dataset: SegmentationDataset, predicted: list[Entry], names: Sequence[str]) -> None:
+        self._dataset, self._names = dataset, names
+        self._index_of = {name: index for index, name in enumerate(dataset.names)}
+        self._predictions = {view: _predictions(entry, dataset) for view, entry in _views(predicted).items()}
+
+    def views(self, row: int) -> dict[str, Pixels] | None:
+        """Return the views of an image by their names; None if the image or a prediction cannot be read."""
+        dataset, name = self._dataset, self._names[row]
+        paths = {view: of_image[name] for view, of_image in self._predictions.items() if name in of_image}
+        is_whole = len(paths) == len(self._predictions) and all(path.is_file() for path in paths.values())
+        if name not in self._index_of or not is_whole:
+            return None
+        index = self._index_of[name]
         try:
             image = viewable(dataset.read_image(index).permute(1, 2, 0).numpy())
             views = {_IMAGE: image, _TRUTH: overlay(image, dataset.read_mask(index).numpy(), dataset.classes)}
@@ -109,15 +167,19 @@ def _drawn(
                 with Image.open(path) as prediction:
                     views[view] = overlay(image, np.asarray(prediction), dataset.classes)
         except (OSError, ValueError):  # a damaged file hides its own image only
-            continue
-        yield row, views
+            return None
+        return views
 
 
-def _image_miou(images: PerImageConfusion) -> npt.NDArray[np.float64]:
-    """Compute the (N,) mIoU of each image in chunks, since dense matrices of many classes are large."""
+def _image_iou(images: PerImageConfusion) -> tuple[Floats, Floats]:
+    """Compute (N, K) IoU of the classes of each image and its (N,) mIoU.
+
+    In chunks, since dense matrices of many classes are large.
+    """
     k, starts = images.num_classes, range(0, len(images.names), _CHUNK)
-    dense = (np.asarray(images.counts[start : start + _CHUNK].todense()) for start in starts)
-    return np.concatenate([mean_iou(part.reshape(-1, k, k)) for part in dense])
+    dense = (np.asarray(images.counts[start : start + _CHUNK].todense()).reshape(-1, k, k) for start in starts)
+    found = [(truth_iou(part), mean_iou(part)) for part in dense]
+    return np.concatenate([iou for iou, _ in found]), np.concatenate([miou for _, miou in found])
 
 
 def _has_predictions(entry: Entry) -> bool:
