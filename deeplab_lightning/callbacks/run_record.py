@@ -19,6 +19,7 @@ import deeplab_lightning
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
 from deeplab_lightning.inference import Ensemble
+from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.models.cost import network_cost
@@ -213,7 +214,7 @@ class RunRecord(L.Callback):
         result = {
             **_describe_data(trainer),
             "checkpoint": str(trainer.ckpt_path or ""),
-            **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble) else {}),
+            **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble | Tiled) else {}),
             stage: figures,
             "versions": _versions(),
         }
