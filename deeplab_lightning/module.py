@@ -10,6 +10,7 @@ from deeplab_lightning import kernels
 from deeplab_lightning.data.batch import Batch, Unreadable
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.labels import Postprocess, find_in_tiles, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
@@ -90,6 +91,8 @@ class SegmentationModule(SavedModule):
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.postprocess = postprocess
+        self.region_filter: RegionFilter | None = None
+        """Replaces small regions in test and prediction."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         self.net.preprocess.memory_format = self.memory_format
@@ -164,7 +167,7 @@ class SegmentationModule(SavedModule):
                     batch.image[index : index + 1],
                     None if logits is None else logits[index : index + 1],
                 )
-                labels = self._labels(own_logits, image, size, self.postprocess)
+                labels = self._filtered(self._labels(own_logits, image, size, self.postprocess))
                 predictions.append((name, labels[0].cpu()))
         return predictions
 
@@ -176,6 +179,10 @@ class SegmentationModule(SavedModule):
         logits = self.door.logits(self, images, loss)
         self.net = used
         return logits
+
+    def _filtered(self, labels: Tensor) -> Tensor:
+        """Replace small regions of labels (B, H, W) if that is asked for."""
+        return labels if self.region_filter is None else self.region_filter(labels)
 
     def _is_tiled(self, images: Tensor) -> bool:
         """Check whether the network processes these images in tiles."""
@@ -233,6 +240,7 @@ class SegmentationModule(SavedModule):
             postprocess = self.postprocess if stage == "test" else None
             labels = self._labels(logits, batch.image, size, postprocess)
             if stage == "test":
+                labels = self._filtered(labels)
                 self.boundary.update(labels, batch.mask)
             matrices = per_image_confusion(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]

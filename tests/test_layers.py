@@ -40,6 +40,7 @@ FLOORS = (
         *("data.init.config_text", "data.init"),
         "inference",
         "inference.tiles",
+        "inference.regions",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",

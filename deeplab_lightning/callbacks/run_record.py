@@ -215,6 +215,7 @@ class RunRecord(L.Callback):
             **_describe_data(trainer),
             "checkpoint": str(trainer.ckpt_path or ""),
             **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble | Tiled) else {}),
+            **({"min_area": kept.describe()} if stage == "test" and (kept := pl_module.region_filter) else {}),
             stage: figures,
             "versions": _versions(),
         }

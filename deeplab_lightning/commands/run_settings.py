@@ -180,7 +180,8 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None
     if is_averaged:
         callbacks.append(AverageProbabilities(config.get("ensemble") or (), views, tiles))
-    if command in {"validate", "test"} and not is_averaged:  # a run of W&B is of one checkpoint
+    is_own = not is_averaged and config.get("min_area") is None
+    if command in {"validate", "test"} and is_own:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))
     if config.trainer.enable_progress_bar is not False:
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())

@@ -1,7 +1,7 @@
 """Load trained networks in Python, and predict pictures."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.kernels import Door
 from deeplab_lightning.labels import find_in_tiles
@@ -104,6 +105,7 @@ class Model:
         *,
         tile: int | None = None,
         overlap: int | None = None,
+        min_area: int | Mapping[str, int] | None = None,
         probabilities: bool = True,
     ) -> Any:
         """Find the classes of the pixels of pictures, at their own size.
@@ -114,6 +116,8 @@ class Model:
             tile: Height and width in pixels of the tiles in which larger pictures are predicted, a multiple of 32;
                 whole pictures if None. See `Tiled`.
             overlap: Pixels that neighbouring tiles share; an eighth of the tile if None.
+            min_area: Pixels of the smallest region that is kept, or a mapping from class names to it; see
+                `RegionFilter`. The probabilities stay as they are.
             probabilities: Whether to keep the probabilities, K floats per pixel. Without them, a picture in tiles takes
                 the memory of a tile besides its own.
 
@@ -122,10 +126,11 @@ class Model:
 
         Raises:
             FileNotFoundError: If a file does not exist.
-            ValueError: If a picture cannot be read, or has other channels, or tile or overlap cannot be used.
+            ValueError: If a picture cannot be read, or has other channels, or tile, overlap or min_area cannot be used.
         """
         tiles = Tiles.parse(tile, overlap)
-        find = partial(self._one, tiles=tiles, keeps_probabilities=probabilities)
+        regions = RegionFilter.parse(min_area, self.classes.names)
+        find = partial(self._one, tiles=tiles, regions=regions, keeps_probabilities=probabilities)
         if isinstance(pictures, str | Path):
             path = Path(pictures)
             if path.is_dir() or path.suffix.lower() == ".txt":
@@ -136,20 +141,23 @@ class Model:
         return [find(picture) for picture in pictures]
 
     @torch.no_grad()
-    def _one(self, picture: Picture, *, tiles: Tiles | None, keeps_probabilities: bool) -> Prediction:
+    def _one(
+        self, picture: Picture, *, tiles: Tiles | None, regions: RegionFilter | None, keeps_probabilities: bool
+    ) -> Prediction:
         image = self._pixels(picture, LARGE_PIXELS if tiles else MAX_PIXELS)
         size = (image.shape[-2], image.shape[-1])
         shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
         pixels = image.permute(1, 2, 0).numpy()
         net = self.net if tiles is None else Tiled(self.net, tiles)
         if isinstance(net, Tiled) and not net.is_whole(shrunk) and not keeps_probabilities:
-            mask = find_in_tiles(net, shrunk, size, door=Door())[0]
-            return Prediction(pixels, mask.cpu().numpy(), None, self.classes)
+            mask = find_in_tiles(net, shrunk, size, door=Door())[0].cpu().numpy()
+            return Prediction(pixels, mask if regions is None else regions.filtered(mask), None, self.classes)
         probabilities = net(shrunk).exp()
         if probabilities.shape[-2:] != size:
             probabilities = resize(probabilities, size)
         values = probabilities[0].cpu().numpy()
         mask = values.argmax(axis=0).astype(np.uint8)
+        mask = mask if regions is None else regions.filtered(mask)
         return Prediction(pixels, mask, values if keeps_probabilities else None, self.classes)
 
     def _pixels(self, picture: Picture, max_pixels: int) -> Tensor:

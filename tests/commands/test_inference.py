@@ -16,6 +16,7 @@ from deeplab_lightning import DeepLabV3, SegmentationModule, load
 from deeplab_lightning.commands.training import load_checkpoint
 from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from tests.conftest import draw_noise_data, noise_config, write_image
@@ -323,3 +324,28 @@ def test_larger_files_are_predicted_in_tiles_alone(experiment: ExperimentFolder,
     data.predict_images = str(experiment.path.parents[1] / "images")
     loader: Any = data.predict_dataloader()
     assert loader.dataset.dataset.max_pixels == limit
+
+
+@pytest.mark.slow
+def test_small_regions_are_left_out_of_masks_and_figures(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    best, images = experiment.fold(0).best, experiment.path.parents[1] / "images"
+    words = ("--ckpt_path", str(best), "--images", str(images))
+    run_program("predict", *words, "--output", str(tmp_path / "all"), check=True)
+    run_program("predict", *words, "--output", str(tmp_path / "large"), "--min_area", "road=3000", check=True)
+    before, after = predicted(tmp_path / "all"), predicted(tmp_path / "large")
+    own = load(best).predict(images, min_area={"road": 3000})
+    regions = RegionFilter([0, 3000, 0])
+    assert any((after[stem] != before[stem]).any() for stem in before)  # so that this test can fail
+    for stem in before:
+        assert np.array_equal(after[stem], regions.filtered(before[stem]))
+        assert (own[f"{stem}.png"].mask == after[stem]).mean() > 0.999
+    figures = []
+    for extra in ((), ("--min_area", "road=3000")):
+        run_program("test", "--ckpt_path", str(best), *extra, check=True)
+        results = experiment.fold(0).path.glob("result_test*.json")
+        figures.append(json.loads(max(results, key=lambda path: path.stat().st_mtime).read_text()))
+    assert figures[1]["min_area"] == [0, 3000, 0]
+    assert figures[1]["test"]["iou"] != figures[0]["test"]["iou"]
+    refused = run_program("predict", *words, "--min_area", "glass=4")
+    assert refused.returncode == 1
+    assert "--min_area names no class 'glass'. The classes are sky, road, car." in " ".join(refused.stderr.split())
