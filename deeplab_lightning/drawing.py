@@ -12,6 +12,7 @@ from deeplab_lightning.data.classes import IGNORE_INDEX, ClassTable
 
 Pixels = npt.NDArray[np.uint8]
 _LEGEND_ROW = 18  # pixels
+_BAND = 256  # rows that are drawn at once
 
 
 def viewable(pixels: Pixels) -> Pixels:
@@ -56,11 +57,15 @@ def overlay(image: Pixels, mask: Pixels, class_table: ClassTable, *, opacity: fl
     Returns:
         (H, W, 3) RGB.
     """
-    is_colored = mask != IGNORE_INDEX
-    if class_table.names[0] == "background":
-        is_colored &= mask != 0
-    blended = image * (1 - opacity) + colorize(mask, class_table) * opacity
-    return np.where(is_colored[..., None], blended, image).astype(np.uint8)
+    drawn = np.empty_like(image)
+    for top in range(0, len(mask), _BAND):  # the sum is of 8 bytes per value
+        part, labels = image[top : top + _BAND], mask[top : top + _BAND]
+        is_colored = labels != IGNORE_INDEX
+        if class_table.names[0] == "background":
+            is_colored &= labels != 0
+        blended = part * (1 - opacity) + colorize(labels, class_table) * opacity
+        drawn[top : top + _BAND] = np.where(is_colored[..., None], blended, part)
+    return drawn
 
 
 def palette_image(mask: Pixels, class_table: ClassTable) -> Image.Image:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.inference.tiles import ComputeTile, Tiled
 from deeplab_lightning.kernels import Door
 from deeplab_lightning.models.preprocessing import image_batch
 from deeplab_lightning.resizing import resize
@@ -58,12 +59,65 @@ def find_labels(
     image_size = (images.shape[-2], images.shape[-1])
     if postprocess is None:
         return door.labels(logits if size == image_size else resize(logits.float(), image_size), size)
-    result: Tensor = postprocess(images, resize(logits.float(), image_size))
-    if result.is_floating_point() and result.ndim == 4:
+    result = _postprocessed(images, resize(logits.float(), image_size), postprocess)
+    if result.ndim == 4:
         return door.labels(result, size)
-    if result.is_floating_point() or result.ndim != 3:
+    return F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
+
+
+def _postprocessed(images: Tensor, logits: Tensor, postprocess: Postprocess) -> Tensor:
+    """Return what a postprocess finds: probabilities (B, K, H, W) or labels (B, H, W).
+
+    Raises:
+        ValueError: If it returns neither.
+    """
+    result: Tensor = postprocess(images, logits)
+    if result.ndim != (4 if result.is_floating_point() else 3):
         raise UserError(
             "postprocess must return integer labels (B, H, W) or probabilities (B, K, H, W), got "
             f"{tuple(result.shape)} {result.dtype}."
         )
-    return F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(torch.uint8)
+    return result
+
+
+def tile_function(net: Tiled, postprocess: Postprocess | None) -> ComputeTile:
+    """Return the function that computes the probabilities of a tile, with the postprocess within the tile.
+
+    A CRF over all pixels of a large image would take more memory than the tiles save. Labels of a postprocess count as
+    probabilities of 0 and 1.
+    """
+    if postprocess is None:
+        return net.probabilities
+
+    def compute(tile: Tensor) -> Tensor:
+        result = _postprocessed(tile, net.net(tile).float(), postprocess)
+        return result if result.ndim == 4 else F.one_hot(result.long(), net.num_classes).movedim(-1, 1)
+
+    return compute
+
+
+def find_in_tiles(
+    net: Tiled, images: Tensor, size: tuple[int, int], *, door: Door, postprocess: Postprocess | None = None
+) -> Tensor:
+    """Find the class of each pixel of images that are larger than a tile.
+
+    At the images' own size, the probabilities of an image are never all in memory.
+
+    Args:
+        net: The network and its tiles.
+        images: (B, C, H, W) uint8.
+        size: Height and width of the labels, such as those of the image file.
+        door: Resizes and compares the probabilities at another size.
+        postprocess: See `find_labels`; used within each tile.
+
+    Returns:
+        (B, *size) uint8.
+    """
+    compute = tile_function(net, postprocess)
+    if size != (images.shape[-2], images.shape[-1]):
+        return find_labels(net.assembled(images, compute), images, size, door=door)
+    labels = images.new_empty(len(images), *size)
+    for image, own in zip(images.split(1), labels, strict=True):
+        for top, left, values in net.blocks(image, compute):
+            own[top : top + values.shape[1], left : left + values.shape[2]] = values.argmax(dim=0)
+    return labels

@@ -1,5 +1,7 @@
 """Train and evaluate a network in a LightningModule."""
 
+from typing import Any
+
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -8,7 +10,9 @@ from deeplab_lightning import kernels
 from deeplab_lightning.data.batch import Batch, Unreadable
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.labels import Postprocess, find_labels, label_images
+from deeplab_lightning.inference.regions import RegionFilter
+from deeplab_lightning.inference.tiles import Tiled
+from deeplab_lightning.labels import Postprocess, find_in_tiles, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
@@ -87,6 +91,8 @@ class SegmentationModule(SavedModule):
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.postprocess = postprocess
+        self.region_filter: RegionFilter | None = None
+        """Replaces small regions in test and prediction."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)
         self.net.preprocess.memory_format = self.memory_format
@@ -154,12 +160,42 @@ class SegmentationModule(SavedModule):
         for batch in batches:
             if isinstance(batch, Unreadable):
                 continue
-            logits = self.door.logits(self, batch.image)  # (B, K, h, w)
+            is_tiled = self._is_tiled(batch.image)
+            logits = None if is_tiled else self._logits(batch.image)  # (B, K, h, w)
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):
-                image, own_logits = batch.image[index : index + 1], logits[index : index + 1]
-                labels = find_labels(own_logits, image, size, door=self.door, postprocess=self.postprocess)
+                image, own_logits = (
+                    batch.image[index : index + 1],
+                    None if logits is None else logits[index : index + 1],
+                )
+                labels = self._filtered(self._labels(own_logits, image, size, self.postprocess))
                 predictions.append((name, labels[0].cpu()))
         return predictions
+
+    def _logits(self, images: Tensor, loss: nn.Module | None = None) -> Any:
+        """Compute the logits of images, see `Door.logits`; of those no larger than a tile as without tiles."""
+        used: Any = self.net
+        if isinstance(used, Tiled) and used.is_whole(images):
+            self.net = used.net  # type: ignore[assignment]
+        logits = self.door.logits(self, images, loss)
+        self.net = used
+        return logits
+
+    def _filtered(self, labels: Tensor) -> Tensor:
+        """Replace small regions of labels (B, H, W) if that is asked for."""
+        return labels if self.region_filter is None else self.region_filter(labels)
+
+    def _is_tiled(self, images: Tensor) -> bool:
+        """Check whether the network processes these images in tiles."""
+        return isinstance(self.net, Tiled) and not self.net.is_whole(images)
+
+    def _labels(
+        self, logits: Tensor | None, images: Tensor, size: tuple[int, int], postprocess: Postprocess | None
+    ) -> Tensor:
+        """Find the labels (B, *size) of images, from their logits where those of the whole images are known."""
+        if logits is not None and (postprocess is None or not self._is_tiled(images)):
+            return find_labels(logits, images, size, door=self.door, postprocess=postprocess)
+        net: Any = self.net
+        return find_in_tiles(net, images, size, door=self.door, postprocess=postprocess)
 
     def compute_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Compute the loss of one batch with its auxiliary losses, and its logits (B, K, h, w)."""
@@ -194,7 +230,7 @@ class SegmentationModule(SavedModule):
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
             assert batch.mask is not None
-            output = self.door.logits(self, batch.image, self.loss)
+            output = self._logits(batch.image, self.loss)
             logits = TrainingLogits.of(output).logits
             # Image by image, so that the mean over the set depends neither on the batch size nor on the loss.
             for own, mask, count in zip(logits.split(1), batch.mask.long().split(1), batch.count_pixels(), strict=True):
@@ -202,8 +238,9 @@ class SegmentationModule(SavedModule):
                 self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
             size = (batch.mask.shape[-2], batch.mask.shape[-1])
             postprocess = self.postprocess if stage == "test" else None
-            labels = find_labels(logits, batch.image, size, door=self.door, postprocess=postprocess)
+            labels = self._labels(logits, batch.image, size, postprocess)
             if stage == "test":
+                labels = self._filtered(labels)
                 self.boundary.update(labels, batch.mask)
             matrices = per_image_confusion(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]

@@ -47,6 +47,8 @@ FLOORS = (
         *("data.init.mask_folders", "data.init.mask_values", "data.init.sequences", "data.init.dataset_text"),
         *("data.init.config_text", "data.init"),
         "inference",
+        "inference.tiles",
+        "inference.regions",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",

@@ -1,4 +1,4 @@
-"""Evaluate and predict with several checkpoints, or several views of each image."""
+"""Evaluate and predict with several checkpoints, several views of each image, or in tiles."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,15 +8,17 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning import kernels
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.module import SegmentationModule
 
 
 class AverageProbabilities(L.Callback):
-    """Replace the network by an `Ensemble` while a command evaluates or predicts.
+    """Replace the network by an `Ensemble`, or by tiles of it, while a command evaluates or predicts.
 
     Args:
         checkpoints: Further checkpoints, whose probabilities are averaged with those of the command's own.
-        views: Views of each image.
+        views: Views of each image, or of each tile.
+        tiles: Size and overlap of tiles; None for whole images.
         trust: Whether the further checkpoints may name classes of any package.
     """
 
@@ -24,10 +26,11 @@ class AverageProbabilities(L.Callback):
         self,
         checkpoints: Sequence[str] = (),
         views: Views = Views(),  # noqa: B008
+        tiles: Tiles | None = None,
         *,
         trust: bool = False,
     ) -> None:
-        self.checkpoints, self.views, self.trust = list(checkpoints), views, trust
+        self.checkpoints, self.views, self.tiles, self.trust = list(checkpoints), views, tiles, trust
         self._own: Any = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -42,9 +45,15 @@ class AverageProbabilities(L.Callback):
             if pl_module.door.is_open:
                 kernels.speed_up(net)
             nets.append(net.to(weight.device, weight.dtype).eval())
-        pl_module.net = Ensemble(nets, self.views)  # type: ignore[assignment]
-        views = f" with {self.views}" if str(self.views) else ""
-        rank_zero_info(f"Averaging the probabilities of {len(nets)} checkpoint{'s' * (len(nets) > 1)}{views}.")
+        used: Any = pl_module.net
+        if len(nets) > 1 or self.views != Views():
+            used = Ensemble(nets, self.views)
+            views = f" with {self.views}" if str(self.views) else ""
+            rank_zero_info(f"Averaging the probabilities of {len(nets)} checkpoint{'s' * (len(nets) > 1)}{views}.")
+        if self.tiles is not None:
+            used = Tiled(used, self.tiles)
+            rank_zero_info(f"Larger images are processed in {self.tiles}.")
+        pl_module.net = used
 
     on_test_start = on_predict_start = on_validation_start
 

@@ -9,8 +9,6 @@ import torch
 from PIL import Image
 
 from deeplab_lightning.data.batch import Unreadable
-from deeplab_lightning.data.image_format import PLAIN, ImageFormat
-from deeplab_lightning.data.images import read_image
 from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import unused_path, write_atomically
@@ -19,6 +17,7 @@ from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems
 from deeplab_lightning.tables import table_console
 
 _JPEG_QUALITY = 92
+_JPEG_SIDE = 65_500  # pixels; libjpeg takes no more
 
 
 class PredictionWriter(L.Callback):
@@ -41,8 +40,7 @@ class PredictionWriter(L.Callback):
         self._files = PredictionFolder(trainer.strategy.broadcast(chosen))
         loader: Any = trainer.predict_dataloaders
         dataset = loader.dataset.dataset
-        self._paths = dict(zip(dataset.names, dataset.paths, strict=True))
-        self._format: ImageFormat = getattr(dataset, "image_format", PLAIN)
+        self._dataset, self._index_of = dataset, {name: index for index, name in enumerate(dataset.names)}
         self._stems = prediction_stems(dataset.names)
         if trainer.is_global_zero:
             self._files.begin(self._stems)
@@ -62,8 +60,9 @@ class PredictionWriter(L.Callback):
         self._unreadable += [item for item in batch if isinstance(item, Unreadable)]
         for name, prediction in outputs:
             mask, stem = prediction.numpy(), self._stems[name]
-            image = viewable(read_image(self._paths[name], self._format).permute(1, 2, 0).numpy())
-            drawn = Image.fromarray(overlay(image, mask, pl_module.classes))
+            image = self._dataset.read_image(self._index_of[name]).permute(1, 2, 0).numpy()
+            drawn = _for_jpeg(Image.fromarray(overlay(viewable(image), mask, pl_module.classes)))
+            del image
             write_atomically(self._files.overlay(stem), partial(drawn.save, format="JPEG", quality=_JPEG_QUALITY))
             # The mask is written last, so that it exists only if both files of its image are complete.
             palette = palette_image(mask, pl_module.classes)
@@ -84,6 +83,12 @@ class PredictionWriter(L.Callback):
         if unreadable:
             reasons = "\n".join(item.reason for item in sorted(unreadable))
             raise DataError(f"{len(unreadable)} of {len(self._stems)} images could not be read:\n{reasons}")
+
+
+def _for_jpeg(image: Image.Image) -> Image.Image:
+    """Shrink an image that has more rows or columns than a JPEG file takes."""
+    image.thumbnail((_JPEG_SIDE, _JPEG_SIDE))
+    return image
 
 
 def _of_all_processes(items: list[Unreadable]) -> list[Unreadable]:

@@ -28,6 +28,7 @@ from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.inference import Views
+from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
@@ -146,6 +147,8 @@ def set_command_options(command: str, config: Namespace) -> None:
     if command == "predict":
         config.return_predictions = False
         config.data.predict_images = config.images or config.data.predict_images
+        if config.tile is not None:  # one image in memory, instead of the batches that each process reads ahead
+            config.data.eval_batch_size, config.data.num_workers = 1, 0
 
 
 def set_plugins(config: Namespace) -> None:
@@ -193,10 +196,13 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     if command == "predict":
         callbacks.append(PredictionWriter(config.output))
     views = Views.parse(config.get("tta"))
-    is_averaged = views != Views() or bool(config.get("ensemble"))
+    tiles = Tiles.parse(config.get("tile"), config.get("overlap"))
+    is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None
     if is_averaged:
-        callbacks.append(AverageProbabilities(config.get("ensemble") or (), views, trust=config.trust))
-    if command in {"validate", "test"} and not is_averaged:  # a run of W&B is of one checkpoint
+        further = config.get("ensemble") or ()
+        callbacks.append(AverageProbabilities(further, views, tiles, trust=config.trust))
+    is_own = not is_averaged and config.get("min_area") is None
+    if command in {"validate", "test"} and is_own:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))
     if config.trainer.enable_progress_bar is not False:
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())

@@ -46,8 +46,10 @@ from deeplab_lightning.commands.run_settings import (
 )
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.images import LARGE_PIXELS
 from deeplab_lightning.errors import UserError, raised_in
 from deeplab_lightning.files import remove_if_empty, remove_leftovers
+from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, ExperimentFolder, RunFolder
 from deeplab_lightning.saved_module import follow
@@ -254,6 +256,19 @@ class DeepLabCLI(LightningCLI):
                 help="Views whose probabilities are averaged: flip, scales=[0.75,1,1.25], or both with a comma.",
             )
             parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+            parser.add_argument(
+                "--tile",
+                type=int | None,
+                default=None,
+                help="Height and width in pixels of the tiles in which larger images are processed, a multiple of 32 "
+                "such as 1024; their weighted probabilities are averaged. Whole images if null.",
+            )
+            parser.add_argument(
+                "--overlap",
+                type=int | None,
+                default=None,
+                help="Pixels that neighbouring tiles share, up to half of --tile; an eighth of it if null.",
+            )
         if self._command in {"test", "predict"}:
             parser.add_argument(
                 "--ensemble",
@@ -261,6 +276,13 @@ class DeepLabCLI(LightningCLI):
                 default=None,
                 help="Further checkpoints whose probabilities are averaged: '[b.ckpt, c.ckpt]'. --experiment FOLDER, "
                 "instead of --ckpt_path, takes the best of all folds of an experiment.",
+            )
+            parser.add_argument(
+                "--min_area",
+                type=str | None,
+                default=None,
+                help="Pixels of the smallest region that is kept: 64, or bottle=64,can=20 for these classes alone. A "
+                "smaller one gets the class with which it shares the longest border.",
             )
         parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.net.init_args.in_channels", apply_on="instantiate")
@@ -326,6 +348,9 @@ class DeepLabCLI(LightningCLI):
         config = self.config[self._command]
         if config.ckpt_path is not None:
             refuse_other_classes(config.ckpt_path, self.model.classes)
+        self.model.region_filter = RegionFilter.parse(config.get("min_area"), self.model.classes.names)
+        if config.get("tile") is not None:
+            self.datamodule.max_predict_pixels = LARGE_PIXELS
         if self._command == "test" and config.ensemble and self.datamodule.test_dataset is None:
             raise UserError(
                 "an ensemble cannot be tested on the validation part, on whose images its other members may have been "

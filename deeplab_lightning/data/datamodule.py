@@ -27,6 +27,7 @@ from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
+from deeplab_lightning.data.images import MAX_PIXELS
 from deeplab_lightning.data.loaders import EpochSampler, EvalView, PredictView, ResumableLoader, TrainView, Transforms
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
@@ -126,7 +127,7 @@ class SegmentationDataModule(L.LightningDataModule):
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
         self.exact_areas = exact_areas
-        self.groups, self.predict_images = groups, predict_images
+        self.groups, self.predict_images, self.max_predict_pixels = groups, predict_images, MAX_PIXELS
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers, self.cache, self.seed = num_workers, cache, seed
         self.train_transforms = train_transforms or TrainTransforms()
@@ -456,7 +457,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if not self.predict_images:
             raise DataError("predict needs images: set --images FOLDER (or data.predict_images).")
         sources = [self.predict_images] if isinstance(self.predict_images, str) else self.predict_images
-        dataset = ImageFolderDataset(sources, self.image_format)
+        dataset = ImageFolderDataset(sources, self.image_format, max_pixels=self.max_predict_pixels)
         return self._eval_loader(dataset, range(len(dataset)), is_tolerant=True)
 
     def _datasets(self) -> list[SegmentationDataset]:

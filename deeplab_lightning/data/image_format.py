@@ -120,7 +120,7 @@ class ImageFormat:
         if isinstance(file.info.get("transparency"), bytes):  # of a palette, which Pillow warns of
             file = file.convert("RGBA")
         if self.channels == 3:
-            return self.from_array(np.asarray(file.convert("RGB")), path)
+            return self.from_array(np.asarray(file if file.mode == "RGB" else file.convert("RGB")), path)
         if self.channels == 1:
             return self.from_array(np.asarray(file if file.mode == "L" else file.convert("RGB").convert("L")), path)
         if len(file.getbands()) != self.channels:

@@ -4,6 +4,8 @@ import io
 import re
 import struct
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from deeplab_lightning.errors import MissingFileError, UnavailableError, UserErr
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", *TIFF_SUFFIXES, ARRAY_SUFFIX)
 MAX_PIXELS = 178_956_970
 """Largest number of pixels of an image or mask: Pillow refuses more, since a small file may fill the memory."""
+LARGE_PIXELS = 4_000_000_000
+"""Largest number of pixels of an image that is predicted in tiles; 12 GB in memory."""
 _EXIF_ORIENTATION = 0x0112
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _WEBP_HEAD = 4096  # bytes
@@ -88,14 +92,15 @@ class ImageFile(ImageSource):
     Args:
         path: The file.
         image_format: Channels and values of its pixels.
+        max_pixels: Largest number of pixels that is read.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is not that of an image, or the image has more than 8 bits per channel or
-            more than `MAX_PIXELS` pixels; `pixels` raises it if the rest of the file cannot be decoded.
+            more than `max_pixels` pixels; `pixels` raises it if the rest of the file cannot be decoded.
     """
 
-    def __init__(self, path: Path, image_format: ImageFormat = PLAIN) -> None:
+    def __init__(self, path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS) -> None:
         self._path, self._format = path, image_format
         try:
             self._bytes = path.read_bytes()
@@ -104,7 +109,7 @@ class ImageFile(ImageSource):
         size = _plain_jpeg_size(self._bytes)
         self._is_plain_jpeg = size is not None and image_format.is_plain
         self.size = self._opened_size() if size is None else size
-        if self.size[0] * self.size[1] > MAX_PIXELS:
+        if self.size[0] * self.size[1] > max_pixels:
             raise _size_error(path, self.size[0] * self.size[1])
 
     def reduction(self, scale: float) -> int:
@@ -120,7 +125,8 @@ class ImageFile(ImageSource):
             elif _is_deep_color(self._file):
                 array = self._format.from_array(self._deep_colors(), self._path)
             else:
-                array = self._format.from_pillow(ImageOps.exif_transpose(self._file), self._path)  # (H, W, C)
+                upright = ImageOps.exif_transpose(self._file) if self.is_turned else self._file  # which copies it
+                array = self._format.from_pillow(upright, self._path)  # (H, W, C)
         except UserError:
             raise
         except (*_UNREADABLE, ValueError) as error:
@@ -147,7 +153,8 @@ class ImageFile(ImageSource):
     def _opened_size(self) -> tuple[int, int]:
         """Open the file with Pillow and return its upright (height, width)."""
         try:
-            self._file = Image.open(io.BytesIO(self._bytes))
+            with _any_size():
+                self._file = Image.open(io.BytesIO(self._bytes))
             self.is_turned = _orientation(self._file) != 1
             size = _upright_size(self._file)
         except _UNREADABLE as error:
@@ -176,12 +183,24 @@ class ArrayFile(ImageSource):
         return _tensor(self._format.from_array(read_array(self._path), self._path))
 
 
-def open_image(path: Path, image_format: ImageFormat = PLAIN) -> ImageSource:
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Let Pillow open a file of any size, without its warning; `ImageFile` has a limit of its own."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def open_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS) -> ImageSource:
     """Open an image file of any kind without decoding it.
 
     Args:
         path: The file.
         image_format: Channels and values of its pixels.
+        max_pixels: Largest number of pixels that is read from a file that is no array.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -189,17 +208,22 @@ def open_image(path: Path, image_format: ImageFormat = PLAIN) -> ImageSource:
     """
     suffix = path.suffix.lower()
     is_array = suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and not image_format.is_plain)
-    return ArrayFile(path, image_format) if is_array else ImageFile(path, image_format)
+    return ArrayFile(path, image_format) if is_array else ImageFile(path, image_format, max_pixels=max_pixels)
 
 
-def read_image(path: Path, image_format: ImageFormat = PLAIN) -> Tensor:
+def read_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Read an image as contiguous (C, H, W) uint8, turned upright by its EXIF tag.
+
+    Args:
+        path: The file.
+        image_format: Channels and values of its pixels.
+        max_pixels: Largest number of pixels that is read.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If it cannot be decoded, or does not fit the format.
     """
-    return planar(open_image(path, image_format).pixels())
+    return planar(open_image(path, image_format, max_pixels=max_pixels).pixels())
 
 
 def planar(pixels: Tensor) -> Tensor:
@@ -380,5 +404,6 @@ def _size_error(path: Path, num_pixels: int | None) -> UserError:
     """Build the error of an image with more pixels than can be read."""
     found = "too many" if num_pixels is None else f"{num_pixels / 1e6:,.0f}"
     return UserError(
-        f"{path}: has {found} megapixels, and at most {MAX_PIXELS / 1e6:,.0f} are read; cut it into tiles, or resize it"
+        f"{path}: has {found} megapixels, and at most {MAX_PIXELS / 1e6:,.0f} are read; predict it with "
+        "--tile 1024, or cut it into parts"
     )

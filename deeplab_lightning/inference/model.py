@@ -1,7 +1,8 @@
 """Load trained networks in Python, and predict pictures."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,15 @@ from deeplab_lightning import kernels
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets.image_folder import ImageFolderDataset
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
-from deeplab_lightning.data.images import read_image
+from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.regions import RegionFilter
+from deeplab_lightning.inference.tiles import Tiled, Tiles
+from deeplab_lightning.kernels import Door
+from deeplab_lightning.labels import find_in_tiles
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder
@@ -33,13 +38,18 @@ class Prediction:
     Attributes:
         image: (H, W, C) uint8.
         mask: (H, W) uint8 train ids.
-        probabilities: (K, H, W) float32, which sum to 1 over the classes.
+        probabilities: (K, H, W) float32, which sum to 1 over the classes; None if they were not asked for.
         classes: The class table.
     """
 
-    def __init__(self, image: npt.NDArray[np.uint8], probabilities: npt.NDArray[np.float32], classes: ClassTable):
-        self.image, self.probabilities, self.classes = image, probabilities, classes
-        self.mask: npt.NDArray[np.uint8] = probabilities.argmax(axis=0).astype(np.uint8)
+    def __init__(
+        self,
+        image: npt.NDArray[np.uint8],
+        mask: npt.NDArray[np.uint8],
+        probabilities: npt.NDArray[np.float32] | None,
+        classes: ClassTable,
+    ) -> None:
+        self.image, self.mask, self.probabilities, self.classes = image, mask, probabilities, classes
 
     def overlay(self, opacity: float = 0.55) -> Image.Image:
         """Blend the colours of the classes into the picture."""
@@ -89,44 +99,72 @@ class Model:
         given = nets[0].preprocess.image_format
         self.image_format = PLAIN if given is None else ImageFormat(**given)
 
-    def predict(self, pictures: Picture | Iterable[Picture]) -> Any:
+    def predict(
+        self,
+        pictures: Picture | Iterable[Picture],
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        min_area: int | Mapping[str, int] | None = None,
+        probabilities: bool = True,
+    ) -> Any:
         """Find the classes of the pixels of pictures, at their own size.
 
         Args:
             pictures: A file, a PIL image, an array (H, W, C) or (H, W) or a tensor (C, H, W) of uint8; a list of
                 them; or a folder or `.txt` list of files, as for `deeplab predict --images`.
+            tile: Height and width in pixels of the tiles in which larger pictures are predicted, a multiple of 32;
+                whole pictures if None. See `Tiled`.
+            overlap: Pixels that neighbouring tiles share; an eighth of the tile if None.
+            min_area: Pixels of the smallest region that is kept, or a mapping from class names to it; see
+                `RegionFilter`. The probabilities stay as they are.
+            probabilities: Whether to keep the probabilities, K floats per pixel. Without them, a picture in tiles takes
+                the memory of a tile besides its own.
 
         Returns:
             A `Prediction`, or for a list a list of them, or for a folder a dictionary by the pictures' keys.
 
         Raises:
             FileNotFoundError: If a file does not exist.
-            ValueError: If a picture cannot be read, or has other channels.
+            ValueError: If a picture cannot be read, or has other channels, or tile, overlap or min_area cannot be used.
         """
+        tiles = Tiles.parse(tile, overlap)
+        regions = RegionFilter.parse(min_area, self.classes.names)
+        find = partial(self._one, tiles=tiles, regions=regions, keeps_probabilities=probabilities)
         if isinstance(pictures, str | Path):
             path = Path(pictures)
             if path.is_dir() or path.suffix.lower() == ".txt":
                 found = ImageFolderDataset([str(path)], self.image_format)
-                return {name: self._one(file) for name, file in zip(found.names, found.paths, strict=True)}
+                return {name: find(file) for name, file in zip(found.names, found.paths, strict=True)}
         if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
-            return self._one(pictures)
-        return [self._one(picture) for picture in pictures]
+            return find(pictures)
+        return [find(picture) for picture in pictures]
 
     @torch.no_grad()
-    def _one(self, picture: Picture) -> Prediction:
-        image = self._pixels(picture)
+    def _one(
+        self, picture: Picture, *, tiles: Tiles | None, regions: RegionFilter | None, keeps_probabilities: bool
+    ) -> Prediction:
+        image = self._pixels(picture, LARGE_PIXELS if tiles else MAX_PIXELS)
         size = (image.shape[-2], image.shape[-1])
-        log_mean = self.net(self.net.preprocess.shrink(image[None]).to(self.device))
-        probabilities = log_mean.exp()
+        shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
+        pixels = image.permute(1, 2, 0).numpy()
+        net = self.net if tiles is None else Tiled(self.net, tiles)
+        if isinstance(net, Tiled) and not net.is_whole(shrunk) and not keeps_probabilities:
+            mask = find_in_tiles(net, shrunk, size, door=Door())[0].cpu().numpy()
+            return Prediction(pixels, mask if regions is None else regions.filtered(mask), None, self.classes)
+        probabilities = net(shrunk).exp()
         if probabilities.shape[-2:] != size:
             probabilities = resize(probabilities, size)
-        return Prediction(image.permute(1, 2, 0).numpy(), probabilities[0].cpu().numpy(), self.classes)
+        values = probabilities[0].cpu().numpy()
+        mask = values.argmax(axis=0).astype(np.uint8)
+        mask = mask if regions is None else regions.filtered(mask)
+        return Prediction(pixels, mask, values if keeps_probabilities else None, self.classes)
 
-    def _pixels(self, picture: Picture) -> Tensor:
+    def _pixels(self, picture: Picture, max_pixels: int) -> Tensor:
         """Return a picture as (C, H, W) uint8."""
         here = Path("the picture")
         if isinstance(picture, str | Path):
-            return read_image(Path(picture), self.image_format)
+            return read_image(Path(picture), self.image_format, max_pixels=max_pixels)
         if isinstance(picture, Tensor):
             if picture.dtype != torch.uint8 or picture.ndim != 3 or len(picture) != self.image_format.channels:
                 raise UserError(

@@ -13,11 +13,13 @@ from PIL import Image
 from torch import Tensor
 
 from deeplab_lightning import DeepLabV3, SegmentationModule, load
-from deeplab_lightning.data.images import read_image
+from deeplab_lightning.commands.training import load_checkpoint
+from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
-from tests.conftest import draw_noise_data, noise_config
+from tests.conftest import draw_noise_data, noise_config, write_image
 from tests.processes import run_program
 
 Masks = dict[str, npt.NDArray[np.uint8]]
@@ -238,3 +240,112 @@ def test_what_python_cannot_load_is_named(experiment: ExperimentFolder, tmp_path
         model.predict(np.zeros((20, 20, 5), dtype=np.uint8))
     with pytest.raises(ValueError, match="saved as .png"):
         model.predict(np.zeros((40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.jpg")
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one image that is larger than a tile of 64 pixels, and one that is not."""
+    folder = tmp_path_factory.mktemp("larger")
+    write_image(folder / "large.png", (150, 200), seed=3)
+    write_image(folder / "small.png", (48, 64), seed=4)
+    return folder
+
+
+@pytest.mark.slow
+def test_images_are_predicted_in_tiles_by_command_and_python(
+    experiment: ExperimentFolder, larger: Path, tmp_path: Path
+) -> None:
+    """Of folds and views too. A tile that saw its neighbours' pixels, or weights that do not add up, would show."""
+    options = ("--images", str(larger), "--tta", "flip", "--tile", "64", "--overlap", "32")
+    done = run_program("predict", "--experiment", str(experiment.path), *options, "--output", str(tmp_path), check=True)
+    assert "Larger images are processed in tiles of 64 pixels that overlap by 32." in done.stdout + done.stderr
+    found, model = predicted(tmp_path), load(experiment.path, tta="flip")
+    alone, tiled = model.predict(larger), model.predict(larger, tile=64, overlap=32)
+    masks = model.predict(larger, tile=64, overlap=32, probabilities=False)
+    for name in ("large", "small"):
+        assert (found[name] == tiled[f"{name}.png"].mask).mean() > 0.999  # kernels of CPUs round differently
+        assert np.array_equal(masks[f"{name}.png"].mask, tiled[f"{name}.png"].mask)
+        assert masks[f"{name}.png"].probabilities is None
+    assert np.array_equal(tiled["small.png"].probabilities, alone["small.png"].probabilities)
+    assert (tiled["large.png"].mask != alone["large.png"].mask).any()  # so that this test can fail
+    assert np.allclose(tiled["large.png"].probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_figures_in_tiles_are_those_of_the_masks_in_tiles(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    """With a CRF, which `test` and `predict` must use in the same way: within each tile."""
+    data = experiment.path.parents[1]
+    crf = ("--model.postprocess", "DenseCRF", "--model.postprocess.iterations", "1")
+    best, tiles = ("--ckpt_path", str(experiment.fold(0).best)), ("--tile", "64", "--overlap", "0")
+    for stem in ("00", "01"):
+        size = (96, 128)
+        pixels = Image.open(data / "images" / f"{stem}.png").resize(size[::-1])
+        mask = Image.open(data / "masks" / f"{stem}.png").resize(size[::-1], Image.Resampling.NEAREST)
+        for kind, image in (("images", pixels), ("masks", mask)):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            image.save(tmp_path / kind / f"{stem}.png")
+    arguments: dict[str, Any] = {"root": str(tmp_path), "images": "images", "masks": "masks"}
+    arguments["classes"] = {"names": ["sky", "road", "car"], "ignore_ids": [11]}
+    dataset = json.dumps({"class_path": "MaskFolderDataset", "init_args": arguments})
+    run_program("test", *best, *tiles, *crf, "--data.test_dataset", dataset, "--name", "tiled", check=True)
+    run_program("predict", *best, *tiles, *crf, "--images", str(tmp_path / "images"), "--output", str(tmp_path / "out"))
+    results = sorted(experiment.fold(0).path.glob("result_test*.json"), key=lambda path: path.stat().st_mtime)
+    result = json.loads(results[-1].read_text())
+    assert result["averaged"] == {"tile": 64, "overlap": 0}
+    pairs = [
+        (np.asarray(Image.open(tmp_path / "masks" / f"{stem}.png")), mask)
+        for stem, mask in predicted(tmp_path / "out").items()
+    ]
+    counted, right = (sum(int(part(*pair).sum()) for pair in pairs) for part in (lambda t, p: t != 11, np.equal))
+    assert result["test"]["pixel_accuracy"] == pytest.approx(right / counted, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--tile", "100"], "--tile must be a multiple of 32 from 64 pixels, got 100."),
+        (["--tile", "64", "--overlap", "40"], "--overlap must be from 0 to half of --tile, 32 pixels, got 40."),
+        (["--overlap", "40"], "--overlap needs the size of the tiles"),
+    ],
+)
+def test_tiles_that_cannot_be_used_are_one_line(experiment: ExperimentFolder, words: list[str], text: str) -> None:
+    images = str(experiment.path.parents[1] / "images")
+    done = run_program("predict", "--ckpt_path", str(experiment.fold(0).best), "--images", images, *words)
+    assert done.returncode == 1
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("words", "limit"), [([], MAX_PIXELS), (["--tile", "64"], LARGE_PIXELS)])
+def test_larger_files_are_predicted_in_tiles_alone(experiment: ExperimentFolder, words: list[str], limit: int) -> None:
+    _, data, _ = load_checkpoint(["--ckpt_path", str(experiment.fold(0).best), *words])
+    data.predict_images = str(experiment.path.parents[1] / "images")
+    loader: Any = data.predict_dataloader()
+    assert loader.dataset.dataset.max_pixels == limit
+
+
+@pytest.mark.slow
+def test_small_regions_are_left_out_of_masks_and_figures(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    best, images = experiment.fold(0).best, experiment.path.parents[1] / "images"
+    words = ("--ckpt_path", str(best), "--images", str(images))
+    run_program("predict", *words, "--output", str(tmp_path / "all"), check=True)
+    run_program("predict", *words, "--output", str(tmp_path / "large"), "--min_area", "road=3000", check=True)
+    before, after = predicted(tmp_path / "all"), predicted(tmp_path / "large")
+    own = load(best).predict(images, min_area={"road": 3000})
+    regions = RegionFilter([0, 3000, 0])
+    assert any((after[stem] != before[stem]).any() for stem in before)  # so that this test can fail
+    for stem in before:
+        assert np.array_equal(after[stem], regions.filtered(before[stem]))
+        assert (own[f"{stem}.png"].mask == after[stem]).mean() > 0.999
+    figures = []
+    for extra in ((), ("--min_area", "road=3000")):
+        run_program("test", "--ckpt_path", str(best), *extra, check=True)
+        results = experiment.fold(0).path.glob("result_test*.json")
+        figures.append(json.loads(max(results, key=lambda path: path.stat().st_mtime).read_text()))
+    assert figures[1]["min_area"] == [0, 3000, 0]
+    assert figures[1]["test"]["iou"] != figures[0]["test"]["iou"]
+    refused = run_program("predict", *words, "--min_area", "glass=4")
+    assert refused.returncode == 1
+    assert "--min_area names no class 'glass'. The classes are sky, road, car." in " ".join(refused.stderr.split())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_lightning.data.images import ImageFile, image_size, read_image, read_mask
+from deeplab_lightning.data.images import LARGE_PIXELS, ImageFile, image_size, read_image, read_mask
 from tests.conftest import write_image
 
 
@@ -78,3 +78,10 @@ def test_a_truncated_file_is_named(tmp_path: Path, suffix: str) -> None:
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(ValueError, match=f"a.{suffix}: cannot be decoded"):
         read_image(path)
+
+
+def test_more_pixels_are_read_only_where_that_is_asked_for(tmp_path: Path) -> None:
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="has 200 megapixels, and at most 179 are read; predict it with --tile 1024"):
+        ImageFile(tmp_path / "a.png")
+    assert ImageFile(tmp_path / "a.png", max_pixels=LARGE_PIXELS).size == (10_000, 20_000)

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, read_image
+from deeplab_lightning.data.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
 from deeplab_lightning.data.problems import Problem, data_error
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.files import read_lines
@@ -22,6 +23,7 @@ class ImageFolderDataset(Dataset[Sample]):
         sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
             per line, relative to the text file's folder, or a path and the image's key with a tab between them.
         image_format: Channels and values of the images.
+        max_pixels: Largest number of pixels of an image that is read.
 
     Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
     error when it is asked for, so that the others can be predicted.
@@ -31,8 +33,10 @@ class ImageFolderDataset(Dataset[Sample]):
         DataError: If no image was found.
     """
 
-    def __init__(self, sources: Sequence[str], image_format: ImageFormat = PLAIN) -> None:
-        self.image_format = image_format
+    def __init__(
+        self, sources: Sequence[str], image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.image_format, self.max_pixels = image_format, max_pixels
         found: dict[str, Path] = {}
         for source in map(Path, sources):
             for name, path in _images(source).items():
@@ -54,8 +58,12 @@ class ImageFolderDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def read_image(self, index: int) -> Tensor:
+        """Read image `index` as (C, H, W) uint8."""
+        return read_image(self.paths[index], self.image_format, max_pixels=self.max_pixels)
+
     def __getitem__(self, index: int) -> Sample:
-        image = read_image(self.paths[index], self.image_format)
+        image = self.read_image(index)
         return Sample(tv_tensors.Image(image), None, self.names[index], (image.shape[1], image.shape[2]))
 
 
