@@ -7,7 +7,6 @@ from typing import Any
 
 import torch.distributed
 from lightning.fabric.plugins.environments import LightningEnvironment
-from typing_extensions import override
 
 _LOOPBACK = "127.0.0.1"
 
@@ -25,7 +24,6 @@ class LoopbackEnvironment(LightningEnvironment):
         self._store: Any = None
 
     @property
-    @override
     def main_port(self) -> int:
         """Return the port of the store, which the first process opens when it is asked."""
         is_first = "LOCAL_RANK" not in os.environ  # the others are started with it
