@@ -1,7 +1,7 @@
 """Turn logits into labels, in all commands by the same function."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -116,8 +116,109 @@ def find_in_tiles(
     compute = tile_function(net, postprocess)
     if size != (images.shape[-2], images.shape[-1]):
         return find_labels(net.assembled(images, compute), images, size, door=door)
-    labels = images.new_empty(len(images), *size)
-    for image, own in zip(images.split(1), labels, strict=True):
-        for top, left, values in net.blocks(image, compute):
-            own[top : top + values.shape[1], left : left + values.shape[2]] = values.argmax(dim=0)
-    return labels
+    return torch.stack([_in_tiles(net, image, compute, Wanted()).labels for image in images.split(1)])
+
+
+class Wanted(NamedTuple):
+    """Say what is wanted of an image besides its labels.
+
+    Attributes:
+        confidence: The probability of the most probable class of each pixel.
+        probabilities: Type of the probabilities of all classes; None for none.
+    """
+
+    confidence: bool = False
+    probabilities: Literal["float16", "uint8"] | None = None
+
+
+class Found:
+    """Hold what was found in an image. Probabilities of uint8 are multiplied by 255 and rounded.
+
+    Args:
+        size: Height and width (H, W) in pixels.
+        num_classes: Number of classes K.
+        wanted: What is wanted besides the labels.
+        device: Device of the tensors.
+
+    Attributes:
+        labels: (H, W) uint8.
+        confidence: (H, W) uint8, or None.
+        probabilities: (K, H, W) of the wanted type, or None.
+    """
+
+    def __init__(self, size: tuple[int, int], num_classes: int, wanted: Wanted, device: torch.device) -> None:
+        self.labels = torch.zeros(size, dtype=torch.uint8, device=device)
+        self.confidence = torch.zeros_like(self.labels) if wanted.confidence else None
+        self.probabilities: Tensor | None = None
+        if wanted.probabilities is not None:
+            kind = getattr(torch, wanted.probabilities)
+            self.probabilities = torch.zeros(num_classes, *size, dtype=kind, device=device)
+
+    def add(self, top: int, left: int, values: Tensor) -> None:
+        """Add the probabilities (K, h, w) of the pixels from a row and a column on."""
+        rows, columns = slice(top, top + values.shape[1]), slice(left, left + values.shape[2])
+        highest, labels = values.max(dim=0)
+        self.labels[rows, columns] = labels.to(torch.uint8)
+        if self.confidence is not None:
+            self.confidence[rows, columns] = _eight_bits(highest)
+        if self.probabilities is not None:
+            is_short = self.probabilities.dtype == torch.uint8
+            self.probabilities[:, rows, columns] = _eight_bits(values) if is_short else values.half()
+
+
+def _eight_bits(probabilities: Tensor) -> Tensor:
+    return (probabilities * 255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def find_image(
+    net: nn.Module,
+    logits: Tensor | None,
+    image: Tensor,
+    size: tuple[int, int],
+    *,
+    door: Door,
+    postprocess: Postprocess | None = None,
+    wanted: Wanted = Wanted(),  # noqa: B008
+) -> Found:
+    """Find the labels of one image, and what else is wanted.
+
+    Args:
+        net: The network; a `Tiled` one if there are no logits.
+        logits: (1, K, h, w) float; None for an image that is processed in tiles.
+        image: (1, C, H, W) uint8.
+        size: Height and width of the labels, such as those of the image file.
+        door: See `find_labels`.
+        postprocess: See `find_labels`.
+        wanted: What is wanted besides the labels.
+    """
+    if logits is None:
+        assert isinstance(net, Tiled)
+        compute, postprocess = tile_function(net, postprocess), None
+        if size == (image.shape[-2], image.shape[-1]):
+            return _in_tiles(net, image, compute, wanted)
+        logits = net.assembled(image, compute)
+    found = Found(size, logits.shape[1], wanted, logits.device)
+    if wanted != Wanted():
+        found.add(0, 0, _probabilities(logits.float(), image, size, postprocess)[0])
+    if wanted == Wanted() or postprocess is None:  # whose labels are those of the logits, where probabilities round
+        found.labels = find_labels(logits, image, size, door=door, postprocess=postprocess)[0]
+    return found
+
+
+def _in_tiles(net: Tiled, image: Tensor, compute: ComputeTile, wanted: Wanted) -> Found:
+    found = Found((image.shape[-2], image.shape[-1]), net.num_classes, wanted, image.device)
+    for block in net.blocks(image, compute):
+        found.add(*block)
+    return found
+
+
+def _probabilities(logits: Tensor, images: Tensor, size: tuple[int, int], postprocess: Postprocess | None) -> Tensor:
+    """Compute the probabilities (B, K, *size) whose highest is the label that `find_labels` finds."""
+    full = resize(logits, (images.shape[-2], images.shape[-1]))
+    if postprocess is None:
+        return resize(full, size).softmax(dim=1)
+    result = _postprocessed(images, full, postprocess)
+    if result.ndim == 4:
+        return resize(result.float(), size)
+    labels = F.interpolate(result[:, None].float(), size=size, mode="nearest-exact")[:, 0].long()
+    return F.one_hot(labels, logits.shape[1]).movedim(-1, 1).float()

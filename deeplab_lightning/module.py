@@ -12,7 +12,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
-from deeplab_lightning.labels import Postprocess, find_in_tiles, find_labels, label_images
+from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, find_in_tiles, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
@@ -91,6 +91,9 @@ class SegmentationModule(SavedModule):
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
         self.postprocess = postprocess
+        self.wanted = Wanted()
+        self.found: dict[str, Found] = {}
+        """What `predict_step` found last in each image: labels, and what was wanted besides them."""
         self.region_filter: RegionFilter | None = None
         """Replaces small regions in test and prediction."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -155,7 +158,11 @@ class SegmentationModule(SavedModule):
         self._evaluate(batches, "test")
 
     def predict_step(self, batches: list[Batch | Unreadable], batch_idx: int) -> list[tuple[str, Tensor]]:
-        """Return name and (h, w) uint8 train ids of each image that can be read, at the size of its file."""
+        """Return name and (h, w) uint8 train ids of each image that can be read, at the size of its file.
+
+        `found` holds what else is wanted of them.
+        """
+        self.found.clear()
         predictions = []
         for batch in batches:
             if isinstance(batch, Unreadable):
@@ -167,8 +174,12 @@ class SegmentationModule(SavedModule):
                     batch.image[index : index + 1],
                     None if logits is None else logits[index : index + 1],
                 )
-                labels = self._filtered(self._labels(own_logits, image, size, self.postprocess))
-                predictions.append((name, labels[0].cpu()))
+                found = find_image(
+                    self.net, own_logits, image, size, door=self.door, postprocess=self.postprocess, wanted=self.wanted
+                )
+                found.labels = self._filtered(found.labels[None])[0].cpu()
+                self.found[name] = found
+                predictions.append((name, found.labels))
         return predictions
 
     def _logits(self, images: Tensor, loss: nn.Module | None = None) -> Any:
@@ -188,11 +199,9 @@ class SegmentationModule(SavedModule):
         """Check whether the network processes these images in tiles."""
         return isinstance(self.net, Tiled) and not self.net.is_whole(images)
 
-    def _labels(
-        self, logits: Tensor | None, images: Tensor, size: tuple[int, int], postprocess: Postprocess | None
-    ) -> Tensor:
-        """Find the labels (B, *size) of images, from their logits where those of the whole images are known."""
-        if logits is not None and (postprocess is None or not self._is_tiled(images)):
+    def _labels(self, logits: Tensor, images: Tensor, size: tuple[int, int], postprocess: Postprocess | None) -> Tensor:
+        """Find the labels (B, *size) of images; a postprocess is used within tiles if there are any."""
+        if postprocess is None or not self._is_tiled(images):
             return find_labels(logits, images, size, door=self.door, postprocess=postprocess)
         net: Any = self.net
         return find_in_tiles(net, images, size, door=self.door, postprocess=postprocess)

@@ -120,6 +120,7 @@ class PredictionFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.masks, self.overlays = self.path / "masks", self.path / "overlays"
+        self.confidences, self.arrays = self.path / "confidence", self.path / "probabilities"
         self.table = self.path / "predictions.csv"
         """Mask and overlay of each image key; written first, so that it marks a folder of ours."""
 
@@ -131,23 +132,52 @@ class PredictionFolder:
         """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
         return self.overlays / f"{stem}.jpg"
 
-    def begin(self, stems: Mapping[str, str]) -> None:
+    def confidence(self, stem: str | Path) -> Path:
+        """Return the path of a grey PNG of confidences, from its path without suffix relative to `confidence/`."""
+        return self.confidences / f"{stem}.png"
+
+    def probabilities(self, stem: str | Path) -> Path:
+        """Return the path of an archive of probabilities, likewise relative to `probabilities/`."""
+        return self.arrays / f"{stem}.npz"
+
+    def own_file(self, name: str, option: str) -> Path:
+        """Return the path of a further file of the predictions.
+
+        Args:
+            name: Its path relative to the folder.
+            option: Name of the option that it comes from.
+
+        Raises:
+            ValueError: If it is outside the folder, among its masks and other files, or exists.
+        """
+        own, path = {self.table, self.masks, self.overlays, self.confidences, self.arrays}, self.path / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or own & {path, *path.parents} or path == self.path:
+            raise UserError(
+                f"{option} must be a new file name in the folder of the predictions, such as {option.strip('-')}-1, "
+                f"got {name!r}."
+            )
+        if path.exists():
+            raise UserError(f"{option}: {path} exists. Choose another name.")
+        return path
+
+    def begin(self, stems: Mapping[str, str], kinds: Sequence[str] = ("mask", "overlay")) -> None:
         """Write the table of the files that will be written.
 
         Args:
             stems: Path without suffix of each image key, see `prediction_stems`.
+            kinds: What is written of each image: `mask`, `overlay`, `confidence`, `probabilities`.
 
         Raises:
-            ValueError: If the folder holds masks or overlays that no prediction wrote, such as the user's own masks.
+            ValueError: If the folder holds masks or others that no prediction wrote, such as the user's own masks.
         """
-        for folder in (self.masks, self.overlays):
+        for folder in (self.masks, self.overlays, self.confidences, self.arrays):
             if not self.table.is_file() and folder.exists() and any(folder.iterdir()):
                 raise UserError(f"{folder} holds files that no prediction wrote. Choose another folder for the output.")
         rows = [
-            [name, *(file.relative_to(self.path).as_posix() for file in (self.mask(stem), self.overlay(stem)))]
+            [name, *(getattr(self, kind)(stem).relative_to(self.path).as_posix() for kind in kinds)]
             for name, stem in stems.items()
         ]
-        write_text(self.table, csv_text([["image", "mask", "overlay"], *rows]))
+        write_text(self.table, csv_text([["image", *kinds], *rows]))
 
     def read_masks(self) -> dict[str, Path] | None:
         """Read the path of the mask of each image key; None for a folder of an earlier version.
@@ -180,7 +210,7 @@ def prediction_stems(names: Sequence[str]) -> dict[str, str]:
     folders = {str(parent).casefold() for stem in stems.values() for parent in PurePosixPath(stem).parents}
     counts = Counter(stem.casefold() for stem in stems.values())
     for name, stem in stems.items():
-        is_folder = any(f"{stem}{suffix}".casefold() in folders for suffix in (".png", ".jpg"))
+        is_folder = any(f"{stem}{suffix}".casefold() in folders for suffix in (".png", ".jpg", ".npz"))
         is_long = any(len(part.encode()) > _MAX_NAME for part in PurePosixPath(stem).parts)
         if counts[stem.casefold()] > 1 or is_folder or is_long:
             stems[name] = _numbered(stem, name)

@@ -49,6 +49,7 @@ FLOORS = (
         "inference",
         "inference.tiles",
         "inference.regions",
+        "inference.outputs",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",

@@ -38,6 +38,7 @@ _MANY = 1_000_000
 _LARGEST_SEED = 2**32 - 1
 _RANGES = {
     "seed_everything": _Range(0, _LARGEST_SEED),
+    "csv_size": _Range(1, 65_535),
     "data.batch_size": _Range(1, _MANY),
     "data.eval_batch_size": _Range(1, _MANY),
     "data.num_workers": _Range(0, 1000),

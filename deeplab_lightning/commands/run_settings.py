@@ -28,6 +28,7 @@ from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.inference import Views
+from deeplab_lightning.inference.outputs import Outputs
 from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
@@ -194,7 +195,8 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     if command == "fit":
         callbacks += _fit_callbacks(config)
     if command == "predict":
-        callbacks.append(PredictionWriter(config.output))
+        chosen = {key: config[key] for key in Outputs._fields}
+        callbacks.append(PredictionWriter(config.output, Outputs(**chosen)))
     views = Views.parse(config.get("tta"))
     tiles = Tiles.parse(config.get("tile"), config.get("overlap"))
     is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None

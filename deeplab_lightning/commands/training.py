@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import yaml
@@ -248,6 +248,7 @@ class DeepLabCLI(LightningCLI):
                 default=None,
                 help="Folder of the predictions; in the run's folder if null.",
             )
+            _add_outputs(parser)
         if self._command != "fit":
             parser.add_argument(
                 "--tta",
@@ -385,6 +386,47 @@ class DeepLabCLI(LightningCLI):
         advice = f" To continue: deeplab fit --ckpt_path {shlex.quote(str(last))}" if is_resumable else ""
         print(f"stopped by SIGTERM.{advice}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+
+
+def _add_outputs(parser: LightningArgumentParser) -> None:
+    """Add the options that say what is written of predicted images besides their masks."""
+    parser.add_argument("--overlays", type=bool, default=True, help="Whether to blend the masks into the images.")
+    parser.add_argument(
+        "--probabilities",
+        type=Literal["npz", "uint8"] | None,
+        default=None,
+        help="Write the probabilities (K, H, W) of each image to an .npz file: as float16, or uint8 for 0-255.",
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="Write the highest probability of each pixel as a grey PNG, 255 for 1.",
+    )
+    parser.add_argument(
+        "--coco",
+        type=str | None,
+        default=None,
+        help="COCO JSON file to write in the folder of the predictions, with one RLE per image and class.",
+    )
+    parser.add_argument(
+        "--csv",
+        type=str | None,
+        default=None,
+        help="CSV file of a competition to write there, such as submission.csv.",
+    )
+    parser.add_argument(
+        "--csv_size",
+        type=int | None,
+        default=None,
+        help="Height and width of its masks; null: 256 with ids, the image's own with rle.",
+    )
+    parser.add_argument(
+        "--csv_format",
+        type=Literal["ids", "rle"] | None,
+        default=None,
+        help="ids, the default: image_id and the class ids of all pixels, row by row. rle: the runs of each class as "
+        "Kaggle counts them, from 1 and column by column.",
+    )
 
 
 class _Parser(OneLineUsage, LightningArgumentParser):

@@ -1,6 +1,7 @@
 """Average checkpoints and views by the real commands, against the mean computed here."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from deeplab_lightning import DeepLabV3, SegmentationModule, load
 from deeplab_lightning.commands.training import load_checkpoint
+from deeplab_lightning.data.datasets import CocoDataset
 from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
+from deeplab_lightning.tables import read_csv
 from tests.conftest import draw_noise_data, noise_config, write_image
 from tests.processes import run_program
 
@@ -349,3 +352,94 @@ def test_small_regions_are_left_out_of_masks_and_figures(experiment: ExperimentF
     refused = run_program("predict", *words, "--min_area", "glass=4")
     assert refused.returncode == 1
     assert "--min_area names no class 'glass'. The classes are sky, road, car." in " ".join(refused.stderr.split())
+
+
+@pytest.mark.slow
+def test_all_outputs_describe_the_same_masks(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    """In tiles and in whole images. A broken image is named, and stops no other."""
+    shutil.copytree(experiment.path.parents[1] / "images", tmp_path / "images")
+    write_image(tmp_path / "images" / "sub" / "large.png", (90, 150))
+    words = ("--ckpt_path", str(experiment.fold(0).best), "--images", str(tmp_path / "images"), "--tile", "64")
+    out = tmp_path / "out"
+    files = ("--coco", "coco.json", "--csv", "sub/submission.csv", "--csv_size", "32")
+    run_program("predict", *words, "--output", str(tmp_path / "plain"), check=True)
+    (tmp_path / "images" / "01.png").write_bytes(b"no image")
+    options = (*files, "--confidence", "--probabilities", "npz", "--overlays", "false")
+    done = run_program("predict", *words, "--output", str(out), *options)
+    assert done.returncode == 1
+    assert [line for line in done.stderr.splitlines() if "01.png" in line and "cannot be decoded" in line]
+    assert "Traceback" not in done.stderr
+    masks = {
+        path.relative_to(out / "masks").as_posix(): np.asarray(Image.open(path)) for path in out.rglob("masks/**/*.png")
+    }
+    assert len(masks) == 10
+    assert not (out / "overlays").exists()
+    rows = read_csv(out / "sub" / "submission.csv")
+    assert [row["image_id"] for row in rows] == sorted(masks)
+    for row in rows:
+        mask, stem = masks[row["image_id"]], row["image_id"].removesuffix(".png")
+        assert np.array_equal(mask, np.asarray(Image.open(tmp_path / "plain" / "masks" / row["image_id"])))
+        probabilities = np.load(out / "probabilities" / f"{stem}.npz")["probabilities"].astype(float)
+        assert probabilities.shape == (3, *mask.shape)
+        assert (probabilities.argmax(axis=0) == mask).mean() > 0.99  # float16 has ties
+        confidence = np.asarray(Image.open(out / "confidence" / f"{stem}.png"))
+        assert np.abs(confidence - 255 * probabilities.max(axis=0)).max() < 1
+        near = [((np.arange(32) + 0.5) * length / 32).astype(int) for length in mask.shape]
+        ids = np.array(row["PredictionString"].split(), dtype=int).reshape(32, 32)
+        assert np.array_equal(ids, mask[np.ix_(*near)])
+    table = read_csv(out / "predictions.csv", ("image", "mask", "confidence", "probabilities"))
+    written = [row for row in table if row["image"] != "01.png"]
+    assert all((out / row[kind]).is_file() for row in written for kind in ("mask", "confidence", "probabilities"))
+    dataset = CocoDataset(str(out / "coco.json"), str(tmp_path / "images"))
+    assert list(dataset.classes.names) == ["background", "sky", "road", "car"]
+    for index, name in enumerate(dataset.names):
+        assert np.array_equal(dataset.read_mask(index).numpy(), masks[name] + 1)  # all have a class
+
+
+@pytest.mark.slow
+def test_runs_of_classes_decode_to_the_masks(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    images = experiment.path.parents[1] / "images"
+    words = ("--ckpt_path", str(experiment.fold(0).best), "--images", str(images), "--output", str(tmp_path))
+    options = ("--csv", "a.csv", "--csv_format", "rle", "--probabilities", "uint8")
+    run_program("predict", *words, *options, check=True)
+    masks = predicted(tmp_path)
+    found = {stem: np.full(mask.size, 255, dtype=np.uint8) for stem, mask in masks.items()}
+    for row in read_csv(tmp_path / "a.csv"):
+        numbers = list(map(int, row["EncodedPixels"].split()))
+        for start, length in zip(numbers[::2], numbers[1::2], strict=True):
+            found[Path(row["ImageId"]).stem][start - 1 : start - 1 + length] = int(row["ClassId"])
+    assert all(np.array_equal(found[stem].reshape(mask.shape[::-1]).T, mask) for stem, mask in masks.items())
+    values = np.load(tmp_path / "probabilities" / "00.npz")["probabilities"]
+    assert values.dtype == np.uint8
+    assert (np.abs(values.sum(axis=0, dtype=int) - 255) <= 2).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["--coco", "../coco.json"], 1, "--coco must be a new file name in the folder of the predictions"),
+        (["--csv", "/tmp/a.csv"], 1, "--csv must be a new file name in the folder of the predictions"),
+        (["--csv", "predictions.csv"], 1, "--csv must be a new file name in the folder of the predictions"),
+        (["--csv", "masks/a.csv"], 1, "--csv must be a new file name in the folder of the predictions"),
+        (["--csv", "mine.csv"], 1, "mine.csv exists. Choose another name."),
+        (["--csv", "a", "--coco", "a"], 1, "--coco and --csv must be two files, got a for both."),
+        (["--csv_size", "8"], 1, "--csv_size and --csv_format need the name of the file"),
+        (["--csv", "a.csv", "--csv_size", "0"], 2, "csv_size must be at least 1 and at most 65,535, got 0."),
+        (["--probabilities", "float"], 2, "probabilities"),
+    ],
+)
+def test_outputs_that_cannot_be_written_are_one_line(
+    experiment: ExperimentFolder, tmp_path: Path, words: list[str], status: int, text: str
+) -> None:
+    (tmp_path / "mine.csv").write_text("the user's own")
+    images = str(experiment.path.parents[1] / "images")
+    done = run_program(
+        *("predict", "--ckpt_path", str(experiment.fold(0).best), "--images", images),
+        *("--output", str(tmp_path), *words),
+    )
+    assert done.returncode == status
+    assert text in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
+    assert (tmp_path / "mine.csv").read_text() == "the user's own"
