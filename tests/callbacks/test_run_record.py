@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,11 +118,13 @@ def test_a_profiler_does_not_cost_the_result(mask_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_result_says_where_it_comes_from(mask_folder: Path) -> None:
+def test_a_result_says_where_it_comes_from(mask_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two results of one name could not be told apart: neither data nor program were written down."""
 
     def trained(name: str) -> dict[str, Any]:
-        main(["fit", "-c", str(mask_folder / "config.yaml"), "--name", name])
+        words = ["fit", "-c", str(mask_folder / "config.yaml"), "--name", name]
+        monkeypatch.setattr(sys, "argv", ["deeplab", *words])
+        main(words)
         result = RunFolder(mask_folder / "runs" / name).read_result()
         assert result is not None
         return result
@@ -129,7 +132,7 @@ def test_a_result_says_where_it_comes_from(mask_folder: Path) -> None:
     trainer = {"max_epochs": 1, "limit_train_batches": 1, "num_sanity_val_steps": 0}
     (mask_folder / "config.yaml").write_text(yaml.safe_dump(noise_config(mask_folder, trainer=trainer)))
     first = trained("a")
-    assert first["command"].startswith("deeplab ")
+    assert first["command"].startswith("deeplab fit -c ")
     assert datetime.now(UTC) - datetime.fromisoformat(first["finished"]) < timedelta(minutes=10)
     assert first["commit"] is None or re.fullmatch(r"[0-9a-f]{12,}\+?", first["commit"])
     assert trained("b")["data_digest"] == first["data_digest"]

@@ -47,7 +47,7 @@ CASES: dict[str, tuple[int, list[str]]] = {
     "coco_string_image_id": (0, CAT_AND_DOG),
     "coco_val_lacks": (1, ["(different: dog)", "set init_args.classes of both to [cat, dog]"]),
     "mask_255": (1, ["ignored (255)", "12.500%", "no pixel in any mask: building", "nothing to learn"]),
-    "mask_bomb": (1, ["p2.png: has 200 megapixels, and at most 179 are read; cut it into tiles"]),
+    "mask_bomb": (1, ["p2.png: has 200 megapixels, and at most 179 are read; predict it with --tile"]),
     "mask_float": (0, ["2 images", "75.000%", "No problems."]),
     "mask_hidden": (0, ["6 images", "names begin with a dot: 13", "no images: 1, such as Thumbs.db", "No problems."]),
     "mask_int32": (1, ["mask values [65537] are not in the class table"]),
