@@ -99,6 +99,8 @@ FLOORS = (
             "commands.option_values",
             "commands.checkpoint",
             "commands.run_settings",
+            "commands.surroundings",
+            "commands.training_options",
             "commands.training",
         ),
         *("commands.data", "commands.split", "commands.compare", "commands.report", "commands.kfold", "commands.grid"),

@@ -20,7 +20,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab_lightning.commands.parsers import benchmark_parser
-from deeplab_lightning.commands.training import resolve_fit_config, user_mistakes
+from deeplab_lightning.commands.surroundings import user_mistakes
+from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.batch import Batch
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule

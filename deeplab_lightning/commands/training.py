@@ -1,38 +1,29 @@
 """Run `deeplab fit`, `validate`, `test` and `predict` with LightningCLI."""
 
 import logging
-import os
 import re
 import shlex
 import signal
 import sys
-import tempfile
-import textwrap
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import lightning as L
 import yaml
 from lightning.pytorch.callbacks import BackboneFinetuning
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.sigterm import StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.checkpoint import (
-    START_FROM_WEIGHTS,
     add_checkpoint_config,
     expand_experiment,
     refuse_other_classes,
 )
 from deeplab_lightning.commands.option_values import check_values
-from deeplab_lightning.commands.options import check_configs
-from deeplab_lightning.commands.parsers import TRUST_HELP
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -44,17 +35,18 @@ from deeplab_lightning.commands.run_settings import (
     set_plugins,
     skip_pretrained_weights,
 )
+from deeplab_lightning.commands.surroundings import environment_restored, no_empty_folder, surroundings, user_mistakes
+from deeplab_lightning.commands.training_options import add_evaluation_options, add_run_options
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.images import LARGE_PIXELS
-from deeplab_lightning.errors import UserError, raised_in
-from deeplab_lightning.files import remove_if_empty, remove_leftovers
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
-from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, ExperimentFolder, RunFolder
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.saved_module import follow
 from deeplab_lightning.schedules import PolyLR
-from deeplab_lightning.tracking.mode import WandbMode
 from deeplab_lightning.usage import OneLineUsage
 
 _CHECKPOINT_DEFAULTS = {
@@ -80,7 +72,7 @@ def run_training_command(command: str, args: list[str]) -> None:
         SystemExit: With status 2, if a key or a type is wrong; with 143, after SIGTERM.
     """
     args = expand_experiment(command, args)
-    with _surroundings(args) as scratch, _no_empty_folder():
+    with surroundings(args) as scratch, no_empty_folder():
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
         cli.run()
         if command == "fit" and cli.trainer.is_global_zero:
@@ -111,7 +103,7 @@ def resolve_fit_config(args: list[str]) -> dict[str, Any]:
         FileNotFoundError: If a configuration file does not exist.
         SystemExit: With status 2, if a key or a type is wrong.
     """
-    with _surroundings(args):
+    with surroundings(args):
         return _Resolver("fit", args).resolved
 
 
@@ -128,7 +120,7 @@ def try_to_build(args: list[str]) -> None:
         SystemExit: With status 2, if a key or a type is wrong.
     """
     trial = ["--name", "trial", "--ckpt_path", "null", "--wandb", "disabled", "--trainer.logger", "false"]
-    with _surroundings(args) as scratch, _environment_restored(), warnings.catch_warnings():
+    with surroundings(args) as scratch, environment_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainings give them
         logging.disable(logging.INFO)
         try:
@@ -137,17 +129,6 @@ def try_to_build(args: list[str]) -> None:
                 cli.model.build_optimizer()
         finally:
             logging.disable(logging.NOTSET)
-
-
-@contextmanager
-def _environment_restored() -> Iterator[None]:
-    """Restore the environment variables that a training leaves to its processes."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDataModule, L.Trainer]:
@@ -159,7 +140,7 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
     Raises:
         FileNotFoundError: If a configuration file or the checkpoint does not exist.
     """
-    with _surroundings(args) as scratch:
+    with surroundings(args) as scratch:
         cli = DeepLabCLI("validate", add_checkpoint_config("validate", args, scratch))
     checkpoint = read_checkpoint(cli.config["validate"].ckpt_path)
     cli.model.on_load_checkpoint(checkpoint)
@@ -180,7 +161,7 @@ def build_fit(args: list[str]) -> tuple[SegmentationModule, SegmentationDataModu
     Raises:
         FileNotFoundError: If a configuration file does not exist.
     """
-    with _surroundings(args) as scratch:
+    with surroundings(args) as scratch:
         cli = DeepLabCLI("fit", add_checkpoint_config("fit", args, scratch))
     return cli.model, cli.datamodule, dict(cli.config_init["fit"].trainer)
 
@@ -218,73 +199,13 @@ class DeepLabCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of run folder, W&B, checkpoints and prediction, and link the classes to the data."""
-        parser.add_argument(
-            "--name",
-            type=str | None,
-            default=None,
-            help="Name of the run's folder; made from model and time if null.",
-        )
-        parser.add_argument("--output_dir", type=str, default="runs", help="Folder that holds the runs' folders.")
-        parser.add_argument(
-            "--wandb",
-            type=WandbMode,
-            default="offline",
-            help="Where W&B logs to; online falls back to offline if the server cannot be reached.",
-        )
+        add_run_options(parser)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT_DEFAULTS.items()})
         # As it is in a file: a resumed experiment compares its settings with those that it was started with.
         parser.set_defaults({"model.lr_scheduler": {"class_path": class_path_of(PolyLR)}})
-        if self._command == "predict":
-            parser.add_argument(
-                "--images",
-                type=list[str] | str | None,
-                default=None,
-                help="Folder, image file or .txt list to predict, or a list of them: '[a, b.jpg]'.",
-            )
-            parser.add_argument(
-                "--output",
-                type=str | None,
-                default=None,
-                help="Folder of the predictions; in the run's folder if null.",
-            )
-            _add_outputs(parser)
         if self._command != "fit":
-            parser.add_argument(
-                "--tta",
-                type=str | None,
-                default=None,
-                help="Views whose probabilities are averaged: flip, scales=[0.75,1,1.25], or both with a comma.",
-            )
-            parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
-            parser.add_argument(
-                "--tile",
-                type=int | None,
-                default=None,
-                help="Height and width in pixels of the tiles in which larger images are processed, a multiple of 32 "
-                "such as 1024; their weighted probabilities are averaged. Whole images if null.",
-            )
-            parser.add_argument(
-                "--overlap",
-                type=int | None,
-                default=None,
-                help="Pixels that neighbouring tiles share, up to half of --tile; an eighth of it if null.",
-            )
-        if self._command in {"test", "predict"}:
-            parser.add_argument(
-                "--ensemble",
-                type=list[str] | None,
-                default=None,
-                help="Further checkpoints whose probabilities are averaged: '[b.ckpt, c.ckpt]'. --experiment FOLDER, "
-                "instead of --ckpt_path, takes the best of all folds of an experiment.",
-            )
-            parser.add_argument(
-                "--min_area",
-                type=str | None,
-                default=None,
-                help="Pixels of the smallest region that is kept: 64, or bottle=64,can=20 for these classes alone. A "
-                "smaller one gets the class with which it shares the longest border.",
-            )
+            add_evaluation_options(parser, self._command)
         parser.link_arguments("data.num_classes", "model.net.init_args.num_classes", apply_on="instantiate")
         parser.link_arguments("data.in_channels", "model.net.init_args.in_channels", apply_on="instantiate")
         parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
@@ -388,47 +309,6 @@ class DeepLabCLI(LightningCLI):
         sys.exit(128 + signal.SIGTERM)
 
 
-def _add_outputs(parser: LightningArgumentParser) -> None:
-    """Add the options that say what is written of predicted images besides their masks."""
-    parser.add_argument("--overlays", type=bool, default=True, help="Whether to blend the masks into the images.")
-    parser.add_argument(
-        "--probabilities",
-        type=Literal["npz", "uint8"] | None,
-        default=None,
-        help="Write the probabilities (K, H, W) of each image to an .npz file: as float16, or uint8 for 0-255.",
-    )
-    parser.add_argument(
-        "--confidence",
-        action="store_true",
-        help="Write the highest probability of each pixel as a grey PNG, 255 for 1.",
-    )
-    parser.add_argument(
-        "--coco",
-        type=str | None,
-        default=None,
-        help="COCO JSON file to write in the folder of the predictions, with one RLE per image and class.",
-    )
-    parser.add_argument(
-        "--csv",
-        type=str | None,
-        default=None,
-        help="CSV file of a competition to write there, such as submission.csv.",
-    )
-    parser.add_argument(
-        "--csv_size",
-        type=int | None,
-        default=None,
-        help="Height and width of its masks; null: 256 with ids, the image's own with rle.",
-    )
-    parser.add_argument(
-        "--csv_format",
-        type=Literal["ids", "rle"] | None,
-        default=None,
-        help="ids, the default: image_id and the class ids of all pixels, row by row. rle: the runs of each class as "
-        "Kaggle counts them, from 1 and column by column.",
-    )
-
-
 class _Parser(OneLineUsage, LightningArgumentParser):
     """Parse the options of a command; a wrong command line is reported in one line."""
 
@@ -449,74 +329,3 @@ class _Resolver(DeepLabCLI):
 
     def after_instantiate_classes(self) -> None:
         """Skip: this class only parses."""
-
-
-@contextmanager
-def _surroundings(args: list[str]) -> Iterator[Path]:
-    """Check the configuration files, silence hints, and report what Lightning refuses as mistakes of the user.
-
-    Yields:
-        A temporary folder.
-    """
-    check_configs(args)
-    _quiet()
-    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch, warnings.catch_warnings():
-        # Lightning warns of arguments that are not those of the process; here they are given on purpose.
-        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
-        with user_mistakes():
-            yield Path(scratch)
-
-
-@contextmanager
-def _no_empty_folder() -> Iterator[None]:
-    """Remove the folder that was made for a run which stopped before it wrote anything."""
-    try:
-        yield
-    except BaseException:
-        if folder := os.environ.get(RUN_FOLDER_VARIABLE):
-            remove_if_empty(Path(folder))
-        raise
-
-
-@contextmanager
-def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
-    """Report what Lightning refuses as mistakes of the user, in one line.
-
-    Lightning refuses a setting with a MisconfigurationException, or with a ValueError of its own. A checkpoint of
-    another network is a mistake too.
-
-    Args:
-        kinds: Further classes of errors to report.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        is_own = isinstance(error, ValueError) and raised_in(error, "lightning")
-        if is_own or isinstance(error, (MisconfigurationException, *kinds)):
-            raise UserError(" ".join(str(error).split())) from error
-        if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-            reason = textwrap.shorten(str(error).partition(":")[2], 200, placeholder=" ...")
-            raise UserError(f"the checkpoint is of another network: {reason} {START_FROM_WEIGHTS}") from error
-        raise
-
-
-def _quiet() -> None:
-    """Silence hints that do not apply."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    for message in (
-        ".*does not have many workers.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*It is recommended to use .self.log.*sync_dist=True.*",
-        ".*The .srun. command is available.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*anonymous setting has no effect.*",
-        ".*The number of training batches .* is smaller than the logging interval.*",
-        ".*Be aware that when using .ckpt_path..*",
-        ".*Trying to infer the .batch_size.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)

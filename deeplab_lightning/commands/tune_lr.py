@@ -10,7 +10,8 @@ import lightning as L
 import numpy as np
 
 from deeplab_lightning.commands.parsers import tune_lr_parser
-from deeplab_lightning.commands.training import build_fit, user_mistakes
+from deeplab_lightning.commands.surroundings import user_mistakes
+from deeplab_lightning.commands.training import build_fit
 from deeplab_lightning.drawing import draw_learning_rates
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import write_atomically, write_text
