@@ -194,14 +194,15 @@ def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def import_problem(entry: Any, *, trust: bool) -> str | None:
+def import_problem(entry: Any, *, trust: bool, owner: type | None = None) -> str | None:
     """Return which class of a checkpoint cannot or must not be imported, and why, as a clause; None if all can.
 
     Args:
         entry: Part of the configuration.
         trust: Whether classes of any package may be imported.
+        owner: Class whose arguments the entry holds, if it names none.
     """
-    if not trust and (foreign := foreign_class(entry)):
+    if not trust and (foreign := foreign_class(entry, owner)):
         packages = ", ".join(TRUSTED_PACKAGES)
         return f"{foreign} is no class of {packages}: if you trust it, use --trust, in Python trust=True"
     return import_error(entry)

@@ -1,12 +1,16 @@
 """Read class paths in configurations: which entries name a class, which may be imported, and one spelling for all."""
 
 import re
+from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 TRUSTED_PACKAGES = ("deeplab_lightning", "torch", "torchvision", "timm", "segmentation_models_pytorch", "lightning")
 """Packages whose classes the files of a run may name, whoever wrote them."""
+_PLAIN_TYPES = (str, int, float, bool, Path, NoneType)
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -47,18 +51,24 @@ def import_error(config: Any) -> str | None:
     return None
 
 
-def foreign_class(config: Any) -> str | None:
+def foreign_class(config: Any, owner: type | None = None) -> str | None:
     """Return what a configuration names that is no class of `TRUSTED_PACKAGES`; None if there is nothing.
 
-    Nothing else is imported. Values that could be import paths, as of a function, count as named.
+    Nothing else is imported. Texts that could be import paths, as of a function, count as named, unless the argument is
+    declared as text: `train.txt` may lie beside a `train.py`.
 
     Args:
         config: Mappings, lists and plain values.
+        owner: Class whose arguments the mapping holds, if it is known.
     """
+    if isinstance(config, dict) and "class_path" in config:
+        path = str(config["class_path"])
+        rest = {key: value for key, value in config.items() if key not in {"class_path", "init_args"}}
+        if not _is_trusted(path):
+            return path
+        return foreign_class(config.get("init_args"), _named(path)) or foreign_class(rest)
     if isinstance(config, dict):
-        path = config.get("class_path")
-        own = path if path is not None and not _is_trusted(str(path)) else None
-        return own or foreign_class([value for key, value in config.items() if key != "class_path"])
+        return foreign_class([v for key, v in config.items() if not (isinstance(v, str) and _takes_text(owner, key))])
     if isinstance(config, list):
         return next(filter(None, map(foreign_class, config)), None)
     is_import = isinstance(config, str) and _DOTTED.fullmatch(config) and _is_module(config.partition(".")[0])
@@ -108,6 +118,23 @@ def _named(class_path: Any) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         return None
+
+
+def _takes_text(owner: type | None, argument: str) -> bool:
+    """Check whether an argument of a class is declared as texts, numbers or a choice, none of which is imported."""
+    if owner is None:
+        return False
+    try:
+        hints = get_type_hints(owner.__init__)  # type: ignore[misc]
+    except (NameError, TypeError):  # an annotation that cannot be resolved
+        return False
+    return argument in hints and _is_plain(hints[argument])
+
+
+def _is_plain(hint: Any) -> bool:
+    if get_origin(hint) is Literal or hint in {*_PLAIN_TYPES, Ellipsis}:
+        return True
+    return bool(get_args(hint)) and get_origin(hint) not in {Callable, type} and all(map(_is_plain, get_args(hint)))
 
 
 def _is_trusted(class_path: str) -> bool:

@@ -134,6 +134,20 @@ def test_trust_imports_what_a_checkpoint_names(checkpoint: Path, tmp_path: Path)
     assert (tmp_path / "was_run").exists()
 
 
+@pytest.mark.slow
+def test_names_of_files_are_no_modules(checkpoint: Path, tmp_path: Path) -> None:
+    """A list called train.txt beside a script train.py was taken for something to import from the script."""
+    content = torch.load(checkpoint, weights_only=True)
+    dataset = content["config"]["data"]["dataset"]["init_args"]
+    (tmp_path / "train.py").write_text("raise AssertionError('imported')")
+    dataset["list_file"] = "train.txt"
+    Path(dataset["root"], "train.txt").write_text("".join(f"{index:02d}.png\n" for index in range(10)))
+    torch.save(content, tmp_path / "x.ckpt")
+    done = run_program("validate", "--ckpt_path", "x.ckpt", "--output_dir", "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Left out" not in done.stdout
+
+
 def test_python_needs_trust_too(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _attacked(checkpoint, tmp_path, ATTACKS["network"])
     monkeypatch.syspath_prepend(tmp_path)
@@ -164,6 +178,8 @@ def test_comparing_settings_imports_nothing_foreign(tmp_path: Path, monkeypatch:
         ({"class_path": "Thing"}, "Thing"),
         ({"class_path": "torch.nn.CrossEntropyLoss", "init_args": {"weight": [THING]}}, "evil.Thing"),
         ({"class_path": "lightning.pytorch.utilities.rank_zero.Popen"}, None),  # nothing of that name is there
+        ({"class_path": "deeplab_lightning.SumLoss", "init_args": {"losses": ["os.system"]}}, "os.system"),
+        ({"class_path": "deeplab_lightning.DeepLabV3", "init_args": {"backbone": "os.path"}}, None),  # a text
         ("os.system", "os.system"),
         (["subprocess.Popen"], "subprocess.Popen"),
         ("torch.load", "torch.load"),

@@ -148,7 +148,7 @@ def _of_evaluation(config: dict[str, Any], path: str, command: str, *, trust: bo
     left_out = {"train_transforms", "copy_paste", *(_DATA_SETS if command == "predict" else ())}
     data = {key: value for key, value in config["data"].items() if key not in left_out}
     data |= {key: _usable(data[key], trust=trust) for key in _DATA_SETS if key in data}
-    if problem := import_problem(data, trust=trust):
+    if problem := import_problem(data, trust=trust, owner=SegmentationDataModule):
         raise UserError(f"{path} cannot be evaluated, since {problem}.")
     trainer = config.get("trainer") or {}
     kept = {key: trainer[key] for key in _OF_TRAINER if isinstance(trainer.get(key), str | int | float)}
