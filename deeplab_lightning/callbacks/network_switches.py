@@ -15,8 +15,7 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotun
 class CompileNetwork(L.Callback):
     """Compile the backbone and the head in place with `torch.compile`; the names of the weights stay.
 
-    The steps of a training are compiled; validation, whose images may have many sizes, is not. The first step takes
-    minutes.
+    The steps of a training are compiled, at the first step; validation, whose images may have many sizes, is not.
 
     Args:
         mode: See `torch.compile`.
@@ -53,7 +52,8 @@ class CompileNetwork(L.Callback):
 class GradientCheckpointing(L.Callback):
     """Keep only the inputs of the backbone's blocks for the backward pass, which computes the rest again.
 
-    It takes less memory and about a third more time, with the same gradients. The statistics of batch norms are updated
+    It takes less memory and one more forward pass of the backbone, with the same gradients (Chen et al. 2016,
+    arXiv:1604.06174). The statistics of batch norms are updated
     in both passes, so that they follow the batches faster. For backbones of timm.
     """
 

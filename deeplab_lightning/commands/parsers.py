@@ -208,8 +208,8 @@ def tune_lr_parser() -> OptionParser:
     """Build the parser of `deeplab tune-lr`."""
     parser = OptionParser(
         prog="deeplab tune-lr",
-        description="Train some steps while the learning rate rises, and suggest the rate at which the loss falls "
-        "fastest. Writes tune_lr.csv and tune_lr.png. " + _OF_FIT + ".",
+        description="Train some steps on one device while the learning rate rises, and suggest the rate at which the "
+        "loss falls fastest. Writes tune_lr.csv and tune_lr.png. " + _OF_FIT + ".",
         allow_abbrev=False,
     )
     parser.add_argument("--min_lr", type=float, default=1e-6, help="first learning rate of the backbone (1e-6)")

@@ -20,7 +20,7 @@ from deeplab_lightning.tables import csv_text_of_dicts
 _SMOOTHING = 0.9  # weight of the past in the mean of the losses
 _DIVERGED = 3.0  # times the lowest mean loss, after which a larger rate tells nothing
 _MIN_STEPS = 20
-_OF_THE_MACHINE = ("accelerator", "devices", "precision", "accumulate_grad_batches", "gradient_clip_val", "plugins")
+_OF_THE_TRAINING = ("accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")
 
 
 class LearningRateSweep(L.Callback):
@@ -83,13 +83,15 @@ def tune_lr(args: list[str]) -> None:
         own = ["--output_dir", scratch, "--name", "sweep", "--wandb", "disabled"]
         module, data, settings = build_fit([*rest, *own])
         module.scheduler_factory = None
-        kept = {key: value for key, value in settings.items() if key in _OF_THE_MACHINE}
-        options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+        kept = {key: value for key, value in settings.items() if key in _OF_THE_TRAINING}
+        options: dict[str, Any] = {"devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
+        options |= dict.fromkeys(
+            ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False
+        )
         with user_mistakes(TypeError):
             trainer = L.Trainer(
-                **kept, **options, callbacks=[sweep], max_steps=given.steps, max_epochs=-1, limit_val_batches=0,
-                num_sanity_val_steps=0, enable_progress_bar=False, default_root_dir=scratch,
-            )  # fmt: skip
+                **kept, **options, callbacks=[sweep], max_steps=given.steps, max_epochs=-1, default_root_dir=scratch
+            )
             trainer.fit(module, datamodule=data)
     rates = sweep.rates[: len(sweep.losses)]
     suggested = suggest(rates, sweep.losses)
