@@ -63,7 +63,7 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("checkpoints", "saved_module", "module", "inference.model"),
+    ("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),

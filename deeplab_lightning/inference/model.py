@@ -141,21 +141,27 @@ class Model:
         return [find(picture) for picture in pictures]
 
     @torch.no_grad()
+    def probabilities(self, image: Tensor, *, tiles: Tiles | None = None) -> Tensor:
+        """Compute the probabilities (K, H, W) float32 of one image (C, H, W) uint8, on the model's device."""
+        shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
+        net = self.net if tiles is None else Tiled(self.net, tiles)
+        found: Tensor = net(shrunk).exp()
+        size = (image.shape[-2], image.shape[-1])
+        return (found if found.shape[-2:] == size else resize(found, size))[0]
+
+    @torch.no_grad()
     def _one(
         self, picture: Picture, *, tiles: Tiles | None, regions: RegionFilter | None, keeps_probabilities: bool
     ) -> Prediction:
         image = self._pixels(picture, LARGE_PIXELS if tiles else MAX_PIXELS)
         size = (image.shape[-2], image.shape[-1])
-        shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
         pixels = image.permute(1, 2, 0).numpy()
+        shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
         net = self.net if tiles is None else Tiled(self.net, tiles)
         if isinstance(net, Tiled) and not net.is_whole(shrunk) and not keeps_probabilities:
             mask = find_in_tiles(net, shrunk, size, door=Door())[0].cpu().numpy()
             return Prediction(pixels, mask if regions is None else regions.filtered(mask), None, self.classes)
-        probabilities = net(shrunk).exp()
-        if probabilities.shape[-2:] != size:
-            probabilities = resize(probabilities, size)
-        values = probabilities[0].cpu().numpy()
+        values = self.probabilities(image, tiles=tiles).cpu().numpy()
         mask = values.argmax(axis=0).astype(np.uint8)
         mask = mask if regions is None else regions.filtered(mask)
         return Prediction(pixels, mask, values if keeps_probabilities else None, self.classes)

@@ -1,0 +1,127 @@
+"""Predict the images of an experiment by the networks that were not trained on them."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deeplab_lightning.checkpoints import import_problem
+from deeplab_lightning.data.batch import Sample
+from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.config import datamodule_from_config
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
+from deeplab_lightning.inference.model import Model, load
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
+
+_OF_TRAINING = ("train_transforms", "copy_paste", "predict_images")
+
+
+class OutOfFold:
+    """Predict each image of a K-fold experiment by the best checkpoints of the fold that held it out.
+
+    The networks of `kfold --seeds` that held out the same fold are averaged. A single run is an experiment of one fold,
+    whose images are its validation images.
+
+    Args:
+        folder: The experiment, or the run.
+        device: See `load`.
+        trust: Whether its configuration and checkpoints may name classes of any package.
+
+    Attributes:
+        folder: The experiment, or the run.
+
+    Raises:
+        FileNotFoundError: If there is no finished run with a best checkpoint.
+        DataError: If the data cannot be used, or have no validation part.
+    """
+
+    def __init__(self, folder: str | Path, *, device: str | None = None, trust: bool = False) -> None:
+        self.folder = Path(folder)
+        self._device, self._trust = device, trust
+        files = ExperimentFolder(self.folder)
+        self._parts = files.seeds() or [files]
+        runs = [run for part in self._parts for run in part.runs() if run.result.is_file() and run.best.is_file()]
+        if not runs:
+            raise MissingFileError(f"no finished run with a best.ckpt in {self.folder.absolute()}.")
+        self._runs: dict[int, list[RunFolder]] = {}
+        for run in runs:
+            result = run.read_result()
+            assert result is not None
+            self._runs.setdefault(result["fold"] or 0, []).append(run)
+        self._config: Mapping[str, Any] = self._read_config(runs[0])
+
+    def _read_config(self, run: RunFolder) -> dict[str, Any]:
+        """Return the settings of the data that a run was validated on."""
+        try:
+            config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            data = {key: value for key, value in config["data"].items() if key not in _OF_TRAINING}
+        except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{run.config}: is damaged, or no configuration of `deeplab fit`.") from error
+        if problem := import_problem(data, trust=self._trust, owner=SegmentationDataModule):
+            raise UserError(f"{run.config} cannot be used, since {problem}.")
+        folds = self._parts[0].folds if self._parts[0].folds.is_file() else run.folds
+        return data | ({"fold_file": str(folds)} if data["split"] == "folds" else {})
+
+    @cached_property
+    def data(self) -> SegmentationDataModule:
+        """Return the data module of the experiment, whose files were checked."""
+        data = datamodule_from_config(self._config)
+        data.prepare_data()
+        data.setup("validate")
+        if not data.has_validation:
+            raise DataError(f"{self.folder} held out no image: data.fold is null.")
+        return data
+
+    @property
+    def dataset(self) -> SegmentationDataset:
+        """Return the data set of the held-out images."""
+        dataset = self.data.val_dataset if self.data.split == "official" else self.data.dataset
+        assert dataset is not None
+        return dataset
+
+    @property
+    def classes(self) -> ClassTable:
+        """Return the class table."""
+        return self.data.classes
+
+    @property
+    def fold_numbers(self) -> list[int]:
+        """Return the numbers of the finished folds in order."""
+        return sorted(self._runs)
+
+    def networks(self, fold: int) -> int:
+        """Return the number of networks that held out a fold: one for each seed."""
+        return len(self._runs[fold])
+
+    @cached_property
+    def folds(self) -> dict[str, int]:
+        """Return the fold of each image that a finished fold held out, by the image's key."""
+        if self.data.split == "official":
+            return dict.fromkeys(self.dataset.names, self.fold_numbers[0])
+        return {name: fold for name, fold in self.data.folds.items() if fold in self._runs}
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """Return the best checkpoints of all finished folds and seeds."""
+        return [run.best for fold in self.fold_numbers for run in self._runs[fold]]
+
+    def model(self, fold: int, *, tta: str | None = None) -> Model:
+        """Load the networks that held out a fold.
+
+        Args:
+            fold: The fold.
+            tta: See `load`.
+        """
+        paths = [run.best for run in self._runs[fold]]
+        return load(paths, device=self._device, tta=tta, trust=self._trust)
+
+    def samples(self, fold: int) -> Iterator[Sample]:
+        """Yield the images that a fold held out with their masks, both at the size of the files."""
+        dataset = self.dataset
+        for index, name in enumerate(dataset.names):
+            if self.folds.get(name) == fold:
+                yield dataset[index]
