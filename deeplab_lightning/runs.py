@@ -454,6 +454,8 @@ class ExperimentFolder(_Folder):
         """Confusion matrices of all held-out images."""
         self.report = self.path / "report.html"
         """Page of the experiment; also that of a single run."""
+        self.best_recipe = self.path / "best.yaml"
+        """Options of `deeplab predict` that `deeplab best` found."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:

@@ -88,7 +88,7 @@ FLOORS = (
         *("experiments.comparison_table", "experiments.report.axes", "experiments.report.charts"),
         *("experiments.report.training_curves", "experiments.report.confusion", "experiments.report.class_table"),
         *("experiments.report.origin", "experiments.report.gallery"),
-        *("experiments.report", "experiments.page"),
+        *("experiments.report", "experiments.page", "experiments.selection", "experiments.best"),
     ),
     ("tracking.runs", "tracking.report", "tracking.experiment"),
     (
@@ -105,6 +105,7 @@ FLOORS = (
         ),
         *("commands.data", "commands.split", "commands.compare", "commands.report", "commands.kfold", "commands.grid"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
+        "commands.best",
     ),
     ("cli", "__main__", "data", "models", ""),
 )

@@ -19,6 +19,7 @@ class AverageProbabilities(L.Callback):
         checkpoints: Further checkpoints, whose probabilities are averaged with those of the command's own.
         views: Views of each image, or of each tile.
         tiles: Size and overlap of tiles; None for whole images.
+        weights: Weight of each network in the mean, the command's own first; equal ones if None.
         trust: Whether the further checkpoints may name classes of any package.
     """
 
@@ -28,9 +29,11 @@ class AverageProbabilities(L.Callback):
         views: Views = Views(),  # noqa: B008
         tiles: Tiles | None = None,
         *,
+        weights: Sequence[float] | None = None,
         trust: bool = False,
     ) -> None:
         self.checkpoints, self.views, self.tiles, self.trust = list(checkpoints), views, tiles, trust
+        self.weights = weights
         self._own: Any = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,8 +49,8 @@ class AverageProbabilities(L.Callback):
                 kernels.speed_up(net)
             nets.append(net.to(weight.device, weight.dtype).eval())
         used: Any = pl_module.net
-        if len(nets) > 1 or self.views != Views():
-            used = Ensemble(nets, self.views)
+        if len(nets) > 1 or self.views != Views() or self.weights is not None:
+            used = Ensemble(nets, self.views, self.weights)
             views = f" with {self.views}" if str(self.views) else ""
             rank_zero_info(f"Averaging the probabilities of {len(nets)} checkpoint{'s' * (len(nets) > 1)}{views}.")
         if self.tiles is not None:

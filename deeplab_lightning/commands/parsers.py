@@ -102,6 +102,34 @@ def report_parser() -> OptionParser:
     return parser
 
 
+def best_parser() -> OptionParser:
+    """Build the parser of `deeplab best`."""
+    parser = OptionParser(
+        prog="deeplab best",
+        description="Find how to predict with the networks of experiments that share their folds: which to average, "
+        "with which weights and views, and what comes after. Nothing is judged by the images that it was chosen on. "
+        "Writes the options of `deeplab predict`.",
+    )
+    parser.add_argument(
+        "experiments", nargs="+", metavar="EXPERIMENT", type=Path, help="folders of `deeplab kfold`, at most 6"
+    )
+    parser.add_argument(
+        "--tta",
+        nargs="*",
+        default=["flip", "scales=[0.75,1,1.25]", "scales=[0.75,1,1.25],flip"],
+        metavar="VIEWS",
+        help="views to try, as `predict --tta` takes them: flip, scales=[0.75,1,1.25] and both if not given; none "
+        "after --tta alone",
+    )
+    parser.add_argument(
+        "--min_areas", default="32,128,512", help="pixels of the smallest region to try (32,128,512); '' for none"
+    )
+    parser.add_argument("--crf", type=Path, help="crf.yaml of `deeplab tune-crf`, to try with and without it")
+    parser.add_argument("--output", type=Path, help="file to write (best.yaml in the first experiment's folder)")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
+
+
 def wandb_report_parser() -> OptionParser:
     """Build the parser of `deeplab wandb-report`."""
     parser = OptionParser(
@@ -273,6 +301,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "grid": grid_parser,
     "compare": compare_parser,
     "report": report_parser,
+    "best": best_parser,
     "wandb-report": wandb_report_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,

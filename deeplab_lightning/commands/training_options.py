@@ -75,6 +75,12 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             "instead of --ckpt_path, takes the best of all folds of an experiment.",
         )
         parser.add_argument(
+            "--ensemble_weights",
+            type=list[float] | None,
+            default=None,
+            help="Weights of --ckpt_path and the checkpoints of --ensemble in the mean: '[2, 1]'. Equal if null.",
+        )
+        parser.add_argument(
             "--min_area",
             type=str | None,
             default=None,

@@ -1,5 +1,6 @@
 """Average the class probabilities of several networks, and of several views of an image."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,18 @@ from torch import Tensor, nn
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.resizing import resize
+
+
+class View(NamedTuple):
+    """Hold one view of an image.
+
+    Attributes:
+        scale: Factor of the image's size.
+        is_flipped: Whether it is mirrored left to right.
+    """
+
+    scale: float = 1.0
+    is_flipped: bool = False
 
 
 class Views(NamedTuple):
@@ -45,6 +58,14 @@ class Views(NamedTuple):
             )
         return cls(scales, "flip" in rest)
 
+    def single(self) -> list[View]:
+        """Return the views one by one."""
+        return [
+            View(scale, is_flipped)
+            for scale in self.scales
+            for is_flipped in ((False, True) if self.flip else (False,))
+        ]
+
     def __str__(self) -> str:
         scales = f"scales {', '.join(f'{scale:g}' for scale in self.scales)}" if self.scales != (1.0,) else ""
         return " and ".join(filter(None, [scales, "flip" if self.flip else ""]))
@@ -62,12 +83,18 @@ class Ensemble(nn.Module):
     Args:
         nets: Networks of the same classes and channels; each prepares images in its own way.
         views: The views.
+        weights: Weight of each network in the mean, positive; equal ones if None.
 
     Raises:
-        ValueError: If there is no network, or they differ in classes or channels.
+        ValueError: If there is no network, they differ in classes or channels, or the weights cannot be used.
     """
 
-    def __init__(self, nets: Sequence[DeepLab], views: Views = Views()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        nets: Sequence[DeepLab],
+        views: Views = Views(),  # noqa: B008
+        weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__()
         if not nets:
             raise UserError("an ensemble needs at least one network.")
@@ -87,31 +114,43 @@ class Ensemble(nn.Module):
                     "the networks of an ensemble must read images alike, got the value_range "
                     f"{_values(first)} and {_values(net)}."
                 )
+        self.weights = [1.0] * len(nets) if weights is None else [float(weight) for weight in weights]
+        if len(self.weights) != len(nets) or not all(0 < weight < math.inf for weight in self.weights):
+            raise UserError(
+                "--ensemble_weights needs a positive number for --ckpt_path and for each checkpoint of --ensemble, "
+                f"{len(nets)} in all, got {list(weights or ())}."
+            )
         self.nets, self.views = nn.ModuleList(nets), views
         self.preprocess, self.num_classes, self.in_channels = first.preprocess, first.num_classes, first.in_channels
         self.class_names, self.palette = first.class_names, first.palette
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logarithm of the mean probabilities (B, K, H, W) of images (B, C, H, W) uint8."""
+        total: Tensor | None = None
+        for view in self.views.single():
+            probabilities = self.of_view(images, view)
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None
+        return total.div_(len(self.views.single())).clamp_min_(torch.finfo(total.dtype).tiny).log_()
+
+    def of_view(self, images: Tensor, view: "View") -> Tensor:
+        """Compute the weighted mean of the networks' probabilities (B, K, H, W) for one view of images."""
         size = (images.shape[-2], images.shape[-1])
         total: Tensor | None = None
-        for net in self.nets:
+        for net, weight in zip(self.nets, self.weights, strict=True):
             assert isinstance(net, DeepLab)
             prepared = net.preprocess(images)
-            for scale in self.views.scales:
-                view = prepared if scale == 1 else resize(prepared, _scaled(prepared, scale))
-                for is_flipped in (False, True) if self.views.flip else (False,):
-                    logits = net(view.flip(-1) if is_flipped else view)
-                    logits = logits.flip(-1) if is_flipped else logits
-                    probabilities = resize(logits.float(), size).softmax(dim=1)
-                    total = probabilities if total is None else total.add_(probabilities)
+            seen = prepared if view.scale == 1 else resize(prepared, _scaled(prepared, view.scale))
+            logits = net(seen.flip(-1)).flip(-1) if view.is_flipped else net(seen)
+            probabilities = resize(logits.float(), size).softmax(dim=1).mul_(weight)
+            total = probabilities if total is None else total.add_(probabilities)
         assert total is not None
-        count = len(self.nets) * len(self.views.scales) * (2 if self.views.flip else 1)
-        return total.div_(count).clamp_min_(torch.finfo(total.dtype).tiny).log_()
+        return total.div_(sum(self.weights))
 
     def describe(self) -> dict[str, Any]:
         """Return what is averaged, for a record."""
-        return {"networks": len(self.nets), "scales": list(self.views.scales), "flip": self.views.flip}
+        weights = {"weights": self.weights} if len(set(self.weights)) > 1 else {}
+        return {"networks": len(self.nets), "scales": list(self.views.scales), "flip": self.views.flip, **weights}
 
 
 def _scaled(images: Tensor, scale: float) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
-from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference import Ensemble, View, Views
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.kernels import Door
@@ -146,6 +146,18 @@ class Model:
         shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
         net = self.net if tiles is None else Tiled(self.net, tiles)
         found: Tensor = net(shrunk).exp()
+        size = (image.shape[-2], image.shape[-1])
+        return (found if found.shape[-2:] == size else resize(found, size))[0]
+
+    @property
+    def num_networks(self) -> int:
+        """Return the number of networks that are averaged."""
+        return len(self.net.nets)
+
+    @torch.no_grad()
+    def of_view(self, image: Tensor, view: View) -> Tensor:
+        """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8."""
+        found = self.net.of_view(self.net.preprocess.shrink(image[None]).to(self.device), view)
         size = (image.shape[-2], image.shape[-1])
         return (found if found.shape[-2:] == size else resize(found, size))[0]
 
