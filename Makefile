@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-fast bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo competition test test-fast bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -46,6 +46,17 @@ demo: install  ## train, validate and predict on built-in data, in minutes on a 
 	$(BIN)/deeplab validate --ckpt_path $${run}checkpoints/best.ckpt && \
 	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
 	echo "Results are in $$run: see panels/ and predictions/overlays/."
+
+competition: install  ## folds, trainings, comparison, best average, submission.csv on built-in data; again to go on
+	$(BIN)/deeplab grid -c configs/grids/competition.yaml
+	$(BIN)/deeplab best runs/competition/v3 runs/competition/v3plus --output runs/competition/best.yaml
+	$(BIN)/deeplab data synthetic --output data/competition_test --num_images 40 --size 192 --seed 1
+	$(BIN)/deeplab predict -c runs/competition/best.yaml --images data/competition_test --csv submission.csv \
+		--output runs/competition/predictions
+	@echo "What the new images' labels say, beside what best.yaml promises:"
+	$(BIN)/deeplab test -c runs/competition/best.yaml --data.test_dataset SyntheticLitterDataset \
+		--data.test_dataset.root data/competition_test --data.test_dataset.num_images 40 \
+		--data.test_dataset.size 192 --data.test_dataset.seed 1
 
 test: install-dev  ## run all tests, one process per core
 	$(TEST) -n auto --dist worksteal

@@ -262,14 +262,23 @@ class SegmentationModule(SavedModule):
         confusion.reset()  # type: ignore[operator]
         self.log(f"{stage}/loss", self.mean_loss[stage].compute())  # type: ignore[operator]
         self.mean_loss[stage].reset()  # type: ignore[operator]
-        figures, per_class = summarize(matrix), class_iou(matrix).tolist()
-        self.log_dict({f"{stage}/{name}": value for name, value in figures.items() if name != "miou"})
-        self.log(f"{stage}/miou", figures["miou"], prog_bar=True)
-        self.log_dict({f"{stage}/iou/{name}": iou for name, iou in zip(self.classes.names, per_class, strict=True)})
+        for name, value in self._figures(matrix).items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "miou")
+        self.last_matrix: Tensor = matrix
+
+    def _figures(self, matrix: Tensor) -> dict[str, float]:
+        """Compute the figures of a set that are logged besides the loss."""
+        per_class = zip(self.classes.names, class_iou(matrix).tolist(), strict=True)
+        figures = summarize(matrix) | {f"iou/{name}": iou for name, iou in per_class}
         if self.net.num_classes == 2:
             foreground = foreground_figures(matrix)
-            self.log_dict({f"{stage}/{key}/{self.classes.names[1]}": foreground[key] for key in FOREGROUND_KEYS})
-        self.last_matrix: Tensor = matrix
+            figures |= {f"{key}/{self.classes.names[1]}": foreground[key] for key in FOREGROUND_KEYS}
+        return figures
+
+    def logged_names(self) -> list[str]:
+        """Return the names of the figures that a training logs, for what monitors one of them."""
+        figures = self._figures(torch.zeros(self.net.num_classes, self.net.num_classes, dtype=torch.int64))
+        return ["train/loss", *(f"val/{name}" for name in ("loss", *figures))]
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Build the optimiser over groups with their multipliers."""

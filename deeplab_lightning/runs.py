@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import yaml
 
+from deeplab_lightning.data.folds.balance import balance_fault
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import make_unused_folder, read_lines, unused_path, write_text
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -90,7 +91,10 @@ class _Folder:
         Raises:
             DataError: If it is damaged.
         """
-        return read_csv(self.balance, ("fold", "class")) if self.balance.is_file() else []
+        rows = read_csv(self.balance, ("fold", "class")) if self.balance.is_file() else []
+        if rows and (fault := balance_fault(rows)):
+            raise DataError(f"{self.balance}: is damaged: {fault}.")
+        return rows
 
 
 class SplitFolder(_Folder):

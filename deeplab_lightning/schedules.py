@@ -1,5 +1,6 @@
 """Build the learning-rate schedule of a training, of PyTorch, timm or this package."""
 
+import difflib
 import inspect
 import math
 import sys
@@ -40,6 +41,7 @@ Length = Callable[[Interval], int]
 
 MONITOR = "val/miou"
 """Metric of schedules that wait for a plateau."""
+_OWN_PACKAGES = ("deeplab_lightning", "lightning", "pytorch_lightning")
 _LENGTHS = ("total_steps", "T_max", "t_initial")
 _ANY_NUMBER = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _RATES = ("max_lr", "base_lr")  # of OneCycleLR and CyclicLR
@@ -73,9 +75,29 @@ def schedule_config(
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.limit_val_batches == 0 or not getattr(datamodule, "has_validation", True):
             raise UserError(f"the schedule waits for {monitor}, but nothing validates: take another.")
+        logged_names: Any = getattr(trainer.lightning_module, "logged_names", None)
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]
+        if logged_names and (near := nearest_figure(monitor, logged_names(), callbacks)):
+            raise UserError(f"the schedule waits for {monitor}, which nothing logs; did you mean {near}?")
         # Not stepped by Lightning, which does so after the checkpoints of the epoch: see `step_plateaus`.
         config |= {"monitor": monitor, "reduce_on_plateau": True, "frequency": sys.maxsize}
     return config
+
+
+def nearest_figure(monitor: Any, names: Sequence[str], callbacks: Sequence[L.Callback]) -> str | None:
+    """Return the figure whose name is most like that of a figure that nothing logs; None if it may be logged.
+
+    Args:
+        monitor: Name of the figure; any other value is none.
+        names: Figures that the module logs.
+        callbacks: Callbacks of the training; those of other packages may log figures of their own.
+    """
+    known = {*names, "train/loss_step", "train/loss_epoch", "train/lr", "epoch", "step"}
+    if not isinstance(monitor, str) or monitor in known:
+        return None
+    if any(type(callback).__module__.partition(".")[0] not in _OWN_PACKAGES for callback in callbacks):
+        return None
+    return difflib.get_close_matches(monitor, names, n=1, cutoff=0)[0]
 
 
 def step_plateaus(trainer: L.Trainer) -> None:

@@ -22,7 +22,13 @@ FLOORS = (
         ),
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
         *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
-        *("data.datasets.image_folder", "data.datasets.litter_scene", "data.datasets.synthetic", "data.datasets"),
+        *(
+            "data.datasets.image_folder",
+            "data.datasets.joined",
+            "data.datasets.litter_scene",
+            "data.datasets.synthetic",
+            "data.datasets",
+        ),
         *(
             "data.groups",
             "data.image_cache",
@@ -63,7 +69,7 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold"),
+    ("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold", "inference.pseudo_labels"),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
@@ -106,6 +112,7 @@ FLOORS = (
         *("commands.data", "commands.split", "commands.compare", "commands.report", "commands.kfold", "commands.grid"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
         "commands.best",
+        "commands.pseudo",
     ),
     ("cli", "__main__", "data", "models", ""),
 )

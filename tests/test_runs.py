@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deeplab_lightning.data.folds.balance import fold_balance
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import (
@@ -75,10 +76,24 @@ def test_rows_of_a_confusion_matrix_start_with_the_true_class() -> None:
 def test_splits_come_back_whatever_images_groups_and_classes_are_called(tmp_path: Path) -> None:
     folder = ExperimentFolder(tmp_path / "new")
     folds = csv_text([["image", "group", "fold"], *([f"{name}.png", name, 0] for name in NAMES)])
-    balance = csv_text_of_dicts([{"fold": 0, "class": name, "area": 0.5} for name in NAMES])
+    balance = fold_balance(np.ones((2, len(NAMES))), np.ones((2, len(NAMES))), [0, 1], 2).to_csv(NAMES)
     folder.write_splits(folds, balance)
     assert folder.read_groups() == {f"{name}.png": name for name in NAMES}
-    assert folder.read_balance() == [{"fold": "0", "class": name, "area": "0.5"} for name in NAMES]
+    rows = folder.read_balance()
+    assert [(row["fold"], row["class"]) for row in rows] == [(fold, name) for fold in "01" for name in NAMES]
+
+
+@pytest.mark.parametrize("column", ["fold", "objects", "area", "object_deviation", "area_deviation"])
+def test_a_changed_digit_of_the_balance_is_found(tmp_path: Path, column: str) -> None:
+    rng = np.random.default_rng(0)
+    objects, areas = rng.integers(1, 9, (20, 3)), rng.random((20, 3))
+    folder = ExperimentFolder(tmp_path)
+    folder.write_splits("image,group,fold\n", fold_balance(objects, areas, np.arange(20) % 4, 4).to_csv("abc"))
+    rows = folder.read_balance()
+    rows[4][column] = str(float(rows[4][column]) + 1)
+    folder.write_splits("image,group,fold\n", csv_text_of_dicts(rows))
+    with pytest.raises(DataError, match=r"balance.csv: is damaged: the (folds|deviations) of b"):
+        folder.read_balance()
 
 
 def test_an_official_split_has_no_balance(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def describe_data(datamodule: SegmentationDataModule) -> str:
     """
     dataset = datamodule.dataset
     assert dataset is not None
-    classes = f"{datamodule.num_classes} classes"
+    extra = sum(map(len, datamodule.extra_datasets))
+    classes = f"{datamodule.num_classes} classes" + (f", and {extra} extra images train" if extra else "")
     if datamodule.split == "official":
         assert datamodule.val_dataset is not None
         parts = (f"{_name(dataset)}: {len(dataset)} images train", f"{_name(datamodule.val_dataset)}: ")

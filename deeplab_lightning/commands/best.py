@@ -38,7 +38,7 @@ def best(args: list[str]) -> None:
     views = [Views.parse(text) for text in given.tta]
     areas = _areas(given.min_areas)
     crf = None if given.crf is None else _read_crf(given.crf)
-    path = unused_path(given.output or ExperimentFolder(given.experiments[0]).best_recipe)
+    path = given.output or unused_path(ExperimentFolder(given.experiments[0]).best_recipe)
     experiments = [OutOfFold(folder, trust=given.trust) for folder in dict.fromkeys(given.experiments)]
     search = Search(
         experiments, views, areas, None if crf is None else DenseCRF(**crf["init_args"]), progress=_with_progress
@@ -50,10 +50,10 @@ def best(args: list[str]) -> None:
     settings: dict[str, Any] = recipe_settings(last.recipe, experiments)
     if last.recipe.has_crf and crf is not None:
         settings["model"] = {"postprocess": crf}
-    command = ["deeplab", "predict", "--ckpt_path", settings.pop("ckpt_path"), "-c", str(path), "--images", "FOLDER"]
+    command = ["deeplab", "predict", "-c", str(path), "--images", "FOLDER"]
     promise = _promise(last, len(search.folds))
     comments = [f"# {promise}", f"# {shlex.join(command)}", f"# {_described(last.recipe, names)}"]
-    write_text(path, "\n".join(comments) + "\n" + (yaml.safe_dump(settings, sort_keys=False) if settings else "{}\n"))
+    write_text(path, "\n".join(comments) + "\n" + yaml.safe_dump(settings, sort_keys=False))
     record = {"experiments": list(map(str, given.experiments)), "steps": _records(steps, gains, names)}
     write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     console = table_console()

@@ -54,7 +54,7 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         FileNotFoundError: If the checkpoint does not exist.
         SystemExit: With status 2, if the command needs a checkpoint and none is named.
     """
-    path = option(args, "--ckpt_path")
+    path = option(args, "--ckpt_path") or (None if command == "fit" else _configured_checkpoint(args))
     if any(word in {"-h", "--help"} or word.startswith("--help") for word in args):
         return args
     if path is None or path == "last":
@@ -71,6 +71,13 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         overlay = {"data": {**_without_data(checkpoint), "test_dataset": None}}
         args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
     return args
+
+
+def _configured_checkpoint(args: list[str]) -> str | None:
+    """Return the checkpoint that a `-c` names, such as that of `deeplab best`; None if none does."""
+    contents = (_content(config) for config in reversed(options(args, "-c", "--config")))
+    paths = (content.get("ckpt_path") for content in contents if isinstance(content, dict))
+    return next((path for path in paths if isinstance(path, str)), None)
 
 
 def expand_experiment(command: str, args: list[str]) -> list[str]:
@@ -145,7 +152,7 @@ def _of_evaluation(config: dict[str, Any], path: str, command: str, *, trust: bo
     if not is_mapping or not isinstance(config["model"].get("net"), dict):
         raise UserError(f"{path} holds no configuration of `deeplab fit`; give the one that it was trained with by -c.")
     model = _model(config["model"], path, trust=trust)
-    left_out = {"train_transforms", "copy_paste", *(_DATA_SETS if command == "predict" else ())}
+    left_out = {"train_transforms", "copy_paste", "extra_datasets", *(_DATA_SETS if command == "predict" else ())}
     data = {key: value for key, value in config["data"].items() if key not in left_out}
     data |= {key: _usable(data[key], trust=trust) for key in _DATA_SETS if key in data}
     if problem := import_problem(data, trust=trust, owner=SegmentationDataModule):
@@ -204,11 +211,16 @@ def _config_from_python(checkpoint: dict[str, Any], path: str, *, trust: bool) -
 
 def _names_network(config: str) -> bool:
     """Check whether a configuration is complete without that of the checkpoint, because it names a network."""
-    try:
-        content = yaml.safe_load(Path(config).read_text(encoding="utf-8-sig"))
-    except (OSError, yaml.YAMLError):
-        return True  # it is given on the command line itself, which the parser reads
+    content = _content(config)  # None if it is given on the command line itself, which the parser reads
     return not isinstance(content, dict) or "net" in (content.get("model") or {})
+
+
+def _content(config: str) -> Any:
+    """Return the content of a configuration file; None if there is no such file, or it is no YAML."""
+    try:
+        return yaml.safe_load(Path(config).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
 def _yaml_file(path: Path, content: dict[str, Any]) -> str:

@@ -130,6 +130,24 @@ def best_parser() -> OptionParser:
     return parser
 
 
+def pseudo_parser() -> OptionParser:
+    """Build the parser of `deeplab pseudo`."""
+    parser = OptionParser(
+        prog="deeplab pseudo",
+        description="Label images by the networks of an experiment, each class from the confidence on that made it "
+        "right on held-out images; all other pixels are void. Writes masks and a configuration that trains on them.",
+    )
+    parser.add_argument("--experiment", type=Path, required=True, help="folder of `deeplab kfold`, or of a run")
+    parser.add_argument("--images", type=Path, required=True, help="folder of the images to label")
+    parser.add_argument("--output", type=Path, required=True, help="new folder for masks, pseudo.csv and pseudo.yaml")
+    parser.add_argument(
+        "--precision", type=float, default=0.95, help="share of a class's labelled pixels that have to be right (0.95)"
+    )
+    parser.add_argument("--tta", help="views of each image, as `predict --tta` takes them")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
+
+
 def wandb_report_parser() -> OptionParser:
     """Build the parser of `deeplab wandb-report`."""
     parser = OptionParser(
@@ -302,6 +320,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "compare": compare_parser,
     "report": report_parser,
     "best": best_parser,
+    "pseudo": pseudo_parser,
     "wandb-report": wandb_report_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,

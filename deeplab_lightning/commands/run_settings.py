@@ -1,6 +1,7 @@
 """Complete the configuration of a run: its folder, folds, logger and callbacks."""
 
 import sys
+from collections.abc import Sequence
 
 import lightning as L
 import yaml
@@ -33,6 +34,7 @@ from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.runs import RunFolder, choose_run_folder
+from deeplab_lightning.schedules import nearest_figure
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
@@ -210,6 +212,23 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     if config.trainer.enable_progress_bar is not False:
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
     return callbacks
+
+
+def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str]) -> None:
+    """Refuse a callback that waits for a figure that nothing logs, before an epoch is spent.
+
+    Args:
+        callbacks: Callbacks of a training.
+        names: Figures that the module logs.
+
+    Raises:
+        SystemExit: With status 2, if there is one.
+    """
+    for callback in callbacks:
+        if near := nearest_figure(getattr(callback, "monitor", None), names, callbacks):
+            usage_error(
+                f"{type(callback).__name__} monitors {callback.monitor}, which nothing logs; did you mean {near}?"  # type: ignore[attr-defined]
+            )
 
 
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:

@@ -29,6 +29,7 @@ from deeplab_lightning.commands.run_settings import (
     choose_folder,
     keep_folds,
     refuse_contradictions,
+    refuse_unknown_monitors,
     set_command_options,
     set_folder,
     set_logger,
@@ -76,21 +77,27 @@ def run_training_command(command: str, args: list[str]) -> None:
         cli = DeepLabCLI(command, add_checkpoint_config(command, args, scratch))
         cli.run()
         if command == "fit" and cli.trainer.is_global_zero:
-            _pool_again(RunFolder(cli.trainer.default_root_dir))
+            _write_page(RunFolder(cli.trainer.default_root_dir))
 
 
-def _pool_again(run: RunFolder) -> None:
-    """Write the pooled result and the page of the experiment again whose fold was trained further."""
-    if not ExperimentFolder(run.path.parent).result.is_file() or not run.result.is_file():
+def _write_page(run: RunFolder) -> None:
+    """Write the page of a run, or pooled result and page of the experiment again whose fold was trained further."""
+    result = run.read_result()
+    if result is None or result["val"] is None:
         return
-    from deeplab_lightning.experiments.aggregate import aggregate  # no other training needs them
+    is_pooled = ExperimentFolder(run.path.parent).result.is_file()
+    if run.job.is_file() and not is_pooled:
+        return  # a fold; `kfold` writes the page of all
+    from deeplab_lightning.experiments.aggregate import aggregate  # no other command of Lightning needs them
     from deeplab_lightning.experiments.page import write_page
 
+    folder = run.path.parent if is_pooled else run.path
     try:
-        aggregate(run.path.parent)
-        write_page(run.path.parent)
+        if is_pooled:
+            aggregate(folder)
+        print(f"Page: {write_page(folder)}", flush=True)
     except (UserError, OSError) as error:  # the training itself has ended well
-        print(f"the pooled result of {run.path.parent} was not written again: {error}", file=sys.stderr)
+        print(f"the results of {folder} were not written: {error}", file=sys.stderr)
 
 
 def resolve_fit_config(args: list[str]) -> dict[str, Any]:
@@ -268,6 +275,8 @@ class DeepLabCLI(LightningCLI):
             )
         self.model.config = yaml.safe_load(self._config_text)
         config = self.config[self._command]
+        if self._command == "fit":
+            refuse_unknown_monitors(self.trainer.callbacks, self.model.logged_names())  # type: ignore[attr-defined]
         if config.ckpt_path is not None:
             refuse_other_classes(config.ckpt_path, self.model.classes)
         self.model.region_filter = RegionFilter.parse(config.get("min_area"), self.model.classes.names)

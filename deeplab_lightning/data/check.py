@@ -13,6 +13,7 @@ from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.problems import Problem
 from deeplab_lightning.data.scan import Statistics
 
+_EXTRA = "data.extra_datasets"
 _MAX_NAMED = 3  # images or classes in one sentence
 _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
 _MAX_PALETTES = 50  # that are compared
@@ -161,6 +162,26 @@ def _shared_images(parts: Mapping[str, Part]) -> Iterator[str]:
                 examples = ", ".join(f"{own[0]} = {other[0]}" for own, other in shared[:_MAX_NAMED])
                 count = sum(len(own) for own, _ in shared)
                 yield f"{title}: {count} images are also in {earlier}: {examples}{_more(len(shared))}."
+
+
+def extra_images_held_out(parts: Mapping[str, Part]) -> str | None:
+    """Describe images of `extra_datasets` that a fold may hold out; None if there are none.
+
+    Every fold trains on the extra images, so they must not be validated or tested. Copies count, whatever their names.
+    """
+    others = {title: _by_digest(part) for title, part in parts.items() if not title.startswith(_EXTRA)}
+    for title, part in parts.items():
+        if not title.startswith(_EXTRA):
+            continue
+        own = _by_digest(part)
+        for other, known in others.items():
+            if shared := [(own[digest][0], known[digest][0]) for digest in own if digest in known]:
+                examples = ", ".join(" = ".join(pair) for pair in shared[:_MAX_NAMED])
+                return (
+                    f"{title}: {len(shared)} images are also in {other}, which is validated or tested: {examples}"
+                    f"{_more(len(shared))}. Every fold would train on them: take them out of {title}."
+                )
+    return None
 
 
 def _images_in_several_folds(part: Part, folds: Mapping[str, int]) -> Iterator[str]:

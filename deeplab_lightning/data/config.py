@@ -83,12 +83,10 @@ def datasets_from_args(args: Sequence[str], program: str) -> Iterator[tuple[str,
     _, data = _parsed(args, program)
     parser = _DataParser(prog=program)
     parser.add_subclass_arguments(SegmentationDataset, "data")
-    for key in DATASETS:
-        if data.get(key) is None:
-            continue
-        data[key].init_args.on_error = "skip"
+    for key, setting in _dataset_settings(data):
+        setting.init_args.on_error = "skip"
         try:
-            dataset: SegmentationDataset = parser.instantiate(Namespace(data=data[key])).data
+            dataset: SegmentationDataset = parser.instantiate(Namespace(data=setting)).data
             dataset.image_format = ImageFormat(**(data.get("image_format") or {}))
             yield f"data.{key}", dataset
         except Exception as error:
@@ -96,6 +94,12 @@ def datasets_from_args(args: Sequence[str], program: str) -> Iterator[tuple[str,
             if not isinstance(cause, UserError):
                 raise
             yield f"data.{key}", cause
+
+
+def _dataset_settings(data: Namespace) -> Iterator[tuple[str, Namespace]]:
+    """Yield the settings of each data set by its key."""
+    yield from ((key, data[key]) for key in DATASETS if data.get(key) is not None)
+    yield from ((f"extra_datasets[{number}]", own) for number, own in enumerate(data.get("extra_datasets") or []))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -125,8 +129,8 @@ def _parser(program: str) -> ArgumentParser:
 
 def _build(parser: ArgumentParser, parsed: Namespace, on_error: OnError | None) -> SegmentationDataModule:
     """Instantiate the datamodule, with `on_error` in all its data sets if given."""
-    for key in DATASETS:
-        if on_error is not None and parsed.data.get(key) is not None:
-            parsed.data[key].init_args.on_error = on_error
+    for _, setting in _dataset_settings(parsed.data):
+        if on_error is not None:
+            setting.init_args.on_error = on_error
     datamodule: SegmentationDataModule = parser.instantiate(parsed).data
     return datamodule

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from deeplab_lightning.data.augmentations import CopyPaste
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
-from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
+from deeplab_lightning.data.check import Part, extra_images_held_out, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
+from deeplab_lightning.data.datasets.joined import JoinedDataset
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
@@ -61,6 +62,7 @@ class SegmentationDataModule(L.LightningDataModule):
         fold_file: A `folds.csv` of an earlier run whose folds are used; null to split.
         val_dataset: Validation part of an official split.
         test_dataset: Data set that `test` evaluates; the validation part if null.
+        extra_datasets: Further data sets, such as pseudo-labels, whose images every fold trains on and none validates.
         classes: Class table if there is no data set (predict takes it from the checkpoint).
         predict_images: Folders, image files or `.txt` lists that `predict` reads.
         batch_size: Number of images per step and device.
@@ -102,6 +104,7 @@ class SegmentationDataModule(L.LightningDataModule):
         fold_file: str | None = None,
         val_dataset: SegmentationDataset | None = None,
         test_dataset: SegmentationDataset | None = None,
+        extra_datasets: list[SegmentationDataset] | None = None,
         classes: ClassTable | None = None,
         predict_images: list[str] | str | None = None,
         batch_size: int = 8,
@@ -124,6 +127,7 @@ class SegmentationDataModule(L.LightningDataModule):
         if dataset is None and classes is None:
             raise UserError("data.dataset is required, got null. Only predict with a checkpoint works without it.")
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
+        self.extra_datasets = extra_datasets or []
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
         self.exact_areas = exact_areas
@@ -139,10 +143,9 @@ class SegmentationDataModule(L.LightningDataModule):
         self.copy_paste, self.repeat_rare = copy_paste, repeat_rare
         self.allow_single_class = allow_single_class
         self.image_format = image_format or PLAIN
-        for part in self._datasets():
+        for part in self._named_datasets().values():
             part.image_format = self.image_format
-        named = {"data.dataset": dataset, "data.val_dataset": val_dataset, "data.test_dataset": test_dataset}
-        if mismatch := class_mismatch({key: part.classes for key, part in named.items() if part is not None}):
+        if mismatch := class_mismatch({key: part.classes for key, part in self._named_datasets().items()}):
             raise DataError(mismatch)
 
     @property
@@ -175,7 +178,7 @@ class SegmentationDataModule(L.LightningDataModule):
         chosen = np.linspace(0, len(indices) - 1, min(_MEASURED_IMAGES, len(indices))).round().astype(int)
         count, total, squares = 0, np.zeros(self.in_channels), np.zeros(self.in_channels)
         for place in chosen.tolist():
-            pixels = self.dataset.read_image(indices[place]).flatten(1).numpy().astype(np.float64) / 255
+            pixels = self.training_set.read_image(indices[place]).flatten(1).numpy().astype(np.float64) / 255
             count, total, squares = count + pixels.shape[1], total + pixels.sum(1), squares + np.square(pixels).sum(1)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))
@@ -187,8 +190,7 @@ class SegmentationDataModule(L.LightningDataModule):
         Returns:
             (K,) pixels of each class, and (K,) pixels of all classes in the images that hold a class.
         """
-        assert self.dataset is not None
-        pixels = scan_dataset(self.dataset, is_quiet=True).pixels[self._train_indices()]  # (N, K)
+        pixels = scan_dataset(self.training_set, is_quiet=True).pixels[self._train_indices()]  # (N, K)
         return pixels.sum(axis=0), ((pixels > 0) * pixels.sum(axis=1, keepdims=True)).sum(axis=0)
 
     @property
@@ -199,7 +201,7 @@ class SegmentationDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         """Read every file once on one process per node, and cache the result for `setup`."""
         if self.predict_images is None:
-            for dataset in self._datasets():
+            for dataset in self._named_datasets().values():
                 problems = scan_dataset(dataset).problems
                 if self.cache == "disk" and not problems:
                     self._decoded(dataset)
@@ -216,19 +218,20 @@ class SegmentationDataModule(L.LightningDataModule):
         if stage == "predict":
             return
         parts: dict[str, Part] = {}
-        for key in ("dataset", "val_dataset", "test_dataset"):
-            dataset: SegmentationDataset | None = getattr(self, key)
-            if dataset is None:
-                continue
+        for key, dataset in self._named_datasets().items():
             statistics = scan_dataset(dataset, is_quiet=True)
             dataset.report(statistics.problems)
             if statistics.problems:  # their images were left out
                 statistics = scan_dataset(dataset, is_quiet=True)
-            parts[f"data.{key}"] = Part(dataset, statistics)
+            parts[key] = Part(dataset, statistics)
             if dataset.problems:
                 lines = "\n  ".join(map(str, dataset.problems))
                 rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
         if stage == "fit":
+            is_all_trained_on = self.split == "official" or self.fold is None
+            others = {key: part for key, part in parts.items() if key != "data.dataset" or not is_all_trained_on}
+            if held_out := extra_images_held_out(others):
+                raise DataError(held_out)
             self._warn(parts)
 
     def _warn(self, parts: Mapping[str, Part]) -> None:
@@ -376,8 +379,7 @@ class SegmentationDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Build the loader of shuffled training crops. An incomplete last batch is dropped if there are others."""
-        assert self.dataset is not None
-        view = self.train_view(self._decoded(self.dataset))
+        view = self.train_view(self._joined([self._decoded(part) for part in self._training_parts()]))
         sampler = EpochSampler(view, seed=self.seed, batch_size=self.batch_size, position=self._training_position)
         return self._loader(view, sampler, collate, self.batch_size, drop_last=len(sampler) > self.batch_size)
 
@@ -385,7 +387,7 @@ class SegmentationDataModule(L.LightningDataModule):
         """Return the augmented training images, as an epoch shows them.
 
         Args:
-            dataset: The data set, or its decoded form.
+            dataset: `training_set`, or its decoded form.
         """
         transforms = self.train_transforms
         own = transforms if isinstance(transforms, TrainTransforms) else None
@@ -400,8 +402,7 @@ class SegmentationDataModule(L.LightningDataModule):
         """Repeat the images of rare classes, see `repeat_rare`."""
         if not self.repeat_rare or not indices:
             return indices
-        assert self.dataset is not None
-        is_present = scan_dataset(self.dataset, is_quiet=True).pixels[indices] > 0  # (N, K)
+        is_present = scan_dataset(self.training_set, is_quiet=True).pixels[indices] > 0  # (N, K)
         share = is_present.mean(axis=0)
         of_class = np.sqrt(self.repeat_rare / np.maximum(share, 1 / len(indices))).clip(min=1)  # (K,)
         times = np.ceil(np.where(is_present, of_class, 1).max(axis=1)).astype(int)
@@ -460,13 +461,30 @@ class SegmentationDataModule(L.LightningDataModule):
         dataset = ImageFolderDataset(sources, self.image_format, max_pixels=self.max_predict_pixels)
         return self._eval_loader(dataset, range(len(dataset)), is_tolerant=True)
 
-    def _datasets(self) -> list[SegmentationDataset]:
-        return [d for d in (self.dataset, self.val_dataset, self.test_dataset) if d is not None]
+    def _named_datasets(self) -> dict[str, SegmentationDataset]:
+        """Return the data sets by their keys in the configuration."""
+        named = {"dataset": self.dataset, "val_dataset": self.val_dataset, "test_dataset": self.test_dataset}
+        extra = {f"data.extra_datasets[{number}]": part for number, part in enumerate(self.extra_datasets)}
+        return {f"data.{key}": part for key, part in named.items() if part is not None} | extra
+
+    @property
+    def training_set(self) -> SegmentationDataset:
+        """Return `dataset`, or all images of it and of `extra_datasets`, some of which the fold trains on."""
+        return self._joined(self._training_parts())
+
+    def _training_parts(self) -> list[SegmentationDataset]:
+        assert self.dataset is not None
+        return [self.dataset, *self.extra_datasets]
+
+    def _joined(self, parts: Sequence[SegmentationDataset]) -> SegmentationDataset:
+        return JoinedDataset(parts) if len(parts) > 1 else parts[0]
 
     def _train_indices(self) -> list[int]:
+        """Return the images of `training_set` that the fold trains on."""
         assert self.dataset is not None
         is_part = self.split == "folds" and self.fold is not None
-        return self._fold_indices(is_validation=False) if is_part else list(range(len(self.dataset)))
+        own = self._fold_indices(is_validation=False) if is_part else list(range(len(self.dataset)))
+        return [*own, *range(len(self.dataset), sum(map(len, self._training_parts())))]
 
     def _fold_indices(self, *, is_validation: bool) -> list[int]:
         assert self.dataset is not None

@@ -178,6 +178,10 @@ class Model:
         mask = mask if regions is None else regions.filtered(mask)
         return Prediction(pixels, mask, values if keeps_probabilities else None, self.classes)
 
+    def read(self, path: Path) -> Tensor:
+        """Read an image file as the networks were trained on: (C, H, W) uint8."""
+        return read_image(path, self.image_format)
+
     def _pixels(self, picture: Picture, max_pixels: int) -> Tensor:
         """Return a picture as (C, H, W) uint8."""
         here = Path("the picture")

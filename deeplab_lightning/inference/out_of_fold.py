@@ -17,7 +17,7 @@ from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.inference.model import Model, load
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
-_OF_TRAINING = ("train_transforms", "copy_paste", "predict_images")
+_OF_TRAINING = ("train_transforms", "copy_paste", "extra_datasets", "predict_images")
 
 
 class OutOfFold:

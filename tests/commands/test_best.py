@@ -64,7 +64,7 @@ def test_the_better_experiment_is_taken_and_its_miou_promised(root: Path, tmp_pa
         best = max(best, miou)
     assert f"mIoU {best:.3f} is to be expected on new images" in done.stdout
     settings = yaml.safe_load((tmp_path / "best.yaml").read_text())
-    used = [done.stdout.split("--ckpt_path ")[1].split()[0], *settings.get("ensemble", ())]
+    used = [settings["ckpt_path"], *settings.get("ensemble", ())]
     assert sum("/good/" in path for path in used) == 2
 
 

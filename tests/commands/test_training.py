@@ -131,6 +131,48 @@ def epochs_of(checkpoints: Path) -> dict[str, int]:
     return {path.name: torch.load(path, weights_only=True)["epoch"] for path in checkpoints.glob("*.ckpt")}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["--checkpoint.monitor", "val/nothing"], 2),
+        (["--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor", "miou"], 2),
+        (
+            [
+                "--model.lr_scheduler",
+                "lightning.pytorch.cli.ReduceLROnPlateau",
+                "--model.lr_scheduler.monitor",
+                "val/nothing",
+            ],
+            1,
+        ),
+    ],
+)
+def test_a_figure_that_nothing_logs_is_refused_before_the_first_epoch(
+    folder: Path, words: list[str], status: int
+) -> None:
+    """It was refused after the first epoch, or not at all in a training that is too short to validate."""
+    done = run_program(
+        "fit", "-c", str(folder / "config.yaml"), "--name", "unknown", *words, "--trainer.max_steps", "1"
+    )
+    assert done.returncode == status
+    assert re.search(r"(val/nothing|miou), which nothing logs; did you mean val/\w+\?", " ".join(done.stderr.split()))
+    assert "epoch 1" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_training_ends_with_its_page_and_a_fold_with_that_of_all(folder: Path) -> None:
+    words = ("-c", str(folder / "config.yaml"), "--trainer.max_epochs", "1")
+    done = run_program("fit", *words, "--name", "paged", check=True)
+    page = folder / "runs" / "paged" / "report.html"
+    assert f"Page: {page}" in done.stdout
+    assert "paged" in page.read_text()
+    run_program("kfold", *words, "--name", "pages", check=True)
+    assert sorted(path.parent.name for path in (folder / "runs" / "pages").rglob("report.html")) == ["pages"]
+    blind = run_program("fit", *words, "--name", "blind", "--data.fold", "null", check=True)
+    assert "Page:" not in blind.stdout + blind.stderr
+
+
 SCORED = ("--checkpoint.monitor", "val/score", "--trainer.callbacks+", f"{__name__}.Scores")
 TOP = {f"epoch=00{e}-step={2 * e + 2}-val_score={score}000.ckpt": e for e, score in enumerate((0.3, 0.9, 0.5, 0.7))}
 

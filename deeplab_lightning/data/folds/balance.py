@@ -108,6 +108,24 @@ def fold_balance(objects: npt.ArrayLike, pixels: npt.ArrayLike, folds: npt.Array
     )
 
 
+def balance_fault(rows: Sequence[Mapping[str, str]]) -> str | None:
+    """Return what is wrong with rows of `Balance.to_csv`, whose deviations follow from the sums; None if nothing is."""
+    by_class: dict[str, list[list[float]]] = {}
+    try:
+        for row in rows:
+            by_class.setdefault(row["class"], []).append([float(row[key]) for key in ("fold", *_FIGURES)])
+    except (KeyError, TypeError, ValueError) as error:
+        return f"a row without its numbers ({error})"
+    for name, values in by_class.items():
+        table = np.array(values)  # (n_folds, 6)
+        if table[:, 0].tolist() != list(range(len(table))) or not np.isfinite(table[:, 1:4]).all():
+            return f"the folds of {name} are not whole"
+        # The file holds six digits.
+        if not np.allclose(table[:, 4:], _deviation(table[:, 2:4]), rtol=1e-3, atol=1e-4, equal_nan=True):
+            return f"the deviations of {name} are not those of its objects and area"
+    return None
+
+
 @dataclass(frozen=True)
 class UnbalanceableClass:
     """Describe a class that no split can balance well.

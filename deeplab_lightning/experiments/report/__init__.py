@@ -2,8 +2,8 @@
 
 import json
 import math
+import sys
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,11 @@ def _texts(entry: Entry, row: dict[str, Any]) -> dict[str, str]:
 
 def _balance(folder: Path) -> dict[str, Any] | None:
     """Return the table of fold balance, one row per class; None without a readable `balance.csv`."""
-    table: list[dict[str, str]] = []
-    with suppress(DataError):
+    try:
         table = ExperimentFolder(folder).read_balance()
+    except DataError as error:
+        print(f"{error} The page shows no balance.", file=sys.stderr)
+        return None
     if not table:
         return None
     folds = sorted({int(row["fold"]) for row in table})
