@@ -58,7 +58,7 @@ competition: install  ## folds, trainings, comparison, best average, submission.
 		--data.test_dataset.root data/competition_test --data.test_dataset.num_images 40 \
 		--data.test_dataset.size 192 --data.test_dataset.seed 1
 
-test: install-dev  ## run all tests, one process per core
+test: install-dev  ## run all tests, two processes per core
 	$(TEST) -n auto --dist worksteal
 
 test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes

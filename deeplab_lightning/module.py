@@ -45,6 +45,8 @@ class SegmentationModule(SavedModule):
         head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's. The default is for
             SGD; AdamW needs less, such as 2.
         head_bias_lr_multiplier: Learning rate of the head's biases, likewise.
+        backbone_lr_decay: Learning rate of each stage of the backbone, as a multiple of the next stage's, such as 0.8;
+            1 trains all stages alike.
         lr_interval: When the schedule is stepped: `step` or `epoch`. If null, per epoch as its documentation says; per
             step, if its length is that of the training or it is a PolyLR, OneCycleLR or CyclicLR. Schedules of timm
             follow their `t_in_epochs`, which the interval sets.
@@ -69,6 +71,7 @@ class SegmentationModule(SavedModule):
         classes: ClassTable | None = None,
         head_lr_multiplier: float = 10.0,
         head_bias_lr_multiplier: float = 20.0,
+        backbone_lr_decay: float = 1.0,
         lr_interval: Interval | None = None,
         postprocess: Postprocess | None = None,
         channels_last: bool = True,
@@ -90,6 +93,7 @@ class SegmentationModule(SavedModule):
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
+        self.backbone_lr_decay = backbone_lr_decay
         self.postprocess = postprocess
         self.wanted = Wanted()
         self.found: dict[str, Found] = {}
@@ -286,6 +290,7 @@ class SegmentationModule(SavedModule):
             self.net,
             head_lr_multiplier=self.head_lr_multiplier,
             head_bias_lr_multiplier=self.head_bias_lr_multiplier,
+            backbone_lr_decay=self.backbone_lr_decay,
         )
         optimizer = self.optimizer_factory(groups)
         for group in optimizer.param_groups:

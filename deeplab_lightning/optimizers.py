@@ -7,8 +7,10 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from deeplab_lightning.models.deeplab import DeepLab
+from deeplab_lightning.models.stages import stage_numbers
 from deeplab_lightning.schedules import PolyLR as PolyLR  # its place in configurations of earlier versions
 
+_ENDS = ("", "_no_decay")  # of the names of groups: weights; biases and normalisation layers
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 """Function of the parameter groups that returns an optimiser."""
 
@@ -19,7 +21,7 @@ def default_optimizer(params: Iterable[Any]) -> Optimizer:
 
 
 def parameter_groups(
-    net: DeepLab, *, head_lr_multiplier: float, head_bias_lr_multiplier: float
+    net: DeepLab, *, head_lr_multiplier: float, head_bias_lr_multiplier: float, backbone_lr_decay: float = 1.0
 ) -> list[dict[str, Any]]:
     """Group the parameters of a network by learning rate and weight decay.
 
@@ -32,17 +34,25 @@ def parameter_groups(
         net: Network of a backbone and a head; also compiled, or in a wrapper such as `DataParallel`.
         head_lr_multiplier: Learning rate of the head's weights, as a multiple of the backbone's.
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
+        backbone_lr_decay: Learning rate of each stage of the backbone, as a multiple of the next stage's; the last one
+            has the backbone's. 1 trains all stages alike.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
     """
     # By identity: torch.compile and wrappers of several devices put a prefix before the names.
-    in_backbone = {id(parameter) for parameter in getattr(net, "module", net).backbone.parameters()}
+    backbone = getattr(net, "module", net).backbone
+    in_backbone = {id(parameter) for parameter in backbone.parameters()}
     norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     in_norms = {id(p) for m in net.modules() if isinstance(m, norms) for p in m.parameters(recurse=False)}
+    last, stages = len(backbone.channels), {} if backbone_lr_decay == 1 else stage_numbers(backbone)
+    of_backbone = {f"backbone_stage_{stage}": backbone_lr_decay ** (last - stage) for stage in range(1, last + 1)}
     multipliers = {
-        "backbone": 1.0,
-        "backbone_no_decay": 1.0,
+        **{
+            f"{name}{end}": rate
+            for name, rate in (of_backbone if stages else {"backbone": 1.0}).items()
+            for end in _ENDS
+        },
         "head": head_lr_multiplier,
         "head_norm": head_lr_multiplier,
         "head_bias": head_bias_lr_multiplier,
@@ -51,7 +61,8 @@ def parameter_groups(
     for name, parameter in net.named_parameters():
         is_norm, is_bias = id(parameter) in in_norms, name.endswith("bias")
         if id(parameter) in in_backbone:
-            members["backbone_no_decay" if is_norm or is_bias else "backbone"].append(parameter)
+            own = f"backbone_stage_{stages[id(parameter)]}" if stages else "backbone"
+            members[own + _ENDS[is_norm or is_bias]].append(parameter)
         elif is_norm:
             members["head_norm"].append(parameter)
         else:
@@ -59,7 +70,7 @@ def parameter_groups(
     groups = []
     for name, parameters in members.items():
         group: dict[str, Any] = {"params": parameters, "name": name, "lr_multiplier": multipliers[name]}
-        if name not in {"backbone", "head"}:
+        if name.endswith(("_no_decay", "_norm", "_bias")):
             group["weight_decay"] = 0.0
         if parameters:
             groups.append(group)

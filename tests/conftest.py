@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from deeplab_lightning.data.image_cache import available_memory
+
 CLASSES = ("sky", "road", "car")
+_WORKER_BYTES = 3e9  # of a test process and the trainings that it starts
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two test processes per core as far as the memory lasts, since the tests wait half of their time."""
+    return max(1, min(2 * (os.cpu_count() or 1), int(available_memory() / _WORKER_BYTES)))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -38,7 +38,7 @@ FLOORS = (
             "data.augmentations",
             "data.transforms",
         ),
-        *("models.dilation", "models.pretrained", "models.backbone", "models.aspp", "models.cost"),
+        *("models.dilation", "models.pretrained", "models.backbone", "models.stages", "models.aspp", "models.cost"),
         *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
         *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.mean"),

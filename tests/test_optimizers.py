@@ -110,3 +110,28 @@ def test_warm_up_is_linear() -> None:
 def test_a_warm_up_longer_than_the_training_is_refused() -> None:
     with pytest.raises(ValueError, match="less than the 5 steps of the training, got 9"):
         schedule(5, warmup_steps=9)
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_efficientnet", "vgg11"])
+def test_stages_of_the_backbone_have_falling_rates(backbone: str) -> None:
+    net = DeepLabV3(3, backbone=backbone, aspp_channels=8, pretrained=False)
+    groups = parameter_groups(net, **MULTIPLIERS, backbone_lr_decay=0.5)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in net.parameters())
+    rates = {id(p): g["lr_multiplier"] for g in groups for p in g["params"]}
+    names = {name: rates[id(p)] for name, p in net.backbone.named_parameters()}
+    ordered = list(names.values())  # modules are in the order of the computation
+    assert ordered == sorted(ordered)
+    assert (min(ordered), max(ordered)) == (0.5 ** (len(net.backbone.channels) - 1), 1)
+    assert {rates[id(p)] for p in net.head.parameters()} == {10, 20}
+    plain = {id(p): g.get("weight_decay") for g in parameter_groups(net, **MULTIPLIERS) for p in g["params"]}
+    assert {id(p): g.get("weight_decay") for g in groups for p in g["params"]} == plain
+
+
+def test_the_decay_is_that_of_the_module_and_its_schedule() -> None:
+    net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)
+    module = SegmentationModule(net, lr_scheduler=None, backbone_lr_decay=0.8)
+    rates = {group["name"]: group["lr"] for group in module.build_optimizer().param_groups}
+    last = len(net.backbone.channels)
+    assert rates[f"backbone_stage_{last}"] == pytest.approx(0.01)
+    assert rates[f"backbone_stage_{last - 1}"] == pytest.approx(0.008)
+    assert rates["head"] == pytest.approx(0.1)

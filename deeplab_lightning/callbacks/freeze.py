@@ -3,15 +3,13 @@
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from deeplab_lightning.checkpoints import uncompiled
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.backbone import Backbone
-
-_PROBE_SIZE = 64  # pixels
+from deeplab_lightning.models.stages import stage_parameters
 
 
 class FreezeBackbone(L.Callback):
@@ -82,34 +80,6 @@ class FreezeBackbone(L.Callback):
     def _set(self, *, trains: bool) -> None:
         for parameter in self._frozen:
             parameter.requires_grad_(trains)
-
-
-def stage_parameters(backbone: Backbone, stages: int | None) -> list[nn.Parameter]:
-    """Return the parameters that the map of a backbone's stage depends on: those of the stages up to it.
-
-    Args:
-        backbone: The backbone.
-        stages: Number of the stage, from 1; None for all parameters.
-
-    Raises:
-        ValueError: If the backbone has fewer stages.
-    """
-    parameters = list(backbone.parameters())
-    if stages is None:
-        return parameters
-    if stages > len(backbone.channels):
-        raise UserError(f"FreezeBackbone: stages must be at most {len(backbone.channels)}, got {stages}.")
-    trained, trains = {id(p): p.requires_grad for p in parameters}, backbone.training
-    images = torch.zeros(1, backbone.in_channels, _PROBE_SIZE, _PROBE_SIZE, device=parameters[0].device)
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    with torch.enable_grad():
-        feature = backbone.eval()(images.to(parameters[0].dtype))[stages - 1]
-        gradients = torch.autograd.grad(feature.sum(), parameters, allow_unused=True)
-    for parameter in parameters:
-        parameter.requires_grad_(trained[id(parameter)])
-    backbone.train(trains)
-    return [parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
 
 
 def _named(stages: int | None) -> str:

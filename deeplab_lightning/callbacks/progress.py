@@ -1,5 +1,6 @@
 """Print the network's cost, and one line per epoch where the output is no terminal."""
 
+import re
 import time
 from typing import Any
 
@@ -94,6 +95,8 @@ def _describe_rates(optimizer: Optimizer) -> str:
     for group in optimizer.param_groups:
         name = str(group["name"])
         label = "head biases" if name == "head_bias" else name.partition("_")[0]
+        if stage := re.match(r"backbone_stage_\d+", name):
+            label = stage[0].replace("_", " ")
         rates.setdefault(label, group.get("max_lr", group.get("initial_lr", group["lr"])))
     if rates.get("head") == rates.get("head biases"):
         rates.pop("head biases", None)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import yaml
 
-from deeplab_lightning.callbacks.freeze import stage_parameters
 from deeplab_lightning.models.backbone import build_backbone
+from deeplab_lightning.models.stages import stage_parameters
 from tests.conftest import draw_noise_data, noise_config
 from tests.processes import run_program
 
@@ -99,7 +99,7 @@ def test_the_overlays_add_their_callback_to_those_of_the_base(folder: Path, name
 def test_stages_that_are_not_there_are_named(folder: Path) -> None:
     done = run_program("fit", "-c", str(folder / "config.yaml"), *freeze(stages=9))
     assert done.returncode == 1
-    assert "FreezeBackbone: stages must be at most 5, got 9." in " ".join(done.stderr.split())
+    assert "stages must be at most 5, those of the backbone, got 9." in " ".join(done.stderr.split())
 
 
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "mobilenetv3_small_100", "mobilenet_v2", "tv-mobilenet_v2"])
