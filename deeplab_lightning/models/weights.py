@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
@@ -49,7 +50,9 @@ def load_weights(
             kazuto1011/deeplab-pytorch, BGR, for `caffe_resnet*`); `first` (v2 on VGG of this system's first version);
             `vgg` (a VGG classifier, whose fc6 and fc7 are subsampled into the heads of v1 and v2); `backbone` (a
             classifier of torchvision, timm or smp); `auto` recognises it by the names.
-        strict: Raise an error if tensors are missing or differ in shape; false keeps the network's own values there.
+        strict: Raise an error if tensors are missing or differ in shape; false keeps the network's own values there. A
+            first layer of 3 channels is then adapted to those of the network as timm does: repeated, and scaled so that
+            the sum stays; one channel gets the sum.
 
     Returns:
         The names of the tensors that were loaded, left and missing.
@@ -66,6 +69,8 @@ def load_weights(
         raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {name!r}.")
     own = net.state_dict()
     translation = LAYOUTS[name](state, net)
+    if not strict:
+        _adapt_first_layer(translation.tensors, own)
     misshapen = [k for k, t in translation.tensors.items() if k in own and own[k].shape != t.shape]
     fitting = {k: t for k, t in translation.tensors.items() if k in own and k not in misshapen}
     used = {translation.origins[k] for k in fitting}
@@ -81,6 +86,17 @@ def load_weights(
         _check(report, translation, own, misshapen)
     net.load_state_dict(fitting, strict=False)
     return report
+
+
+def _adapt_first_layer(tensors: dict[str, Tensor], own: State) -> None:
+    """Adapt the first convolution among tensors to the channels that the network has there, in place."""
+    name = next((name for name, values in own.items() if values.ndim == 4), None)
+    if name is None or name not in tensors:
+        return
+    given, wanted = tensors[name], own[name]
+    if given.shape[1] == 3 != wanted.shape[1] and given.shape[::2] == wanted.shape[::2]:
+        tensors[name] = adapt_input_conv(wanted.shape[1], given).to(given.dtype)
+        print(f"The first layer of the weights is adapted from 3 to {wanted.shape[1]} channels.", flush=True)
 
 
 @dataclass(frozen=True)

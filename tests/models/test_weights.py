@@ -373,3 +373,21 @@ def test_urls_come_from_torch_hubs_cache_or_fail_at_once(tmp_path: Path, monkeyp
     monkeypatch.setattr(connection, "can_connect", lambda *_, **__: False)
     with pytest.raises(RuntimeError, match=r"other.pth is not in .* and 127.0.0.1 cannot be reached"):
         load_weights(tiny(), "https://127.0.0.1:1/a/other.pth")
+
+
+@pytest.mark.parametrize("channels", [1, 4, 5])
+def test_weights_of_three_channels_start_a_network_of_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int
+) -> None:
+    """It was refused, since the first layer stayed unfilled."""
+    source = tiny(3)
+    torch.save(source.state_dict(), tmp_path / "w.pth")
+    net = tiny(3, in_channels=channels, weights=str(tmp_path / "w.pth"))
+    assert f"adapted from 3 to {channels} channels" in capsys.readouterr().out
+    name, given = next((n, v) for n, v in source.state_dict().items() if v.ndim == 4)
+    found = net.state_dict()[name]
+    assert found.shape[1] == channels
+    expected = given.sum(dim=1, keepdim=True) if channels == 1 else given[:, :3] * 3 / channels
+    assert torch.allclose(found[:, : expected.shape[1]], expected, atol=1e-6)
+    rest = {n: v for n, v in net.state_dict().items() if n.startswith("backbone.") and n != name}
+    assert all(torch.equal(v, source.state_dict()[n]) for n, v in rest.items())
