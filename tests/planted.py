@@ -99,6 +99,25 @@ def _changed(
     return {**annotation, "segmentation": {"size": [height, width], "counts": counts}}
 
 
+def region_hits(folder: Path, errors: Sequence[Planted]) -> list[int | None]:
+    """Return the error that each region of `deeplab suspects` lies on by more than half of its pixels, by rank.
+
+    Args:
+        folder: The folder that the command wrote.
+        errors: The errors.
+    """
+    coco = json.loads((folder / "suspects.json").read_text())
+    names = {image["id"]: image["file_name"] for image in coco["images"]}
+    of_image = {error.image: index for index, error in enumerate(errors)}
+    found: list[int | None] = []
+    for annotation in coco["annotations"]:
+        index = of_image.get(names[annotation["image_id"]])
+        pixels = rle_tools.decode(annotation["segmentation"]).astype(bool)
+        is_hit = index is not None and (pixels & errors[index].is_wrong).sum() > pixels.sum() / 2
+        found.append(index if is_hit else None)
+    return found
+
+
 class Hits(NamedTuple):
     """Count what is found among the first k of a ranking.
 

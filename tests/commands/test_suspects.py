@@ -1,17 +1,14 @@
 """Plant errors in labels, train on them by the real command, and find them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
 from deeplab_lightning.tables import read_csv
 from tests.commands.shapes import COLORS
-from tests.planted import Planted, count_hits
+from tests.planted import Planted, count_hits, region_hits
 from tests.processes import run_program
 
 
@@ -23,25 +20,11 @@ def planted(planted_experiment: tuple[Path, list[Planted]]) -> tuple[Path, list[
     return experiment, errors
 
 
-def hits(experiment: Path, errors: list[Planted], count: int) -> list[int | None]:
-    """Return the error that each of the first regions lies on, by more than half of its pixels."""
-    coco = json.loads((experiment / "suspects" / "suspects.json").read_text())
-    names = {image["id"]: image["file_name"] for image in coco["images"]}
-    of_image = {error.image: index for index, error in enumerate(errors)}
-    found: list[int | None] = []
-    for annotation in coco["annotations"][:count]:
-        index = of_image.get(names[annotation["image_id"]])
-        pixels: npt.NDArray[np.bool_] = rle_tools.decode(annotation["segmentation"]).astype(bool)
-        is_hit = index is not None and (pixels & errors[index].is_wrong).sum() > pixels.sum() / 2
-        found.append(index if is_hit else None)
-    return found
-
-
 @pytest.mark.slow
 def test_planted_errors_come_first(planted: tuple[Path, list[Planted]]) -> None:
     """Of 32 images with 96 objects, six have an error; the regions that come first lie on them."""
     experiment, errors = planted
-    found = count_hits(errors, hits(experiment, errors, len(errors)))
+    found = count_hits(errors, region_hits(experiment / "suspects", errors)[: len(errors)])
     assert found.precision >= 0.8
     assert found.recall >= 0.6  # a shifted mask has two regions, and both count
 
