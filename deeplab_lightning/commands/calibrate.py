@@ -40,6 +40,8 @@ def calibrate(args: list[str]) -> None:
     )
     files.write_calibration(_document(found, result, sum(len(own.labels) for own in groups)))
     console = table_console()
+    title = f"Temperature {result.temperature:.3f}; each error is of images that the temperature was not fitted on"
+    console.print(title, style="bold", highlight=False)
     console.print(_table(result, names))
     console.print(f"Written to {files.calibration} and {files.calibration_figure.name}", soft_wrap=True, markup=False)
     is_ensemble = len(found.checkpoints) > 1
@@ -93,10 +95,7 @@ def _document(found: OutOfFold, result: Calibration, num_pixels: int) -> dict[st
 
 def _table(result: Calibration, names: Any) -> Table:
     """Build the printed table: the error of all confidences, and of the probability of each class."""
-    table = Table(
-        title=f"Temperature {result.temperature:.3f}; calibration errors are of images that it was not fitted on",
-        title_justify="left",
-    )
+    table = Table()
     table.add_column("expected calibration error")
     for column in ("before", "after"):
         table.add_column(column, justify="right")

@@ -175,7 +175,7 @@ def calibrated(groups: Sequence[PixelSample]) -> Calibration:
     return Calibration(fit_temperature(PixelSample.joined(groups)), temperatures, before, after)
 
 
-def read_temperature(given: str | float) -> float:
+def read_temperature(given: str) -> float:
     """Read a temperature: a number, or a file that `deeplab calibrate` wrote.
 
     Raises:

@@ -49,10 +49,10 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = torch.nn.functional.cross_entropy(logits * inverse, labels)
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[arg-type]
+    optimizer.step(loss)
     return 1 / inverse.item()
 
 
@@ -71,7 +71,8 @@ def test_the_temperature_is_that_of_all_held_out_pixels(experiment: Path) -> Non
         expected = multiclass_calibration_error(scaled, labels, 4, n_bins=15, norm="l1")
         assert crossed[key]["ece"] == pytest.approx(float(expected), abs=2e-3)
     assert list(crossed["after"]["class_ece"]) == ["background", "red", "green", "blue"]
-    assert Image.open(experiment / "calibration.png").width > 500
+    with Image.open(experiment / "calibration.png") as figure:
+        assert figure.width > 500
     run_program("report", str(experiment), check=True)
     sentence = (
         f"Expected calibration error of cv: {crossed['before']['ece']:.3f}, and {crossed['after']['ece']:.3f} with"
@@ -100,8 +101,8 @@ def test_predictions_are_written_at_the_temperature(experiment: Path, tmp_path: 
         assert np.abs(values(name) - expected).max() < 5e-3  # float16
         confidence = np.asarray(Image.open(tmp_path / name / "confidence" / "00.png"))
         assert np.abs(confidence / 255 - expected.max(axis=0)).max() < 6e-3
-        masks = [np.asarray(Image.open(tmp_path / own / "masks" / "00.png")) for own in ("plain", name)]
-        assert np.array_equal(*masks)
+        before, after = (np.asarray(Image.open(tmp_path / own / "masks" / "00.png")) for own in ("plain", name))
+        assert np.array_equal(before, after)
     assert np.abs(values("number") - plain).max() > 0.05  # so that this test can fail
 
 
