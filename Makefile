@@ -64,11 +64,11 @@ test: install-dev  ## run all tests, two processes per core
 test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow"
 
-bench: install-dev  ## measure folds, verdicts, data loader, memory, parity, backbones and speed, in minutes
+bench: install-dev  ## measure folds, verdicts, loader, memory, parity, backbones, speed, suspects, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
 		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
-	$(BENCH) tests/benchmarks/test_peers.py
+	$(BENCH) tests/benchmarks/test_peers.py tests/benchmarks/test_suspects.py
 
 campaign: install-dev  ## attack the real commands at random for 20 minutes: make campaign ARGS="--seed 7 --minutes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(ARGS)

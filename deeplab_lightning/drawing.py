@@ -136,7 +136,7 @@ def draw_confusion_matrix(matrix: npt.NDArray[Any], class_names: Sequence[str], 
         chosen = np.sort(order)
         shares, class_names = shares[np.ix_(chosen, chosen)], [class_names[index] for index in chosen]
         title = f"share of each true class, the {_MAX_DRAWN} worst of {len(matrix)}"
-    class_names = [name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 3]}..." for name in class_names]
+    class_names = [_shortened(name) for name in class_names]
     side = 2.5 + 0.42 * len(class_names)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
@@ -206,6 +206,50 @@ def draw_balance(sums: Mapping[str, Mapping[str, npt.NDArray[Any]]], class_names
     bar.ax.set_yticklabels(["-50 %", "-25 %", "even", "+25 %", "+50 %"], fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
+
+
+_MAX_RELIABILITY = 30  # classes of a reliability diagram, those that the probabilities miss most
+
+
+def draw_reliability(
+    tops: Mapping[str, npt.NDArray[Any]], classes: npt.NDArray[Any], class_names: Sequence[str], file: IO[bytes]
+) -> None:
+    """Write a reliability diagram as a PNG: the share of right pixels by confidence, and of each class.
+
+    Args:
+        tops: Title -> (3, bins) number of pixels, sum of their confidences, number of right pixels.
+        classes: (3, K, bins) the same of the probability of each class.
+        class_names: K names.
+        file: The open file.
+    """
+    from matplotlib.figure import Figure
+
+    gaps = np.abs(classes[1] - classes[2]).sum(axis=1) / np.maximum(classes[0].sum(axis=1), 1)  # (K,)
+    order = np.sort(np.argsort(-gaps, kind="stable")[:_MAX_RELIABILITY])
+    num_bins = classes.shape[-1]
+    figure = Figure(figsize=(10.5, max(4.2, 1.6 + 0.22 * len(order))), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    left.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1)
+    for (title, (count, confidence, is_right)), style in zip(tops.items(), ("o-", "s-"), strict=False):
+        has_pixels = count > 0
+        error = np.abs(confidence - is_right).sum() / max(count.sum(), 1)
+        x, y = confidence[has_pixels] / count[has_pixels], is_right[has_pixels] / count[has_pixels]
+        left.plot(x, y, style, markersize=4, label=f"{title}: calibration error {error:.3f}")
+    left.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right pixels", aspect="equal")
+    left.legend(loc="upper left", fontsize=8)
+    count, probability, labelled = classes[:, order]
+    gap = np.divide(labelled - probability, count, out=np.full_like(count, np.nan), where=count > 0)
+    heat_map = right.imshow(gap, vmin=-0.3, vmax=0.3, cmap="RdBu", aspect="auto", extent=(0, 1, len(order) - 0.5, -0.5))
+    right.set_facecolor("0.9")  # shown where no pixel has such a probability
+    right.set_yticks(range(len(order)), [_shortened(class_names[index]) for index in order], fontsize=8)
+    right.set_xlabel(f"probability of the class, {num_bins} bins")
+    right.set_title("share of pixels with this label, minus probability", fontsize=9)
+    figure.colorbar(heat_map, ax=right, extend="both", shrink=0.8)
+    figure.savefig(file, format="png", dpi=120)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MAX_LABEL else f"{name[: _MAX_LABEL - 3]}..."
 
 
 def _resize(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -125,10 +125,12 @@ class Wanted(NamedTuple):
     Attributes:
         confidence: The probability of the most probable class of each pixel.
         probabilities: Type of the probabilities of all classes; None for none.
+        temperature: Temperature of both. It changes no label.
     """
 
     confidence: bool = False
     probabilities: Literal["float16", "uint8"] | None = None
+    temperature: float = 1.0
 
 
 class Found:
@@ -147,6 +149,7 @@ class Found:
     """
 
     def __init__(self, size: tuple[int, int], num_classes: int, wanted: Wanted, device: torch.device) -> None:
+        self._temperature = wanted.temperature
         self.labels = torch.zeros(size, dtype=torch.uint8, device=device)
         self.confidence = torch.zeros_like(self.labels) if wanted.confidence else None
         self.probabilities: Tensor | None = None
@@ -159,11 +162,20 @@ class Found:
         rows, columns = slice(top, top + values.shape[1]), slice(left, left + values.shape[2])
         highest, labels = values.max(dim=0)
         self.labels[rows, columns] = labels.to(torch.uint8)
+        if self._temperature != 1:
+            values = at_temperature(values, self._temperature)
+            highest = values.amax(dim=0)
         if self.confidence is not None:
             self.confidence[rows, columns] = _eight_bits(highest)
         if self.probabilities is not None:
             is_short = self.probabilities.dtype == torch.uint8
             self.probabilities[:, rows, columns] = _eight_bits(values) if is_short else values.half()
+
+
+def at_temperature(probabilities: Tensor, temperature: float) -> Tensor:
+    """Compute the softmax of the log-probabilities (K, ...) divided by a temperature (Guo et al. 2017, section 4.2)."""
+    logs = probabilities.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    return logs.div_(temperature).softmax(dim=0)
 
 
 def _eight_bits(probabilities: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, find_in_tiles, find_labels, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
+from deeplab_lightning.metrics.calibration import ConfidenceCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS, class_iou, foreground_figures, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
@@ -109,6 +110,7 @@ class SegmentationModule(SavedModule):
         self.mean_loss = nn.ModuleDict({stage: WeightedMean() for stage in ("val", "test")})
         """Mean over the pixels of the evaluated set."""
         self.boundary = BoundaryCounts(net.num_classes)  # in test only: validation runs after every epoch
+        self.confidences = ConfidenceCounts()  # in `validate` and `test`, likewise
         self.per_image = ImageMatrices(net.num_classes)
         """Confusion matrices of the images of this process in the last evaluation."""
         self.cpu_kernels, self.door = cpu_kernels, kernels.Door()
@@ -249,6 +251,8 @@ class SegmentationModule(SavedModule):
             for own, mask, count in zip(logits.split(1), batch.mask.long().split(1), batch.count_pixels(), strict=True):
                 loss = self._total_loss(TrainingLogits(own, []), mask, is_void=not count)
                 self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
+            if self.trainer.state.fn != "fit":
+                self.confidences.update(logits, batch.mask)
             size = (batch.mask.shape[-2], batch.mask.shape[-1])
             postprocess = self.postprocess if stage == "test" else None
             labels = self._labels(logits, batch.image, size, postprocess)
@@ -264,6 +268,9 @@ class SegmentationModule(SavedModule):
         # torchmetrics turns the matrix of one class into a scalar.
         matrix = confusion.compute().reshape(self.net.num_classes, -1).cpu()  # type: ignore[operator]
         confusion.reset()  # type: ignore[operator]
+        if self.trainer.state.fn != "fit":
+            self.log(f"{stage}/ece", self.confidences.compute())
+            self.confidences.reset()
         self.log(f"{stage}/loss", self.mean_loss[stage].compute())  # type: ignore[operator]
         self.mean_loss[stage].reset()  # type: ignore[operator]
         for name, value in self._figures(matrix).items():

@@ -194,6 +194,22 @@ class PredictionFolder:
         return {row["image"]: self.path / row["mask"] for row in read_csv(self.table, ("image", "mask"))}
 
 
+class SuspectsFolder:
+    """Name the files of `deeplab suspects`.
+
+    Args:
+        path: The folder, which need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.table, self.images_table = self.path / "suspects.csv", self.path / "suspect_images.csv"
+        """The suspected regions, and all images by the highest score of their regions."""
+        self.coco = self.path / "suspects.json"
+        """The proposed labels of the regions, for annotation tools."""
+        self.page = self.path / "suspects.html"
+
+
 def prediction_stems(names: Sequence[str]) -> dict[str, str]:
     """Map image keys to the paths of their predictions without suffix, relative to the folder of the predictions.
 
@@ -460,6 +476,9 @@ class ExperimentFolder(_Folder):
         """Page of the experiment; also that of a single run."""
         self.best_recipe = self.path / "best.yaml"
         """Options of `deeplab predict` that `deeplab best` found."""
+        self.suspects = SuspectsFolder(self.path / "suspects")
+        self.calibration, self.calibration_figure = self.path / "calibration.json", self.path / "calibration.png"
+        """Temperature of the probabilities, and how well they agree with the labels before and after."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:
@@ -497,6 +516,18 @@ class ExperimentFolder(_Folder):
         """Read `cv.json`; None without a readable one."""
         try:
             content = json.loads(self.result.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def write_calibration(self, content: Mapping[str, Any]) -> None:
+        """Write `calibration.json`."""
+        write_text(self.calibration, json.dumps(content, indent=1) + "\n")
+
+    def read_calibration(self) -> dict[str, Any] | None:
+        """Read `calibration.json`; None without a readable one."""
+        try:
+            content = json.loads(self.calibration.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None

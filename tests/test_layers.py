@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder, SplitFolder
+from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder, SplitFolder, SuspectsFolder
 
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 
@@ -42,7 +42,7 @@ FLOORS = (
         *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
         *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.mean"),
-        "metrics.per_image",
+        *("metrics.calibration", "metrics.per_image"),
         *("crf.permutohedral", "crf"),
     ),
     (
@@ -54,8 +54,7 @@ FLOORS = (
         *("data.init.config_text", "data.init"),
         "inference",
         "inference.tiles",
-        "inference.regions",
-        "inference.outputs",
+        *("inference.regions", "inference.calibration", "inference.outputs"),
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",
@@ -69,7 +68,11 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold", "inference.pseudo_labels"),
+    (
+        *("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold"),
+        "inference.pseudo_labels",
+        *("suspects", "suspects.evidence", "suspects.ranking", "suspects.files", "suspects.page"),
+    ),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
@@ -110,6 +113,7 @@ FLOORS = (
             "commands.training",
         ),
         *("commands.data", "commands.split", "commands.compare", "commands.report", "commands.kfold", "commands.grid"),
+        *("commands.held_out", "commands.suspects", "commands.calibrate"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
         "commands.best",
         "commands.pseudo",
@@ -165,7 +169,7 @@ def test_rooms_know_only_the_libraries_of_their_kind() -> None:
 
 
 def test_only_runs_knows_the_file_names_of_runs() -> None:
-    folders = (RunFolder("x"), ExperimentFolder("x"), SplitFolder("x"), PredictionFolder("x"))
+    folders = (RunFolder("x"), ExperimentFolder("x"), SplitFolder("x"), PredictionFolder("x"), SuspectsFolder("x"))
     names = {path.name for folder in folders for path in vars(folder).values() if isinstance(path, Path)} - {"x"}
     assert {"folds.csv", "balance.csv", "balance.json", "result.json", "config.yaml"} <= names
     for file in PACKAGE.rglob("*.py"):

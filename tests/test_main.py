@@ -274,7 +274,6 @@ def test_a_value_that_no_run_can_use_is_refused_before_anything_is_built(
         (["--trainer.strategy", "luck"], "invalid strategy name: `strategy='luck'`"),
         (["--trainer.devices", "all"], "`devices` selected with `CPUAccelerator` should be an int > 0"),
         (["--trainer.val_check_interval", "700"], r"`val_check_interval` \(700\) must be less"),
-        (["--checkpoint.monitor", "val/luck"], "could not find the monitored key"),
         pytest.param(
             ["--trainer.accelerator", "gpu"],
             "No supported gpu backend found",

@@ -15,6 +15,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.files import unused_path, write_atomically, write_text
+from deeplab_lightning.inference.calibration import read_temperature
 from deeplab_lightning.inference.outputs import CocoPart, CsvPart, Outputs, coco_text, csv_parts
 from deeplab_lightning.labels import Found, Wanted
 from deeplab_lightning.module import SegmentationModule
@@ -49,6 +50,11 @@ class PredictionWriter(L.Callback):
         self._dataset, self._index_of = dataset, {name: index for index, name in enumerate(dataset.names)}
         self._stems = prediction_stems(dataset.names)
         wanted = self.outputs
+        if wanted.temperature is not None and getattr(pl_module, "postprocess", None) is not None:
+            raise UserError(
+                "--temperature is that of the network's own probabilities, but there is a model.postprocess: leave out "
+                "one of them, such as by --model.postprocess null."
+            )
         self._coco_file = None if wanted.coco is None else self._files.own_file(wanted.coco, "--coco")
         self._csv_file = None if wanted.csv is None else self._files.own_file(wanted.csv, "--csv")
         if self._coco_file is not None and self._coco_file == self._csv_file:
@@ -57,7 +63,8 @@ class PredictionWriter(L.Callback):
         if trainer.is_global_zero:
             self._files.begin(self._stems, ["mask", *(kind for kind, is_written in has.items() if is_written)])
         kinds: dict[str | None, Any] = {None: None, "npz": "float16", "uint8": "uint8"}
-        pl_module.wanted = Wanted(wanted.confidence, kinds[wanted.probabilities])  # type: ignore[assignment]
+        temperature = 1.0 if wanted.temperature is None else read_temperature(wanted.temperature)
+        pl_module.wanted = Wanted(wanted.confidence, kinds[wanted.probabilities], temperature)  # type: ignore[assignment]
         self._unreadable: list[Unreadable] = []
         self._coco: list[CocoPart] = []
         self._csv: list[CsvPart] = []

@@ -27,6 +27,7 @@ from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tables import or_null, shown, table_console
 
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
+_LATER_FIGURES = ("boundary_iou", "ece")  # of `validate` and `test`, which training leaves out
 
 
 class _EpochProgress:
@@ -272,8 +273,8 @@ def _is_dry_run(trainer: L.Trainer) -> bool:
 def _figures(metrics: Mapping[str, float], stage: str, module: SegmentationModule) -> dict[str, Any]:
     figures: dict[str, Any] = {name: or_null(metrics.get(f"{stage}/{name}", math.nan)) for name in _FIGURES}
     names = module.classes.names
-    if f"{stage}/boundary_iou" in metrics:
-        figures["boundary_iou"] = or_null(metrics[f"{stage}/boundary_iou"])
+    later = {name: metrics[key] for name in _LATER_FIGURES if (key := f"{stage}/{name}") in metrics}
+    figures |= {name: or_null(value) for name, value in later.items()}
     figures["iou"] = {name: or_null(metrics.get(f"{stage}/iou/{name}", math.nan)) for name in names}
     if len(names) == 2:
         figures["foreground"] = {
@@ -297,5 +298,7 @@ def _print_table(title: str, figures: Mapping[str, Any], path: object) -> None:
     if "boundary_iou" in figures:
         table.add_row("boundary IoU", shown(figures["boundary_iou"]))
     table.add_row("pixel accuracy", shown(figures["pixel_accuracy"]))
+    if "ece" in figures:
+        table.add_row("calibration error", shown(figures["ece"]))
     console.print(table)
     console.print(f"Written to {path}", soft_wrap=True, markup=False)

@@ -148,6 +148,41 @@ def pseudo_parser() -> OptionParser:
     return parser
 
 
+def suspects_parser() -> OptionParser:
+    """Build the parser of `deeplab suspects`."""
+    parser = OptionParser(
+        prog="deeplab suspects",
+        description="Rank the regions of the held-out images whose labels are contradicted by the networks that were "
+        "not trained on them. Writes a page with crops (suspects.html), tables (suspects.csv, suspect_images.csv) and "
+        "the proposed labels for annotation tools (suspects.json, COCO).",
+    )
+    _add_out_of_fold_options(parser)
+    parser.add_argument("--limit", type=int, default=100, help="number of regions that are written (100)")
+    parser.add_argument("--min_area", type=int, default=50, help="pixels of the smallest region (50)")
+    parser.add_argument("--output", type=Path, help="folder to write to (suspects in the folder of the experiment)")
+    return parser
+
+
+def calibrate_parser() -> OptionParser:
+    """Build the parser of `deeplab calibrate`."""
+    parser = OptionParser(
+        prog="deeplab calibrate",
+        description="Fit the temperature that makes the probabilities of the held-out images agree with the share of "
+        "pixels that are right. Writes calibration.json, for `deeplab predict --temperature`, with the expected "
+        "calibration error before and after, cross-fitted by folds, and calibration.png, to the folder of the "
+        "experiment.",
+    )
+    _add_out_of_fold_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of pixels (0)")
+    return parser
+
+
+def _add_out_of_fold_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that predict the held-out images of an experiment."""
+    parser.add_argument("folder", metavar="RUN_OR_EXPERIMENT", type=Path, help="folder of a run or an experiment")
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP.replace("checkpoint names", "run names"))
+
+
 def wandb_report_parser() -> OptionParser:
     """Build the parser of `deeplab wandb-report`."""
     parser = OptionParser(
@@ -321,6 +356,8 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "report": report_parser,
     "best": best_parser,
     "pseudo": pseudo_parser,
+    "suspects": suspects_parser,
+    "calibrate": calibrate_parser,
     "wandb-report": wandb_report_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,

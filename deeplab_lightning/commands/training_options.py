@@ -104,6 +104,13 @@ def _add_outputs(parser: LightningArgumentParser) -> None:
         help="Write the highest probability of each pixel as a grey PNG, 255 for 1.",
     )
     parser.add_argument(
+        "--temperature",
+        type=str | None,
+        default=None,
+        help="Temperature of both: a calibration.json that `deeplab calibrate` wrote, or a number such as 1.5. It "
+        "changes no label.",
+    )
+    parser.add_argument(
         "--coco",
         type=str | None,
         default=None,

@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import yaml
+from torch import Tensor
 
 from deeplab_lightning.checkpoints import import_problem
 from deeplab_lightning.data.batch import Sample
@@ -18,6 +21,22 @@ from deeplab_lightning.inference.model import Model, load
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
 _OF_TRAINING = ("train_transforms", "copy_paste", "extra_datasets", "predict_images")
+
+
+class HeldOut(NamedTuple):
+    """Hold what the networks predict of an image that they were not trained on.
+
+    Attributes:
+        name: Key of the image.
+        fold: The fold that held it out.
+        mask: (H, W) uint8, its labels.
+        probabilities: (K, H, W) float32, on the device of the networks.
+    """
+
+    name: str
+    fold: int
+    mask: npt.NDArray[np.uint8]
+    probabilities: Tensor
 
 
 class OutOfFold:
@@ -125,3 +144,12 @@ class OutOfFold:
         for index, name in enumerate(dataset.names):
             if self.folds.get(name) == fold:
                 yield dataset[index]
+
+    def predictions(self) -> Iterator[HeldOut]:
+        """Yield the prediction of each image, fold by fold; one at a time is in memory."""
+        for fold in self.fold_numbers:
+            model = self.model(fold)
+            for sample in self.samples(fold):
+                assert sample.mask is not None
+                probabilities = model.probabilities(sample.image.as_subclass(Tensor))
+                yield HeldOut(sample.name, fold, sample.mask.as_subclass(Tensor).numpy(), probabilities)

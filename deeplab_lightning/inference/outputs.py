@@ -13,6 +13,7 @@ from pycocotools import mask as rle_tools
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.transforms import resize_mask
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.inference.calibration import read_temperature
 from deeplab_lightning.tables import csv_text
 
 CsvFormat = Literal["ids", "rle"]
@@ -28,6 +29,7 @@ class Outputs(NamedTuple):
         overlays: Whether the masks are blended into the images.
         probabilities: `npz` for the probabilities of all classes as float16, `uint8` for 0-255, None for none.
         confidence: Whether the highest probability of each pixel is written.
+        temperature: Temperature of both: a number, or a file of `deeplab calibrate`; None for 1.
         coco: Name of a COCO JSON file in the folder of the predictions; None for none.
         csv: Name of a CSV file there; None for none.
         csv_size: Height and width of its masks in pixels; None for 256 with class ids, and the image's own with runs.
@@ -37,6 +39,7 @@ class Outputs(NamedTuple):
     overlays: bool = True
     probabilities: Literal["npz", "uint8"] | None = None
     confidence: bool = False
+    temperature: str | None = None
     coco: str | None = None
     csv: str | None = None
     csv_size: int | None = None
@@ -46,8 +49,13 @@ class Outputs(NamedTuple):
         """Return these outputs.
 
         Raises:
-            ValueError: If there are options of a CSV file without its name.
+            ValueError: If there are options of a CSV file without its name, or a temperature without probabilities or
+                one that cannot be read.
         """
+        if self.temperature is not None and self.probabilities is None and not self.confidence:
+            raise UserError("--temperature changes what --probabilities or --confidence writes; give one of them.")
+        if self.temperature is not None:
+            read_temperature(self.temperature)
         if self.csv is None and (self.csv_size is not None or self.csv_format is not None):
             raise UserError("--csv_size and --csv_format need the name of the file, such as --csv submission.csv.")
         return self

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def write_report(comparison: Comparison, path: Path) -> None:
     page = environment.get_template("page.html").render(
         title=_title(labels),
         findings=comparison.sentences,
-        notes=[*comparison.notes, *gallery.notes],
+        notes=[*comparison.notes, *_calibrations(entries), *gallery.notes],
         terms=_TERMS,
         columns=columns,
         rows=_summary(comparison, columns, path),
@@ -87,6 +88,20 @@ def write_report(comparison: Comparison, path: Path) -> None:
         legend=gallery.legend,
     )
     write_text(path, page.lstrip())
+
+
+def _calibrations(entries: list[Entry]) -> list[str]:
+    """Say how well the probabilities of each experiment agree with its labels, if `deeplab calibrate` was run."""
+    sentences = []
+    for entry in entries:
+        found = ExperimentFolder(entry.folder).read_calibration() or {}
+        with suppress(KeyError, TypeError, ValueError):  # damaged: the page is worth more than this sentence
+            before, after = (found["cross_fitted"][key]["ece"] for key in ("before", "after"))
+            sentences.append(
+                f"Expected calibration error of {entry.label}: {before:.3f}, and {after:.3f} with the temperature of "
+                f"the other folds; that of all is {found['temperature']:.3f}."
+            )
+    return sentences
 
 
 def _title(labels: list[str]) -> str:
