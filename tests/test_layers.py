@@ -73,7 +73,8 @@ FLOORS = (
         *("export.tracing", "export.formats", "export"),
     ),
     (
-        *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),
+        *("experiments", "experiments.jobs", "experiments.launchers", "experiments.launchers.environment"),
+        *("experiments.launchers.local", "experiments.job_table", "experiments.settings", "experiments.experiment"),
         "experiments.folder_choice",
         *(
             "experiments.significance",

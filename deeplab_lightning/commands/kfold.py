@@ -19,7 +19,8 @@ from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.folder_choice import give_back, lock_folder, take_folder
 from deeplab_lightning.experiments.job_table import JobTable
-from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, locked, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, run_jobs
+from deeplab_lightning.experiments.launchers.local import LocalLauncher, locked
 from deeplab_lightning.experiments.page import write_page
 from deeplab_lightning.experiments.settings import settings_hash
 from deeplab_lightning.runs import ExperimentFolder, RunFolder, made_up_name
