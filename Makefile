@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo test test-fast bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo test test-fast test-cluster bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,11 +47,14 @@ demo: install  ## train, validate and predict on built-in data, in minutes on a 
 	$(BIN)/deeplab predict --ckpt_path $${run}checkpoints/best.ckpt --images data/synthetic_new && \
 	echo "Results are in $$run: see panels/ and predictions/overlays/."
 
-test: install-dev  ## run all tests, one process per core
-	$(TEST) -n auto --dist worksteal
+test: install-dev  ## run all tests but those of clusters, one process per core
+	$(TEST) -n auto --dist worksteal -m "not cluster"
 
 test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
-	$(TEST) -n auto --dist worksteal -m "not slow"
+	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
+
+test-cluster: install-dev  ## run the tests that start a cluster's daemons, as root with slurm-wlm and munge
+	$(TEST) -rs tests/cluster
 
 bench: install-dev  ## measure folds, verdicts, data loader, memory, parity, backbones and speed, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \

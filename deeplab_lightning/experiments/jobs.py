@@ -13,7 +13,6 @@ from typing import Protocol
 from deeplab_lightning.errors import UserError
 
 _POLL_SECONDS = 0.2
-_STOP_SECONDS = 20.0  # time for a training to end after SIGTERM, before it is killed
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,12 @@ class JobState:
 
     Attributes:
         job: The job.
-        state: `waiting`, `running`, `finished`, `failed` or `stopped`.
+        state: `waiting`, `running`, `finished`, `failed`, `stopped`, or `lost` by a cluster, which starts it again.
         started: Start time of the first command, by `time.monotonic`.
         seconds: Time since the start in seconds.
         error: Reason why it could not be started, or the signal that ended it.
+        is_killed: Whether a signal from elsewhere ended it.
+        place: Id and node of its job in a cluster's queue, or why it waits there.
     """
 
     job: Job
@@ -78,6 +79,8 @@ class JobState:
     started: float = 0.0
     seconds: float = 0.0
     error: str = ""
+    is_killed: bool = False
+    place: str = ""
     _commands: deque[Sequence[str]] = field(default_factory=deque)
     _process: Process | None = None
     _slot: int = 0
@@ -96,7 +99,12 @@ class Interrupted(Exception):
 
 
 def run_jobs(
-    jobs: Sequence[Job], launcher: Launcher, *, at_once: int = 1, on_change: Callable[[Sequence[JobState]], None]
+    jobs: Sequence[Job],
+    launcher: Launcher,
+    *,
+    at_once: int = 1,
+    on_change: Callable[[Sequence[JobState]], object],
+    stop_seconds: float = 20.0,
 ) -> list[JobState]:
     """Run jobs, a number of them at once; a job that fails does not stop the others.
 
@@ -107,6 +115,7 @@ def run_jobs(
         launcher: Launcher of the commands.
         at_once: Number of jobs that run at once, at least 1.
         on_change: Function of the states, called about five times per second.
+        stop_seconds: Time for a command to end after a signal, before it is killed.
 
     Returns:
         The final states.
@@ -132,7 +141,7 @@ def run_jobs(
                 on_change(states)
                 time.sleep(_POLL_SECONDS)
         finally:
-            _stop_all(states, is_hurried=lambda: len(received) > 1)
+            _stop_all(states, stop_seconds, is_hurried=lambda: len(received) > 1)
             on_change(states)
     if received:
         raise Interrupted(received[0])
@@ -160,19 +169,20 @@ def _advance(state: JobState, launcher: Launcher) -> bool:
     if status == 0 and state._commands and state.job.is_finished():
         return not _start(state, launcher)
     state.state = "finished" if status == 0 and state.job.is_finished() else "failed"
+    state.is_killed = status < 0 or status == 128 + signal.SIGTERM
     if status < 0:  # otherwise its last line of output names the reason
         out_of_memory = ", perhaps out of memory" if -status == signal.SIGKILL else ""
         state.error = f"killed by {signal.Signals(-status).name}{out_of_memory}"
     return True
 
 
-def _stop_all(states: Sequence[JobState], *, is_hurried: Callable[[], bool]) -> None:
+def _stop_all(states: Sequence[JobState], seconds: float, *, is_hurried: Callable[[], bool]) -> None:
     """Ask the running jobs to end, and kill those that do not in time, or all once it is hurried."""
     running = [state for state in states if state.state == "running"]
     for state in running:
         assert state._process is not None
         state._process.stop()
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + seconds
     for state in running:
         assert state._process is not None
         while state._process.poll() is None and time.monotonic() < deadline and not is_hurried():
