@@ -1,5 +1,6 @@
 """K-fold experiments in a real queue of SLURM, with two nodes on this machine, on tiny data."""
 
+import csv
 import json
 import shlex
 import shutil
@@ -142,6 +143,20 @@ def test_a_cancelled_experiment_is_resumed_and_a_killed_job_starts_again(
     assert outcomes(second) == ["lost", "finished"]
     assert all(epochs(RunFolder(own / f"fold_{fold}")) == list(range(EPOCHS)) for fold in range(3))
     assert pooled(own) == pooled(reference)
+
+
+def test_a_grid_is_compared_by_its_last_job(slurm: Cluster, folder: Path) -> None:
+    channels = {label: f"--model.net.aspp_channels {count}" for label, count in (("narrow", 4), ("wide", 8))}
+    options = f"-c {folder / 'config.yaml'} --trainer.max_epochs 1"
+    grid = {"output_dir": str(folder / "runs"), "options": options, "folds": [0, 1], "axes": {"channels": channels}}
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
+    said = deeplab(slurm, "grid", "-c", str(folder / "grid.yaml"), *LAUNCHER, "--detach")
+    assert "4 folds are in the queue" in said
+    wait_for(lambda: not slurm.jobs(), 300)
+    own = folder / "runs" / "grid"
+    assert (own / "report.html").is_file()
+    with (own / "compare.csv").open() as file:
+        assert [row["experiment"] for row in csv.DictReader(file)] == ["narrow", "wide"]
 
 
 def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(

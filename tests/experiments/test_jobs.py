@@ -1,5 +1,6 @@
 """The launcher, with commands that take no time."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -168,6 +169,16 @@ def test_two_processes_never_write_to_one_folder(tmp_path: Path, monkeypatch: py
         with pytest.raises(UserError, match="another process still writes here"):
             LocalLauncher().start(job(tmp_path, ["--version"]), ["--version"], 0)
         assert run(job(tmp_path, ["--version"]), job(tmp_path, ["--version"], name="other")) == ["failed", "finished"]
+    assert run(job(tmp_path, ["--version"])) == ["finished"]
+
+
+def test_a_shared_file_system_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert run(job(tmp_path, ["--version"])) == ["finished"]
 
 

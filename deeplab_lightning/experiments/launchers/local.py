@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import signal
@@ -18,6 +19,7 @@ from deeplab_lightning.experiments.jobs import Job, Process
 from deeplab_lightning.experiments.launchers.environment import own_environment
 from deeplab_lightning.runs import RunFolder
 
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _MAX_LOCK_WAIT = 15.0  # seconds that the processes of a killed training may take to end
 
 
@@ -113,7 +115,10 @@ def locked(folder: Path) -> Iterator[IO[str]]:
 
 
 def _is_locked(lock: IO[str]) -> bool:
-    """Lock a file, and check whether that succeeded; the processes of a killed training need seconds to end."""
+    """Lock a file, and check whether that succeeded; the processes of a killed training need seconds to end.
+
+    Some file systems that several machines share know no locks. There, the record of the queue keeps jobs apart.
+    """
     end = time.monotonic() + _MAX_LOCK_WAIT
     while True:
         try:
@@ -122,6 +127,10 @@ def _is_locked(lock: IO[str]) -> bool:
             if time.monotonic() > end:
                 return False
             time.sleep(0.1)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            return True
         else:
             return True
 
