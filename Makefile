@@ -53,7 +53,7 @@ test: install-dev  ## run all tests but those of clusters, one process per core
 test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
 
-test-cluster: install-dev  ## run the tests that start a cluster's daemons, as root with slurm-wlm and munge
+test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and in Ray, on two nodes on this machine
 	$(TEST) -rs tests/cluster
 
 bench: install-dev  ## measure folds, verdicts, data loader, memory, parity, backbones and speed, in minutes

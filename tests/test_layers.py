@@ -75,6 +75,7 @@ FLOORS = (
     (
         *("experiments", "experiments.jobs", "experiments.launchers", "experiments.launchers.environment"),
         *("experiments.launchers.local", "experiments.launchers.options", "experiments.launchers.slurm"),
+        *("experiments.launchers.place", "experiments.launchers.ray"),
         *("experiments.job_table", "experiments.settings", "experiments.experiment"),
         *("experiments.attempts", "experiments.queue", "experiments.queued_fold"),
         "experiments.folder_choice",

@@ -11,8 +11,9 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.experiments.job_table import JobTable
-from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, Launcher, run_jobs
 from deeplab_lightning.experiments.launchers.local import LocalLauncher, locked
+from deeplab_lightning.experiments.launchers.ray import RayLauncher
 from deeplab_lightning.experiments.page import write_page
 from deeplab_lightning.experiments.settings import settings_hash
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -57,13 +58,13 @@ def run_experiments(
     jobs = [job for job in everything if job.commands]
     if len(jobs) < len(everything):
         table_console().print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
-    _try_to_build(experiments)
-    pool(experiments, _run_here(jobs, placement, resume_command))
+    _try_to_build(experiments, is_elsewhere=placement.is_elsewhere)
+    pool(experiments, _run_attached(jobs, placement, resume_command))
     return True
 
 
-def _run_here(jobs: Sequence[Job], placement: Placement, resume_command: str) -> list[JobState]:
-    """Run jobs on this machine, and return the failed ones."""
+def _run_attached(jobs: Sequence[Job], placement: Placement, resume_command: str) -> list[JobState]:
+    """Run jobs that end with this process, and return the failed ones."""
     if placement.is_in_process:
         for job in jobs:
             job.folder.mkdir(parents=True, exist_ok=True)
@@ -72,6 +73,8 @@ def _run_here(jobs: Sequence[Job], placement: Placement, resume_command: str) ->
                     if command[0] != "fit" or not job.is_finished():  # by another process, while this one waited
                         run_training_command(command[0], list(command[1:]))
         return []
+    if placement.ray is not None:
+        return _run_in_processes(jobs, RayLauncher(placement.ray), placement.at_once or len(jobs), resume_command)
     at_once = placement.at_once or 1
     return _run_in_processes(jobs, LocalLauncher(at_once, placement.devices), at_once, resume_command)
 
@@ -131,9 +134,7 @@ def _try_to_build(experiments: Sequence[Experiment], *, is_elsewhere: bool = Fal
             try_to_build(["-c", str(new[0].job), *(machine if is_elsewhere else [])])
 
 
-def _run_in_processes(
-    jobs: Sequence[Job], launcher: LocalLauncher, at_once: int, resume_command: str
-) -> list[JobState]:
+def _run_in_processes(jobs: Sequence[Job], launcher: Launcher, at_once: int, resume_command: str) -> list[JobState]:
     """Run each job in processes of its own, and return the failed ones.
 
     Raises:

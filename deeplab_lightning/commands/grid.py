@@ -14,7 +14,7 @@ from deeplab_lightning.commands.kfold import refuse_under_a_launcher
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.parsers import grid_parser
 from deeplab_lightning.commands.placement import Placement
-from deeplab_lightning.commands.queueing import check_queue, refuse_queued
+from deeplab_lightning.commands.queueing import check_cluster, refuse_queued
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
@@ -120,7 +120,7 @@ def grid(args: list[str]) -> None:
     for name in (given.name or grid_file.name, *chosen):
         check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
-    check_queue(placement)
+    check_cluster(placement)
     refuse_queued(folder, placement)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first one is trained

@@ -14,7 +14,7 @@ from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.parsers import kfold_parser
 from deeplab_lightning.commands.placement import Placement
-from deeplab_lightning.commands.queueing import check_queue, refuse_queued
+from deeplab_lightning.commands.queueing import check_cluster, refuse_queued
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
@@ -39,7 +39,7 @@ def kfold(args: list[str]) -> None:
         return
     refuse_under_a_launcher()
     check_name(given.name)
-    check_queue(placement)
+    check_cluster(placement)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
     config = resolve_fit_config(rest)

@@ -63,7 +63,7 @@ def _add_launcher_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher",
         default="local",
-        help="where the folds train: local, slurm, or a file such as configs/launcher/slurm.yaml; --launcher.KEY "
+        help="where the folds train: local, slurm, ray, or a file such as configs/launcher/slurm.yaml; --launcher.KEY "
         "VALUE, such as --launcher.partition gpu, overrides its options (local)",
     )
     parser.add_argument(

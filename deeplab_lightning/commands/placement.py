@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.experiments.launchers.options import SlurmOptions, read_launcher
+from deeplab_lightning.experiments.launchers.options import RayOptions, SlurmOptions, read_launcher
 
 _PREFIX = "--launcher."
 
@@ -16,8 +16,9 @@ class Placement:
     """Hold where folds train, and how many at once.
 
     Attributes:
-        slurm: What each fold asks SLURM for; None if they train on this machine.
-        at_once: Number of folds that train at once, at least 1; all if None, in a queue alone.
+        slurm: What each fold asks SLURM for; None if they train elsewhere.
+        ray: What each fold asks Ray for; None if they train elsewhere. Without both, they train on this machine.
+        at_once: Number of folds that train at once, at least 1; all if None, on a cluster alone.
         devices: Indices of the GPUs of this machine that the folds share.
         is_in_process: Whether they train in this process.
         is_detached: Whether nobody waits for the queue.
@@ -28,6 +29,7 @@ class Placement:
     devices: Sequence[str] = ()
     is_in_process: bool = False
     is_detached: bool = False
+    ray: RayOptions | None = None
 
     @classmethod
     def parse(cls, given: argparse.Namespace, rest: Sequence[str]) -> "tuple[Placement, list[str]]":
@@ -44,19 +46,28 @@ class Placement:
             UserError: If an option is unknown, wrong, or has no meaning for the launcher.
         """
         changes, words = _own_options(rest)
-        slurm = read_launcher(given.launcher, changes)
+        options = read_launcher(given.launcher, changes)
         if given.jobs is not None and given.jobs < 1:
             raise UserError(f"--jobs must be at least 1, got {given.jobs}.")
-        if slurm is None:
-            if given.detach:
-                raise UserError("--detach leaves the folds in a cluster's queue, so it needs --launcher slurm.")
+        if given.detach and not isinstance(options, SlurmOptions):
+            raise UserError("--detach leaves the folds in a cluster's queue, so it needs --launcher slurm.")
+        if options is None:
             devices = tuple(given.devices.split(",")) if given.devices else ()
             return cls(None, given.jobs or 1, devices, given.in_process), words
         if given.devices:
-            raise UserError("--devices chooses among the GPUs of this machine; a queue deals its own: --launcher.gpus.")
+            raise UserError(
+                "--devices chooses among the GPUs of this machine; a cluster deals its own: --launcher.gpus."
+            )
         if given.in_process:
-            raise UserError("--in_process trains here, and --launcher slurm elsewhere; leave one of them out.")
-        return cls(slurm, given.jobs, is_detached=given.detach), words
+            raise UserError("--in_process trains here, and a cluster elsewhere; leave out that or --launcher.")
+        if isinstance(options, RayOptions):
+            return cls(None, given.jobs, ray=options), words
+        return cls(options, given.jobs, is_detached=given.detach), words
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the folds train on a cluster."""
+        return self.slurm is not None or self.ray is not None
 
     def refuse_several_nodes(self, config: Mapping[str, Any]) -> None:
         """Refuse a fold that trains on several nodes, since its job in the queue gets one.
@@ -68,10 +79,10 @@ class Placement:
             UserError: If there are several.
         """
         nodes = config["trainer"].get("num_nodes", 1)
-        if self.slurm is not None and nodes != 1:
+        if self.is_elsewhere and nodes != 1:
             raise UserError(
-                f"trainer.num_nodes must be 1 with --launcher slurm, got {nodes}: each fold gets one node. Start a "
-                "training on several nodes yourself: srun deeplab fit ..."
+                f"trainer.num_nodes must be 1 on a cluster, got {nodes}: each fold gets one node. Start a training on "
+                "several nodes yourself: srun deeplab fit ..."
             )
 
 

@@ -16,7 +16,9 @@ from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import JobState
 from deeplab_lightning.experiments.launchers import slurm
-from deeplab_lightning.experiments.queue import Queue, QueueStates, describe_place
+from deeplab_lightning.experiments.launchers.place import describe_place
+from deeplab_lightning.experiments.launchers.ray import connect
+from deeplab_lightning.experiments.queue import Queue, QueueStates
 from deeplab_lightning.files import remove_if_empty
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import table_console
@@ -25,14 +27,16 @@ _POLL_SECONDS = 5.0  # between two questions to the scheduler
 _REDRAW_SECONDS = 0.5
 
 
-def check_queue(placement: Placement) -> None:
-    """Check that the cluster's queue answers, if it is to be used.
+def check_cluster(placement: Placement) -> None:
+    """Check that the cluster answers on which folds are to train, and connect to one of Ray.
 
     Raises:
         UnavailableError: If it does not.
     """
     if placement.slurm is not None:
         slurm.tasks()
+    if placement.ray is not None:
+        connect(placement.ray)
 
 
 def refuse_queued(folder: Path, placement: Placement) -> None:

@@ -1,17 +1,13 @@
 """Record which folds a cluster's queue trains, and find out how far they are."""
 
 import json
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from hashlib import sha256
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import deeplab_lightning
-from deeplab_lightning.errors import DataError, MissingFileError, UserError
+from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.experiments.attempts import Attempts
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.experiments.jobs import Job, JobState
@@ -19,8 +15,6 @@ from deeplab_lightning.experiments.launchers.options import SlurmOptions
 from deeplab_lightning.experiments.launchers.slurm import Task
 from deeplab_lightning.files import write_text
 from deeplab_lightning.runs import ExperimentFolder
-
-_PACKAGES = ("torch", "torchvision", "lightning", "timm", "numpy")
 
 
 @dataclass
@@ -189,33 +183,3 @@ def _engine_log(queue: Queue, job: str | None) -> str:
     lines = log.read_text(errors="replace").split("\n") if log.is_file() else []
     last = next((line for line in reversed(lines) if line.strip()), "it never started")
     return f"{last.strip()} (job {job}, {log})"
-
-
-def describe_place() -> dict[str, str]:
-    """Describe what must be the same where a fold is submitted and where it is trained."""
-    root = Path(deeplab_lightning.__file__).parent
-    code = sha256()
-    for file in sorted(root.rglob("*.py")):
-        code.update(f"{file.relative_to(root).as_posix()}\0".encode() + file.read_bytes() + b"\0")
-    packages = {name: version(name) for name in _PACKAGES}
-    return {"folder": str(Path.cwd()), "code": code.hexdigest()[:16], "Python": platform.python_version(), **packages}
-
-
-def check_place(then: Mapping[str, str], node: str) -> None:
-    """Check that a node has the folder, the code and the packages of the machine that submitted a fold.
-
-    Args:
-        then: What `describe_place` returned there.
-        node: Name of the node, for the message.
-
-    Raises:
-        UserError: If something differs.
-    """
-    now = describe_place()
-    found = [f"{key}: {then.get(key)} there, {now.get(key)} here" for key in then.keys() | now.keys()
-             if then.get(key) != now.get(key)]  # fmt: skip
-    if found:
-        raise UserError(
-            f"node {node} is not like the machine that submitted this fold ({'; '.join(sorted(found))}). Use one "
-            "environment and one checkout on a shared disk; --resume submits again what changed since."
-        )

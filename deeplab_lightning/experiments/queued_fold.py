@@ -14,7 +14,8 @@ from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.experiments.jobs import Interrupted, run_jobs
 from deeplab_lightning.experiments.launchers import slurm
 from deeplab_lightning.experiments.launchers.local import LocalLauncher
-from deeplab_lightning.experiments.queue import Queue, check_place
+from deeplab_lightning.experiments.launchers.place import check_place
+from deeplab_lightning.experiments.queue import Queue
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
 _RESERVE = 10.0  # seconds of the grace time that are left for the records

@@ -10,7 +10,7 @@ import yaml
 from deeplab_lightning.commands.parsers import kfold_parser
 from deeplab_lightning.commands.placement import Placement
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.experiments.launchers.options import SlurmOptions, read_launcher
+from deeplab_lightning.experiments.launchers.options import RayOptions, SlurmOptions, read_launcher
 from tests.conftest import draw_noise_data, noise_config
 from tests.processes import run_program
 
@@ -44,16 +44,17 @@ def test_options_of_the_command_line_override_those_of_the_file(tmp_path: Path) 
 
 
 def test_the_shipped_files_hold_every_option_with_its_default() -> None:
-    content = yaml.safe_load((LAUNCHERS / "slurm.yaml").read_text())
-    assert content.keys() - {"launcher"} == SlurmOptions.__dataclass_fields__.keys()
-    assert read_launcher(str(LAUNCHERS / "slurm.yaml"), {}) == read_launcher("slurm", {}) == SlurmOptions()
-    assert {path.stem for path in LAUNCHERS.iterdir()} == {"local", "slurm"}
+    for name, kind in (("slurm", SlurmOptions), ("ray", RayOptions)):
+        content = yaml.safe_load((LAUNCHERS / f"{name}.yaml").read_text())
+        assert content.keys() - {"launcher"} == kind.__dataclass_fields__.keys()
+        assert read_launcher(str(LAUNCHERS / f"{name}.yaml"), {}) == read_launcher(name, {}) == kind()
+    assert {path.stem for path in LAUNCHERS.iterdir()} == {"local", "slurm", "ray"}
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--launcher", "pbs"], "--launcher must be local, slurm, or a file such as .*, got 'pbs'"),
+        (["--launcher", "pbs"], "--launcher must be local, slurm, ray, or a file such as .*, got 'pbs'"),
         (["--launcher", "none.yaml"], "no such launcher: .*none.yaml"),
         (["--launcher", "slurm", "--launcher.partitoin", "gpu"], "unknown options partitoin of the launcher slurm; it"),
         (["--launcher.gpus", "2"], "unknown options gpus of the launcher local, which has none"),
@@ -65,8 +66,9 @@ def test_the_shipped_files_hold_every_option_with_its_default() -> None:
         (["--launcher", "slurm", "--launcher.time", "[1, 2]"], "launcher.time must be one value"),
         (["--launcher", "slurm", "--launcher.lines", "{a: b}"], "launcher.lines must be a list of single lines"),
         (["--launcher", "slurm", "--launcher.time"], "--launcher.time needs a value"),
-        (["--launcher", "slurm", "--devices", "0,1"], "a queue deals its own: --launcher.gpus"),
-        (["--launcher", "slurm", "--in_process"], "leave one of them out"),
+        (["--launcher", "ray", "--detach"], "needs --launcher slurm"),
+        (["--launcher", "slurm", "--devices", "0,1"], "a cluster deals its own: --launcher.gpus"),
+        (["--launcher", "slurm", "--in_process"], "leave out that or --launcher"),
         (["--launcher", "slurm", "--jobs", "0"], "--jobs must be at least 1, got 0"),
         (["--detach"], "needs --launcher slurm"),
     ],
@@ -79,7 +81,7 @@ def test_what_cannot_be_used_is_said_before_anything_runs(words: list[str], mess
 def test_a_fold_in_a_queue_has_one_node() -> None:
     placement, _ = placed("--launcher", "slurm")
     placement.refuse_several_nodes({"trainer": {"num_nodes": 1}})
-    with pytest.raises(UserError, match="trainer.num_nodes must be 1 with --launcher slurm, got 2"):
+    with pytest.raises(UserError, match="trainer.num_nodes must be 1 on a cluster, got 2"):
         placement.refuse_several_nodes({"trainer": {"num_nodes": 2}})
 
 

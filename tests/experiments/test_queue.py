@@ -11,8 +11,9 @@ from deeplab_lightning.experiments import queued_fold
 from deeplab_lightning.experiments.attempts import Attempt, Attempts, Outcome
 from deeplab_lightning.experiments.launchers import slurm
 from deeplab_lightning.experiments.launchers.options import SlurmOptions
+from deeplab_lightning.experiments.launchers.place import check_place, describe_place
 from deeplab_lightning.experiments.launchers.slurm import Task
-from deeplab_lightning.experiments.queue import Queue, QueueStates, check_place, describe_place
+from deeplab_lightning.experiments.queue import Queue, QueueStates
 from deeplab_lightning.experiments.queued_fold import train_queued
 from deeplab_lightning.runs import ExperimentFolder
 

@@ -9,7 +9,6 @@ import yaml
 
 from deeplab_lightning.errors import MissingFileError, UserError
 
-LAUNCHERS = ("local", "slurm")
 _NOTHING = ("", "null", "~")
 
 
@@ -43,14 +42,37 @@ class SlurmOptions:
     setup: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class RayOptions:
+    """Hold what a training asks Ray for.
+
+    Attributes:
+        address: Address of the cluster, such as `10.0.0.1:6379`; that of this machine if None.
+        gpus: GPUs of each training, at least 0.
+        cpus: CPU cores of each training, at least 1.
+        retries: Number of times that a training which was killed or lost starts again from its last checkpoint.
+    """
+
+    address: str | None = None
+    gpus: int = 1
+    cpus: int = 4
+    retries: int = 3
+
+
+_KINDS: dict[str, type[SlurmOptions] | type[RayOptions] | None] = {
+    "local": None,
+    "slurm": SlurmOptions,
+    "ray": RayOptions,
+}
+LAUNCHERS = tuple(_KINDS)
 _LOWEST = {"gpus": 0, "cpus": 1, "grace": 1, "retries": 0}
 
 
-def read_launcher(choice: str, changes: Mapping[str, str]) -> SlurmOptions | None:
+def read_launcher(choice: str, changes: Mapping[str, str]) -> SlurmOptions | RayOptions | None:
     """Return the options of the chosen launcher; None for this machine.
 
     Args:
-        choice: `local`, `slurm`, or a YAML file with the key `launcher` and options.
+        choice: `local`, `slurm`, `ray`, or a YAML file with the key `launcher` and options.
         changes: Options that override those of the file, as texts.
 
     Raises:
@@ -63,11 +85,12 @@ def read_launcher(choice: str, changes: Mapping[str, str]) -> SlurmOptions | Non
     if name not in LAUNCHERS:
         raise UserError(f"{choice}: launcher must be {' or '.join(LAUNCHERS)}, got {name!r}.")
     given |= {key: _parsed(f"--launcher.{key} {text}", text) for key, text in changes.items()}
-    known = {option.name for option in fields(SlurmOptions)} if name == "slurm" else set()
+    kind = _KINDS[name]
+    known = set() if kind is None else {option.name for option in fields(kind)}
     if unknown := sorted(given.keys() - known):
         own = f"; it has {', '.join(sorted(known))}" if known else ", which has none"
         raise UserError(f"{choice}: unknown options {', '.join(unknown)} of the launcher {name}{own}.")
-    return SlurmOptions(**{key: _value(key, value) for key, value in given.items()}) if name == "slurm" else None
+    return None if kind is None else kind(**{key: _value(key, value) for key, value in given.items()})
 
 
 def _read(choice: str) -> dict[str, Any]:
