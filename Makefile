@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo competition test test-fast bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo competition test test-fast test-cluster bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,11 +58,14 @@ competition: install  ## folds, trainings, comparison, best average, submission.
 		--data.test_dataset.root data/competition_test --data.test_dataset.num_images 40 \
 		--data.test_dataset.size 192 --data.test_dataset.seed 1
 
-test: install-dev  ## run all tests, two processes per core
-	$(TEST) -n auto --dist worksteal
+test: install-dev  ## run all tests but those of clusters, two processes per core
+	$(TEST) -n auto --dist worksteal -m "not cluster"
 
 test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
-	$(TEST) -n auto --dist worksteal -m "not slow"
+	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
+
+test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and in Ray, on two nodes on this machine
+	$(TEST) -rs tests/cluster
 
 bench: install-dev  ## measure folds, verdicts, loader, memory, parity, backbones, speed, suspects, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \

@@ -18,6 +18,8 @@ COMMANDS = {
     "export": "write a checkpoint as one ONNX or torch.export file",
     "kfold": "train every fold in a process of its own and pool the results",
     "grid": "run a K-fold experiment for every combination of a grid file",
+    "status": "show the folds that a cluster's queue trains",
+    "cancel": "take folds out of a cluster's queue",
     "compare": "compare experiments: differences with intervals, a table, a page",
     "report": "write the page of one run or experiment",
     "best": "find what to average and how to predict, judged on held-out images",
@@ -38,6 +40,8 @@ _RUNNERS = {  # module below `commands`, and function; the other commands are Li
     "tune-lr": "tune_lr.tune_lr",
     "kfold": "kfold.kfold",
     "grid": "grid.grid",
+    "status": "queue.status",
+    "cancel": "queue.cancel",
     "compare": "compare.compare",
     "report": "report.report",
     "best": "best.best",
@@ -53,6 +57,10 @@ _RUNNERS = {  # module below `commands`, and function; the other commands are Li
     "data check": "data.check",
     "data show": "data.show",
 }
+_OF_JOBS = {
+    "queued-fold": "queued_jobs.queued_fold",
+    "queued-end": "queued_jobs.queued_end",
+}  # what the jobs of a queue run
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -72,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(deeplab_lightning.__version__)
         return
     command = " ".join(words[:2]) if words[0] == "data" else words[0]
-    if command not in COMMANDS:
+    if command not in COMMANDS.keys() | _OF_JOBS.keys():
         if words[0] == "data" and (len(words) == 1 or words[1] in {"-h", "--help"}):
             print(_usage(), file=sys.stderr if len(words) == 1 else sys.stdout)
             sys.exit(2 if len(words) == 1 else 0)
@@ -85,8 +93,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _runner(command: str) -> Callable[[list[str]], None]:
     """Import the function that runs a command."""
-    if command in _RUNNERS:
-        module, _, name = _RUNNERS[command].rpartition(".")
+    runners = _RUNNERS | _OF_JOBS
+    if command in runners:
+        module, _, name = runners[command].rpartition(".")
         runner: Callable[[list[str]], None] = getattr(import_module(f"deeplab_lightning.commands.{module}"), name)
         return runner
     from deeplab_lightning.commands.training import run_training_command

@@ -281,6 +281,8 @@ class RunFolder(_Folder):
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
         self.val_images = self.path / "val_images.txt"
         """Path and key of each held-out image, with a tab between them."""
+        self.attempts = self.path / "attempts.json"
+        """Jobs of a cluster's queue that trained this fold, and how each ended."""
         self.val_predictions = PredictionFolder(self.path / "val_predictions")
 
     @classmethod
@@ -479,6 +481,8 @@ class ExperimentFolder(_Folder):
         self.suspects = SuspectsFolder(self.path / "suspects")
         self.calibration, self.calibration_figure = self.path / "calibration.json", self.path / "calibration.png"
         """Temperature of the probabilities, and how well they agree with the labels before and after."""
+        self.queue, self.queue_logs = self.path / "queue.json", self.path / "queue_logs"
+        """Folds that a cluster's queue trains with the ids of their jobs, and what the jobs printed."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:
@@ -597,7 +601,7 @@ def _new_folder(wanted: Path) -> Path:
             store.set(key, str(make_unused_folder(wanted)))
         return Path(store.get(key).decode())
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        step = "-".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
+        step = "-".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
         note = wanted.parent / f".folder-{step}-{next(_choices)}"  # on a file system that all nodes share
         if int(os.environ.get("SLURM_PROCID", 0)) == 0:
             folder = make_unused_folder(wanted)

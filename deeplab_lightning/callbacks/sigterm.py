@@ -1,6 +1,7 @@
 """End a training after SIGTERM, and at once after a second Ctrl-C."""
 
 import contextlib
+import os
 import signal
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 
 class StopOnSigterm(L.Callback):
     """End all processes of a training together after one of them got SIGTERM, at the end of a batch.
+
+    In a job of SLURM also after SIGUSR1, which `--signal=USR1@120` sends before the time limit.
 
     `last.ckpt` is written first, so that nothing is lost: a resumed training begins with the next batch, or with the
     validation that was interrupted. With several processes, a validation is not interrupted.
@@ -29,11 +32,15 @@ class StopOnSigterm(L.Callback):
     def __init__(self) -> None:
         self.received = False
         """Whether this process got the signal."""
+        self.is_limit = False
+        """Whether it was SLURM's before the time limit of its job, SIGUSR1."""
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Replace Lightning's handler of the signal."""
+        """Replace Lightning's handlers of the signals."""
         with contextlib.suppress(ValueError):  # outside the main thread
             signal.signal(signal.SIGTERM, self._note)
+            if "SLURM_JOB_ID" in os.environ:
+                signal.signal(signal.SIGUSR1, self._note)
 
     on_train_start = on_sanity_check_start
 
@@ -65,8 +72,8 @@ class StopOnSigterm(L.Callback):
                 callback.save_now(trainer)
         raise SIGTERMException
 
-    def _note(self, *_: Any) -> None:
-        self.received = True
+    def _note(self, number: int, *_: Any) -> None:
+        self.received, self.is_limit = True, self.is_limit or number == signal.SIGUSR1
 
 
 class EndAtSecondInterrupt(L.Callback):

@@ -3,14 +3,18 @@
 import itertools
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
-from deeplab_lightning.commands.kfold import refuse_under_a_launcher, run_experiments
+from deeplab_lightning.commands.folds import run_experiments
+from deeplab_lightning.commands.kfold import refuse_under_a_launcher
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.parsers import grid_parser
+from deeplab_lightning.commands.placement import Placement
+from deeplab_lightning.commands.queueing import check_cluster, refuse_queued
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
@@ -105,6 +109,7 @@ def grid(args: list[str]) -> None:
         SystemExit: With status 1, if a fold failed; 130 or 143 after a signal; 2, if the command line is wrong.
     """
     given, more = grid_parser().parse_known_args(args)
+    placement, more = Placement.parse(given, more)
     grid_file = Grid.read(Path(given.config))
     chosen = {name: [*options, *more] for name, options in grid_file.experiments().items()}
     if given.list:
@@ -115,23 +120,34 @@ def grid(args: list[str]) -> None:
     for name in (given.name or grid_file.name, *chosen):
         check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
+    check_cluster(placement)
+    refuse_queued(folder, placement)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first one is trained
         config = resolve_fit_config(options)
         if grid_file.n_folds is not None:
             config["data"]["n_folds"] = grid_file.n_folds
+        placement.refuse_several_nodes(config)
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
         # With the grid's name, since different grids often use the same labels.
         experiments.append(Experiment.prepare(folder / name, config, folds, name=f"{folder.name}/{name}"))
+    has_ended = True
     try:
-        run_experiments(
-            experiments,
-            at_once=given.jobs,
-            devices=given.devices.split(",") if given.devices else [],
-            has_predictions=grid_file.predictions,
-            is_in_process=given.in_process,
+        has_ended = run_experiments(
+            experiments, placement, folder=folder, command="grid", has_predictions=grid_file.predictions
         )
     finally:
-        finished = [e.folder for e in experiments if any(e.is_finished(fold) for fold in e.folds)]
-        if len(finished) > 1 and not isinstance(sys.exception(), KeyboardInterrupt):
-            compare_folders(finished, csv_path=folder / "compare.csv", html_path=ExperimentFolder(folder).report)
+        if has_ended and not isinstance(sys.exception(), KeyboardInterrupt):
+            compare_grid(folder, experiments)
+
+
+def compare_grid(folder: Path, experiments: Sequence[Experiment]) -> None:
+    """Compare the experiments of a grid that have a finished fold, if there are several.
+
+    Args:
+        folder: Folder of the grid.
+        experiments: Its experiments.
+    """
+    finished = [e.folder for e in experiments if any(e.is_finished(fold) for fold in e.folds)]
+    if len(finished) > 1:
+        compare_folders(finished, csv_path=folder / "compare.csv", html_path=ExperimentFolder(folder).report)

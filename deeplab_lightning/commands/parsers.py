@@ -55,11 +55,43 @@ def grid_parser() -> OptionParser:
 
 def _add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many folds train at once, and where."""
-    parser.add_argument("--jobs", type=int, default=1, help="number of folds that train at once (1)")
+    parser.add_argument("--jobs", type=int, help="number of folds that train at once (1; all in a cluster's queue)")
     parser.add_argument("--devices", help="indices of the GPUs that the folds share, such as 0,1,2,3")
     parser.add_argument(
         "--in_process", action="store_true", help="train one fold after the other in this process, for debugging"
     )
+    parser.add_argument(
+        "--launcher",
+        default="local",
+        help="where the folds train: local, slurm, ray, or a file such as configs/launcher/slurm.yaml; --launcher.KEY "
+        "VALUE, such as --launcher.partition gpu, overrides its options (local)",
+    )
+    parser.add_argument(
+        "--detach", action="store_true", help="put the folds into the cluster's queue, and do not wait for them"
+    )
+
+
+def status_parser() -> OptionParser:
+    """Build the parser of `deeplab status`."""
+    parser = OptionParser(
+        prog="deeplab status",
+        description="Show the folds that `--launcher slurm` put into a cluster's queue: state, epoch, best mIoU, time. "
+        "Works on any machine of the cluster.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the experiment or the grid")
+    parser.add_argument("--follow", action="store_true", help="go on until all have ended; Ctrl-C stops only the table")
+    return parser
+
+
+def cancel_parser() -> OptionParser:
+    """Build the parser of `deeplab cancel`."""
+    parser = OptionParser(
+        prog="deeplab cancel",
+        description="Take the folds that `--launcher slurm` put there out of the cluster's queue. Those that train "
+        "save their state first, so that --resume continues them.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the experiment or the grid")
+    return parser
 
 
 def compare_parser() -> OptionParser:
@@ -352,6 +384,8 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "tune-lr": tune_lr_parser,
     "kfold": kfold_parser,
     "grid": grid_parser,
+    "status": status_parser,
+    "cancel": cancel_parser,
     "compare": compare_parser,
     "report": report_parser,
     "best": best_parser,

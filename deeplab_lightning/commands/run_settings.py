@@ -1,5 +1,6 @@
 """Complete the configuration of a run: its folder, folds, logger and callbacks."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,7 +34,8 @@ from deeplab_lightning.inference.outputs import Outputs
 from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
-from deeplab_lightning.runs import RunFolder, choose_run_folder
+from deeplab_lightning.restarts import note_run, restarted_run
+from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder
 from deeplab_lightning.schedules import nearest_figure
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.mode import choose_mode
@@ -64,12 +66,20 @@ def refuse_contradictions(command: str, config: Namespace) -> None:
 def choose_folder(command: str, config: Namespace) -> RunFolder:
     """Choose the folder that a run writes to, and replace `ckpt_path: last` by a path.
 
+    A training whose job SLURM starts again goes on in its folder, from its last checkpoint if there is one.
+
     Raises:
         ValueError: If the last checkpoint is damaged.
         SystemExit: With status 2, if `last` is asked for without the run's name.
     """
     if config.ckpt_path == "last" and not config.name:
         usage_error("ckpt_path: last needs the run's --name.")
+    if command == "fit" and (again := restarted_run(config.output_dir)) is not None:
+        os.environ[RUN_FOLDER_VARIABLE] = str(again)
+        if again.last.is_file():
+            read_checkpoint(again.last)
+            config.ckpt_path = str(again.last)
+        return again
     folder = choose_run_folder(
         name=config.name,
         output_dir=config.output_dir,
@@ -82,6 +92,8 @@ def choose_folder(command: str, config: Namespace) -> RunFolder:
         if folder.last.is_file():
             read_checkpoint(folder.last)
             config.ckpt_path = str(folder.last)
+    if command == "fit":
+        note_run(config.output_dir, folder)
     return folder
 
 

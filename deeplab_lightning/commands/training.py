@@ -1,6 +1,7 @@
 """Run `deeplab fit`, `validate`, `test` and `predict` with LightningCLI."""
 
 import logging
+import os
 import re
 import shlex
 import signal
@@ -42,6 +43,7 @@ from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command li
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.images import LARGE_PIXELS
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
@@ -301,9 +303,7 @@ class DeepLabCLI(LightningCLI):
         except SIGTERMException:  # Lightning would end with status 0
             self._end_after_sigterm()
         except Exception:
-            callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-            stops = [callback for callback in callbacks if isinstance(callback, StopOnSigterm)]
-            if any(stop.received for stop in stops):  # its reading processes, or other ranks, ended first
+            if any(stop.received for stop in self._stops()):  # its reading processes, or other ranks, ended first
                 self._end_after_sigterm()
             raise
 
@@ -314,8 +314,15 @@ class DeepLabCLI(LightningCLI):
         last = RunFolder(self.trainer.default_root_dir).last
         is_resumable = self._command == "fit" and last.is_file()
         advice = f" To continue: deeplab fit --ckpt_path {shlex.quote(str(last))}" if is_resumable else ""
+        if any(stop.is_limit for stop in self._stops()):
+            print("stopped by the time limit; the job is put into the queue again.", file=sys.stderr, flush=True)
+            requeue(os.environ["SLURM_JOB_ID"])  # which ends this process
         print(f"stopped by SIGTERM.{advice}", file=sys.stderr)
         sys.exit(128 + signal.SIGTERM)
+
+    def _stops(self) -> list[StopOnSigterm]:
+        callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return [callback for callback in callbacks if isinstance(callback, StopOnSigterm)]
 
 
 class _Parser(OneLineUsage, LightningArgumentParser):

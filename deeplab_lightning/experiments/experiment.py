@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deeplab_lightning.class_paths import init_args_of
-from deeplab_lightning.data.config import datamodule_from_config
-from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
 from deeplab_lightning.experiments.settings import setting_differences, settings_hash
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
+
+if TYPE_CHECKING:
+    from deeplab_lightning.data.datamodule import SegmentationDataModule
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Experiment:
             DataError: If the data are bad, the split is official, or the folder holds an experiment with other
                 settings.
         """
+        from deeplab_lightning.data.config import datamodule_from_config  # slow to import
+
         data = config["data"]
         if data["split"] != "folds" or data["dataset"] is None:
             raise DataError("deeplab kfold needs data.dataset and data.split: folds; an official split has no folds.")
@@ -73,7 +76,7 @@ class Experiment:
             experiment._write_job(fold, datamodule)
         return experiment
 
-    def _write_job(self, fold: int, datamodule: SegmentationDataModule) -> None:
+    def _write_job(self, fold: int, datamodule: "SegmentationDataModule") -> None:
         """Write the configuration and the list of held-out images of a fold."""
         assert datamodule.dataset is not None
         run = self.fold_folder(fold)
@@ -136,6 +139,10 @@ class Experiment:
         except DataError:
             return False
         return is_own
+
+    def is_done(self, fold: int, *, has_predictions: bool) -> bool:
+        """Check whether a fold has its result, and the predictions of its held-out images if they are wanted."""
+        return self.is_finished(fold) and (not has_predictions or _is_predicted(self.fold_folder(fold)))
 
     def _set_damaged_aside(self, fold: int) -> None:
         """Move the folder of a fold whose matrices are damaged, since a resumed training would not make them again."""

@@ -17,7 +17,8 @@ from deeplab_lightning.runs import RunFolder
 
 _REDRAW_SECONDS = 0.5
 _OTHER_LINES = 6  # lines of the terminal for the table's frame, its header and its caption
-_ORDER = {"running": 0, "failed": 1, "stopped": 2, "waiting": 3, "finished": 4}  # last states are hidden first
+# The last states are hidden first.
+_ORDER = {"running": 0, "failed": 1, "lost": 2, "stopped": 3, "waiting": 4, "finished": 5}
 _COLORS = {"finished": "green", "failed": "red", "running": "cyan"}
 
 
@@ -90,8 +91,9 @@ class JobTable:
         counts = Counter(state.state for state in states)
         caption = ", ".join(f"{counts[name]} {name}" for name in _ORDER if counts[name])
         table = Table(caption=caption, caption_justify="left")
-        for column in ("job", "state", "epoch", "best mIoU", "time", "left"):
-            table.add_column(column, justify="left" if column in {"job", "state"} else "right")
+        is_queued = any(state.place for state in states)
+        for column in ("job", "state", "epoch", "best mIoU", "time", "left", *(["queue"] if is_queued else [])):
+            table.add_column(column, justify="left" if column in {"job", "state", "queue"} else "right")
         shown = list(states)
         if len(shown) > max_rows:
             chosen = sorted(states, key=lambda state: _ORDER[state.state])[: max(max_rows, 1)]
@@ -99,7 +101,8 @@ class JobTable:
         for state in shown:
             epoch, best, left = self._cells(state)
             text = f"[{_COLORS.get(state.state, 'dim')}]{state.state}"
-            table.add_row(escape(state.job.name), text, epoch, best, _clock(state.seconds), left)
+            place = [escape(state.place)] if is_queued else []
+            table.add_row(escape(state.job.name), text, epoch, best, _clock(state.seconds), left, *place)
         return table
 
     def _cells(self, state: JobState) -> tuple[str, str, str]:

@@ -155,3 +155,17 @@ def held_out(experiment: Path) -> set[str]:
     """Return the keys of the out-of-fold predictions."""
     runs = ExperimentFolder(experiment).runs()
     return {name for run in runs for name, path in (run.val_predictions.read_masks() or {}).items() if path.is_file()}
+
+
+@pytest.mark.slow
+def test_folds_in_an_allocation_of_slurm_use_all_their_devices(folder: Path) -> None:
+    """After `sbatch -n1`, each fold trained with one of its two processes, and ended with status 0."""
+    of_slurm = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "wrap", "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "n1", "PMIX_RANK": "0",
+    }  # fmt: skip
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "a", "--folds", "0", "--data.batch_size", "1")
+    two = ("--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.limit_train_batches", "1.0")
+    run_program(*words, *two, env={**os.environ, **of_slurm}, check=True)
+    log = (folder / "runs" / "a" / "fold_0" / "log.txt").read_text()
+    assert "MEMBER: 2/2" in log

@@ -1,5 +1,6 @@
 """The launcher, with commands that take no time."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, LocalLauncher, run_jobs
+from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, run_jobs
+from deeplab_lightning.experiments.launchers.local import LocalLauncher
 
 
 def job(folder: Path, *commands: list[str], name: str = "job", writes: str = "") -> Job:
@@ -53,7 +55,7 @@ def test_devices_and_threads_are_distributed(tmp_path: Path, monkeypatch: pytest
         def __init__(self, arguments: object, environment: dict[str, str], *_: object) -> None:
             self.environment = environment
 
-    monkeypatch.setattr("deeplab_lightning.experiments.jobs.LocalProcess", Recorder)
+    monkeypatch.setattr("deeplab_lightning.experiments.launchers.local.LocalProcess", Recorder)
     launcher = LocalLauncher(2, ("4", "5", "6", "7"))
     for slot in (0, 1):
         process = launcher.start(job(tmp_path, ["--version"], name=f"{slot}"), ["--version"], slot)
@@ -71,15 +73,16 @@ import sys, time
 from pathlib import Path
 import deeplab_lightning.cli as cli
 from deeplab_lightning.experiments import jobs
+from deeplab_lightning.experiments.launchers import local
 folder = Path(sys.argv[1])
-real = jobs.LocalProcess
+real = local.LocalProcess
 def sleeping(arguments, *rest):  # in place of a training
     code = "import os, subprocess; print(os.getpid(), flush=True); subprocess.run(['sleep', '60'])"
     return real([sys.executable, "-c", code], *rest)
-jobs.LocalProcess = sleeping
+local.LocalProcess = sleeping
 work = [jobs.Job("a", [["fit"]], folder / "a", lambda: False), jobs.Job("b", [["fit"]], folder / "b", lambda: False)]
 try:
-    jobs.run_jobs(work, jobs.LocalLauncher(2), at_once=2, on_change=lambda states: None)
+    jobs.run_jobs(work, local.LocalLauncher(2), at_once=2, on_change=lambda states: None)
 except jobs.Interrupted as stop:
     sys.exit(128 + stop.number)
 """
@@ -159,13 +162,23 @@ def test_a_job_waits_for_the_processes_of_a_killed_one(tmp_path: Path) -> None:
 def test_two_processes_never_write_to_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import fcntl
 
-    monkeypatch.setattr("deeplab_lightning.experiments.jobs._MAX_LOCK_WAIT", 0.2)
+    monkeypatch.setattr("deeplab_lightning.experiments.launchers.local._MAX_LOCK_WAIT", 0.2)
     (tmp_path / "job").mkdir()
     with (tmp_path / "job" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process still writes here"):
             LocalLauncher().start(job(tmp_path, ["--version"]), ["--version"], 0)
         assert run(job(tmp_path, ["--version"]), job(tmp_path, ["--version"], name="other")) == ["failed", "finished"]
+    assert run(job(tmp_path, ["--version"])) == ["finished"]
+
+
+def test_a_shared_file_system_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert run(job(tmp_path, ["--version"])) == ["finished"]
 
 

@@ -1,0 +1,1 @@
+"""Start the commands of jobs: on this machine, or by the scheduler of a cluster."""

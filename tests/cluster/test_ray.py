@@ -1,0 +1,100 @@
+"""A K-fold experiment on two nodes of Ray on this machine, one of which is lost, on tiny data."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deeplab_lightning.cli import main
+from deeplab_lightning.runs import RunFolder
+from tests.cluster.engine import descendants, kill, wait_for
+from tests.cluster.pause import VARIABLE
+from tests.cluster.test_slurm import EPOCHS, epochs, pooled
+from tests.conftest import draw_noise_data, noise_config
+from tests.processes import ROOT, Program, run_program
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+
+LAUNCHER = ("--launcher", "ray", "--launcher.gpus", "0", "--launcher.cpus", "1")
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """A cluster of one node, whose processes are started with this checkout."""
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, and a configuration of two folds."""
+    root = tmp_path_factory.mktemp("data")
+    draw_noise_data(root)
+    trainer = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_model_summary": False,
+               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(noise_config(root, trainer=trainer)))
+    return root
+
+
+def trainings(path: Path) -> list[int]:
+    """Return the ids of the processes that train a fold."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it has ended
+            continue
+        if f"fit -c {path}/job.yaml" in line:
+            found.append(int(process.name))
+    return found
+
+
+def test_killed_and_lost_folds_go_on_to_the_result_of_a_local_run(ray: Any, folder: Path) -> None:
+    main(["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--in_process"])
+    second = ray.add_node(num_cpus=1, object_store_memory=80_000_000)
+    environment = {**os.environ, VARIABLE: "3", "PYTHONPATH": str(ROOT)}
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "a", *LAUNCHER, "--launcher.address", ray.address)
+    program = Program(*words, env=environment)
+    own = folder / "runs" / "a"
+    runs = [RunFolder(own / f"fold_{fold}") for fold in range(2)]
+    wait_for(lambda: all(epochs(run) for run in runs))
+    raylet = next(p.process.pid for kind, ps in second.all_processes.items() if kind == "raylet" for p in ps)
+    on_second = [run for run in runs if set(trainings(run.path)) & set(descendants(raylet))]
+    assert len(on_second) == 1
+    [other] = [run for run in runs if run not in on_second]
+    ray.remove_node(second, allow_graceful=False)
+    kill(trainings(other.path)[0], signal.SIGKILL)
+    said, errors = program.communicate(timeout=400)
+    assert program.wait() == 0, said + errors
+    assert all(epochs(run) == list(range(EPOCHS)) for run in runs)
+    assert all(run.log.read_text().count("Run folder:") == 2 for run in runs)
+    assert pooled(own) == pooled(folder / "runs" / "reference")
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:9", "error: no Ray cluster answers at 127.0.0.1:9."),
+        ("head", "error: launcher.address must be HOST"),
+    ],
+)
+def test_without_a_cluster_the_error_is_one_line(folder: Path, address: str, message: str) -> None:
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "none", *LAUNCHER)
+    done = run_program(*words, "--launcher.address", address)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message)
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,189 @@
+"""K-fold experiments in a real queue of SLURM, with two nodes on this machine, on tiny data."""
+
+import csv
+import json
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deeplab_lightning.cli import main
+from deeplab_lightning.runs import RunFolder
+from tests.cluster.engine import Cluster, cluster, kill, reason_to_skip, wait_for
+from tests.cluster.pause import VARIABLE
+from tests.conftest import draw_noise_data, noise_config
+from tests.processes import ROOT, Program, run_program
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(reason_to_skip()), reason=str(reason_to_skip())),
+]
+
+EPOCHS = 4
+LAUNCHER = ("--launcher", "slurm", "--launcher.gpus", "0", "--launcher.cpus", "1", "--launcher.grace", "30")
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Cluster]:
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # a short path that all may enter, for the sockets
+    try:
+        with cluster(folder) as started:
+            yield started
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images, and a configuration of three folds."""
+    root = tmp_path_factory.mktemp("data")
+    draw_noise_data(root)
+    trainer = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_model_summary": False,
+               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
+    (root / "config.yaml").write_text(yaml.safe_dump(noise_config(root, trainer=trainer, data={"n_folds": 3})))
+    return root
+
+
+def environment(slurm: Cluster) -> dict[str, str]:
+    return {**slurm.environment, VARIABLE: "3", "PYTHONPATH": str(ROOT)}
+
+
+def deeplab(slurm: Cluster, *words: str, status: int = 0) -> str:
+    """Run a command on the cluster, and return what it prints."""
+    done = run_program(*words, env=environment(slurm), timeout=500)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def epochs(run: RunFolder) -> list[int]:
+    return [int(row["epoch"]) for row in run.read_metrics()]
+
+
+def outcomes(run: RunFolder) -> list[str]:
+    return [attempt["outcome"] for attempt in json.loads(run.attempts.read_text())]
+
+
+def pooled(experiment: Path) -> dict[str, object]:
+    return {**json.loads((experiment / "cv.json").read_text()), "name": ""}
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Path:
+    """The same folds, trained by this process without an interruption."""
+    main(["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--in_process"])
+    return folder / "runs" / "reference"
+
+
+def test_killed_lost_and_timed_out_folds_go_on_to_the_result_of_a_local_run(
+    slurm: Cluster, folder: Path, reference: Path
+) -> None:
+    said = deeplab(slurm, "kfold", "-c", str(folder / "config.yaml"), "--name", "queued", *LAUNCHER, "--detach")
+    assert "3 folds are in the queue (job 1). To watch them: deeplab status" in said
+    own = folder / "runs" / "queued"
+    runs = [RunFolder(own / f"fold_{fold}") for fold in range(3)]
+    wait_for(lambda: all(epochs(run) for run in runs))
+    shown = deeplab(slurm, "status", str(own))
+    assert "3 running" in shown
+    assert "1_0 n1" in shown
+    refused = deeplab(slurm, "kfold", "--resume", "--name", "queued", "--output_dir", str(own.parent), status=1)
+    assert "3 folds of" in refused
+    assert "are in a queue, such as fold_0 as job 1_0" in refused
+
+    nodes = slurm.jobs()
+    assert (nodes["1_0"], nodes["1_1"], nodes["1_2"]) == ("n1", "n1", "n2")
+    slurm.kill_node("n2")
+    [training] = slurm.processes(f"fit -c {runs[0].job}")
+    kill(training, signal.SIGKILL)
+    slurm.signal_job("1_1", "USR1")
+    wait_for(lambda: not slurm.jobs(), 500)
+    assert [outcomes(run) for run in runs] == [
+        ["killed", "finished"],
+        ["continued", "finished"],
+        ["lost", "finished"],
+    ]
+    assert all(epochs(run) == list(range(EPOCHS)) for run in runs)
+    assert pooled(own) == pooled(reference)
+    assert (own / "report.html").is_file()
+    assert "3 finished" in deeplab(slurm, "status", str(own))
+
+
+def test_a_cancelled_experiment_is_resumed_and_a_killed_job_starts_again(
+    slurm: Cluster, folder: Path, reference: Path
+) -> None:
+    slurm.start_node("n2")
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "cancelled")
+    deeplab(slurm, *words, *LAUNCHER, "--jobs", "1", "--folds", "0,1", "--detach")
+    own = folder / "runs" / "cancelled"
+    first, second = RunFolder(own / "fold_0"), RunFolder(own / "fold_1")
+    wait_for(lambda: epochs(first))
+    assert not second.log.exists()  # --jobs 1
+    said = deeplab(slurm, "cancel", str(own))
+    assert "2 folds of" in said
+    assert slurm.jobs() == {}
+    assert outcomes(first) == ["stopped"]
+    assert first.last.is_file()
+    assert "2 stopped" in deeplab(slurm, "status", str(own))
+
+    again = ("kfold", "--resume", "--name", "cancelled", "--output_dir", str(own.parent))
+    watching = Program(*again, *LAUNCHER, env=environment(slurm))
+    wait_for(lambda: epochs(second))
+    [job] = slurm.processes(f"queued-fold {own} {second.path}")
+    kill(job, signal.SIGKILL)  # SLURM takes this for a failure: the last job starts the fold again
+    said, errors = watching.communicate(timeout=300)
+    assert watching.wait() == 0, said + errors
+    assert "cancelled/fold_1: lost" in said
+    assert outcomes(first) == ["finished"]
+    assert outcomes(second) == ["lost", "finished"]
+    assert all(epochs(RunFolder(own / f"fold_{fold}")) == list(range(EPOCHS)) for fold in range(3))
+    assert pooled(own) == pooled(reference)
+
+
+def test_a_grid_is_compared_by_its_last_job(slurm: Cluster, folder: Path) -> None:
+    channels = {label: f"--model.net.aspp_channels {count}" for label, count in (("narrow", 4), ("wide", 8))}
+    options = f"-c {folder / 'config.yaml'} --trainer.max_epochs 1"
+    grid = {"output_dir": str(folder / "runs"), "options": options, "folds": [0, 1], "axes": {"channels": channels}}
+    (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
+    said = deeplab(slurm, "grid", "-c", str(folder / "grid.yaml"), *LAUNCHER, "--detach")
+    assert "4 folds are in the queue" in said
+    wait_for(lambda: not slurm.jobs(), 300)
+    own = folder / "runs" / "grid"
+    assert (own / "report.html").is_file()
+    with (own / "compare.csv").open() as file:
+        assert [row["experiment"] for row in csv.DictReader(file)] == ["narrow", "wide"]
+
+
+def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(
+    slurm: Cluster, folder: Path, reference: Path
+) -> None:
+    """It opened a second folder, and began with the first epoch."""
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), "--name", "single"]
+    log, own = folder / "single.log", RunFolder(folder / "runs" / "single")
+    options = ["--ntasks=1", "--requeue", "--open-mode=append", f"--output={log}", f"--chdir={ROOT}"]
+    script = f"#!/bin/bash\nsrun {shlex.join(command)}\n"
+    slurm.call("sbatch", *options, text=script, env={VARIABLE: "3", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    [job] = slurm.jobs()
+    wait_for(lambda: epochs(own))
+    slurm.call("scancel", "--signal=USR1", job)
+    wait_for(lambda: not slurm.jobs())
+    assert log.read_text().count("stopped by the time limit; the job is put into the queue again.") == 1
+    assert epochs(own) == list(range(EPOCHS))
+    assert [path.name for path in own.path.parent.glob("single*")] == ["single"]
+    alone, fold = own.read_result(), RunFolder(reference / "fold_0").read_result()
+    assert alone is not None
+    assert fold is not None
+    assert alone["last"] == fold["last"]
+
+
+def test_what_slurm_refuses_is_told_in_one_line(slurm: Cluster, folder: Path) -> None:
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "refused", *LAUNCHER, "--folds", "0")
+    said = deeplab(slurm, *words, "--launcher.partition", "nope", status=1)
+    assert "error: sbatch failed: invalid partition specified: nope" in said.splitlines()[-1]
+    assert not (folder / "runs" / "refused" / "queue.json").exists()
+    assert slurm.jobs() == {}
