@@ -63,14 +63,16 @@ FLOORS = (
         "tracking",
         "tracking.mode",
     ),
-    ("checkpoints", "saved_module", "module", "inference.model"),
+    (
+        *("checkpoints", "saved_module", "module", "export.tracing", "export.formats", "export"),
+        *("inference.engines", "inference.model"),
+    ),
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),
-        *("export.tracing", "export.formats", "export"),
     ),
     (
         *("experiments", "experiments.jobs", "experiments.job_table", "experiments.settings", "experiments.experiment"),

@@ -200,9 +200,10 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     views = Views.parse(config.get("tta"))
     tiles = Tiles.parse(config.get("tile"), config.get("overlap"))
     is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None
-    if is_averaged:
+    engine = config.get("engine", "torch")
+    if is_averaged or engine != "torch":
         further = config.get("ensemble") or ()
-        callbacks.append(AverageProbabilities(further, views, tiles, trust=config.trust))
+        callbacks.append(AverageProbabilities(further, views, tiles, engine=engine, trust=config.trust))
     is_own = not is_averaged and config.get("min_area") is None
     if command in {"validate", "test"} and is_own:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))

@@ -42,6 +42,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.images import LARGE_PIXELS
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import remove_leftovers
+from deeplab_lightning.inference.engines import check_engine
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -268,6 +269,8 @@ class DeepLabCLI(LightningCLI):
             )
         self.model.config = yaml.safe_load(self._config_text)
         config = self.config[self._command]
+        if self._command != "fit":
+            check_engine(config.engine, self.trainer.strategy.root_device, self.trainer.precision)
         if config.ckpt_path is not None:
             refuse_other_classes(config.ckpt_path, self.model.classes)
         self.model.region_filter = RegionFilter.parse(config.get("min_area"), self.model.classes.names)
