@@ -17,11 +17,11 @@ from deeplab_lightning.runs import RunFolder
 from tests.conftest import draw_noise_data, noise_config
 from tests.processes import run_program
 
-NETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "v1": ("DeepLabV1", {"hidden_channels": 32, "aspp_channels": None}),
-    "v2": ("DeepLabV2", {"hidden_channels": 8, "scales": [0.75, 1.0], "aspp_channels": None}),
-    "v3": ("DeepLabV3", {}),
-    "v3plus": ("DeepLabV3Plus", {"backbone": "test_efficientnet", "separable": True}),
+NETS: dict[str, tuple[str, float, dict[str, Any]]] = {  # class, learning rate, arguments
+    "v1": ("DeepLabV1", 0.001, {"hidden_channels": 32, "aspp_channels": None}),
+    "v2": ("DeepLabV2", 0.001, {"hidden_channels": 32, "scales": [0.75, 1.0], "aspp_channels": None}),
+    "v3": ("DeepLabV3", 0.005, {}),
+    "v3plus": ("DeepLabV3Plus", 0.005, {"backbone": "test_efficientnet", "separable": True}),
 }
 PRODUCTS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 
@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
         draw_picture(root / "images" / f"{index:02d}.png", (48, 64), seed=index)
     for index, size in enumerate([(48, 64), (97, 131), (150, 200)]):
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
-    for name, (kind, arguments) in NETS.items():
+    for name, (kind, rate, arguments) in NETS.items():
         config = noise_config(
             root,
             trainer={"max_epochs": 6, "num_sanity_val_steps": 0, "enable_model_summary": False},
@@ -53,7 +53,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
         net = config["model"]["net"]
         net["class_path"] = kind
         net["init_args"] = {key: value for key, value in net["init_args"].items() if value is not None}
-        config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
+        config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": rate}}
         (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
         main(["fit", "-c", str(root / f"{name}.yaml"), "--name", name])
     return {name: RunFolder(root / "runs" / name) for name in NETS}
