@@ -198,7 +198,7 @@ def load(
     Args:
         source: A checkpoint, a list of checkpoints, or the folder of a run or of a K-fold experiment, of which the
             best checkpoints are taken.
-        device: Device to compute on; a GPU if there is one, else the CPU, if None.
+        device: Device to compute on; if None a GPU, if there is one and the engine is torch, else the CPU.
         tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
         engine: What computes the networks: `torch`, or on the CPU, in fp32, `openvino` or `onnx`, see `EngineNet`.
         trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`.
@@ -210,7 +210,7 @@ def load(
     """
     given = [source] if isinstance(source, str | Path) else list(source)
     paths = [path for entry in given for path in _checkpoints(Path(entry))]
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"))
     check_engine(engine, chosen)
     if not paths:
         raise UserError("an ensemble needs at least one network.")
