@@ -72,6 +72,7 @@ bench: install-dev  ## measure folds, verdicts, loader, memory, parity, backbone
 		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py tests/benchmarks/test_suspects.py
+	$(BENCH) tests/benchmarks/test_engines.py
 
 campaign: install-dev  ## attack the real commands at random for 20 minutes: make campaign ARGS="--seed 7 --minutes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(ARGS)

@@ -69,8 +69,8 @@ FLOORS = (
         "tracking.mode",
     ),
     (
-        *("checkpoints", "saved_module", "module", "inference.model", "inference.out_of_fold"),
-        "inference.pseudo_labels",
+        *("checkpoints", "saved_module", "module", "export.tracing", "export.formats", "export"),
+        *("inference.engines", "inference.model", "inference.out_of_fold", "inference.pseudo_labels"),
         *("suspects", "suspects.evidence", "suspects.ranking", "suspects.files", "suspects.page"),
     ),
     (
@@ -79,7 +79,6 @@ FLOORS = (
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary"),
-        *("export.tracing", "export.formats", "export"),
     ),
     (
         *("experiments", "experiments.jobs", "experiments.launchers", "experiments.launchers.environment"),

@@ -1,4 +1,4 @@
-"""Evaluate and predict with several checkpoints, several views of each image, or in tiles."""
+"""Evaluate and predict with several checkpoints, several views of each image, in tiles, or by an engine."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,18 +8,20 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning import kernels
 from deeplab_lightning.inference import Ensemble, Views
+from deeplab_lightning.inference.engines import PRECISIONS, EngineName, EngineNet
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.module import SegmentationModule
 
 
 class AverageProbabilities(L.Callback):
-    """Replace the network by an `Ensemble`, or by tiles of it, while a command evaluates or predicts.
+    """Replace the network by an `Ensemble`, by tiles of it or by an engine, while a command evaluates or predicts.
 
     Args:
         checkpoints: Further checkpoints, whose probabilities are averaged with those of the command's own.
         views: Views of each image, or of each tile.
         tiles: Size and overlap of tiles; None for whole images.
         weights: Weight of each network in the mean, the command's own first; equal ones if None.
+        engine: What computes the networks.
         trust: Whether the further checkpoints may name classes of any package.
     """
 
@@ -30,10 +32,11 @@ class AverageProbabilities(L.Callback):
         tiles: Tiles | None = None,
         *,
         weights: Sequence[float] | None = None,
+        engine: EngineName = "torch",
         trust: bool = False,
     ) -> None:
         self.checkpoints, self.views, self.tiles, self.trust = list(checkpoints), views, tiles, trust
-        self.weights = weights
+        self.weights, self.engine = weights, engine
         self._own: Any = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -48,7 +51,11 @@ class AverageProbabilities(L.Callback):
             if pl_module.door.is_open:
                 kernels.speed_up(net)
             nets.append(net.to(weight.device, weight.dtype).eval())
-        used: Any = pl_module.net
+        if self.engine != "torch":
+            computed = [EngineNet(net, self.engine, PRECISIONS[trainer.precision]) for net in nets]
+            rank_zero_info(f"The network is computed by {' '.join(computed[0].describe().values())}.")
+            nets = [*computed]
+        used: Any = nets[0]
         if len(nets) > 1 or self.views != Views() or self.weights is not None:
             used = Ensemble(nets, self.views, self.weights)
             views = f" with {self.views}" if str(self.views) else ""

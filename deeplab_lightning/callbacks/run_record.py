@@ -18,6 +18,7 @@ from deeplab_lightning.callbacks.provenance import describe_data, describe_progr
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
 from deeplab_lightning.inference import Ensemble
+from deeplab_lightning.inference.engines import EngineNet
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -215,10 +216,12 @@ class RunRecord(L.Callback):
             return
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
+        engines = [part for part in pl_module.net.modules() if isinstance(part, EngineNet)]
         result = {
             **describe_data(trainer),
             "checkpoint": str(trainer.ckpt_path or ""),
             **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble | Tiled) else {}),
+            **({"engine": engines[0].describe()} if engines else {}),
             **({"min_area": kept.describe()} if stage == "test" and (kept := pl_module.region_filter) else {}),
             stage: figures,
             "versions": versions(),

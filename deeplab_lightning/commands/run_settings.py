@@ -213,11 +213,13 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
         callbacks.append(PredictionWriter(config.output, Outputs(**chosen)))
     views = Views.parse(config.get("tta"))
     tiles = Tiles.parse(config.get("tile"), config.get("overlap"))
-    weights = config.get("ensemble_weights")
+    weights, engine = config.get("ensemble_weights"), config.get("engine", "torch")
     is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None or weights is not None
-    if is_averaged:
+    if is_averaged or engine != "torch":
         further = config.get("ensemble") or ()
-        callbacks.append(AverageProbabilities(further, views, tiles, weights=weights, trust=config.trust))
+        callbacks.append(
+            AverageProbabilities(further, views, tiles, weights=weights, engine=engine, trust=config.trust)
+        )
     is_own = not is_averaged and config.get("min_area") is None
     if command in {"validate", "test"} and is_own:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))

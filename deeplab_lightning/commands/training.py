@@ -45,6 +45,7 @@ from deeplab_lightning.data.images import LARGE_PIXELS
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
+from deeplab_lightning.inference.engines import check_engine
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -279,6 +280,8 @@ class DeepLabCLI(LightningCLI):
         config = self.config[self._command]
         if self._command == "fit":
             refuse_unknown_monitors(self.trainer.callbacks, self.model.logged_names())  # type: ignore[attr-defined]
+        else:
+            check_engine(config.engine, self.trainer.strategy.root_device, self.trainer.precision)
         if config.ckpt_path is not None:
             refuse_other_classes(config.ckpt_path, self.model.classes)
         self.model.region_filter = RegionFilter.parse(config.get("min_area"), self.model.classes.names)

@@ -5,6 +5,7 @@ from typing import Literal
 from lightning.pytorch.cli import LightningArgumentParser
 
 from deeplab_lightning.commands.parsers import TRUST_HELP
+from deeplab_lightning.inference.engines import EngineName
 from deeplab_lightning.tracking.mode import WandbMode
 
 
@@ -53,6 +54,13 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
         help="Views whose probabilities are averaged: flip, scales=[0.75,1,1.25], or both with a comma.",
     )
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    parser.add_argument(
+        "--engine",
+        type=EngineName,
+        default="torch",
+        help="What computes the network on a CPU: torch, openvino (the fastest; extra openvino) or onnx (ONNX Runtime; "
+        "extra export). An engine takes seconds to start and finds the labels of torch to rounding.",
+    )
     parser.add_argument(
         "--tile",
         type=int | None,

@@ -21,10 +21,12 @@ from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference import Ensemble, View, Views
+from deeplab_lightning.inference.engines import EngineName, EngineNet, check_engine
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.kernels import Door
 from deeplab_lightning.labels import find_in_tiles
+from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder
@@ -89,12 +91,16 @@ class Model:
         net: The networks and views whose probabilities are averaged.
     """
 
-    def __init__(self, modules: Sequence[SegmentationModule], views: Views, device: torch.device) -> None:
+    def __init__(
+        self, modules: Sequence[SegmentationModule], views: Views, device: torch.device, engine: EngineName = "torch"
+    ) -> None:
         self.classes = modules[0].classes
-        nets = [module.net.to(device).eval() for module in modules]
+        nets: list[DeepLab] = [module.net.to(device).eval() for module in modules]
         if device.type == "cpu" and all(module.cpu_kernels for module in modules):
             for net in nets:
                 kernels.speed_up(net)
+        if engine != "torch":
+            nets = [EngineNet(net, engine) for net in nets]
         self.net, self.device = Ensemble(nets, views), device
         given = nets[0].preprocess.image_format
         self.image_format = PLAIN if given is None else ImageFormat(**given)
@@ -206,6 +212,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     tta: str | None = None,
+    engine: EngineName = "torch",
     trust: bool = False,
 ) -> Model:
     """Load a trained network, or several whose probabilities are averaged.
@@ -213,21 +220,24 @@ def load(
     Args:
         source: A checkpoint, a list of checkpoints, or the folder of a run or of a K-fold experiment, of which the
             best checkpoints are taken.
-        device: Device to compute on; a GPU if there is one, else the CPU, if None.
+        device: Device to compute on; if None a GPU, if there is one and the engine is torch, else the CPU.
         tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
+        engine: What computes the networks: `torch`, or on the CPU, in fp32, `openvino` or `onnx`, see `EngineNet`.
         trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ValueError: If a checkpoint cannot be used, or they differ in their classes.
+        ValueError: If a checkpoint cannot be used, they differ in their classes, or the engine cannot compute here.
+        RuntimeError: If the engine's package is missing, or it cannot compute a network.
     """
     given = [source] if isinstance(source, str | Path) else list(source)
     paths = [path for entry in given for path in _checkpoints(Path(entry))]
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() and engine == "torch" else "cpu"))
+    check_engine(engine, chosen)
     if not paths:
         raise UserError("an ensemble needs at least one network.")
     modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=trust) for path in paths]
-    return Model(modules, Views.parse(tta), chosen)
+    return Model(modules, Views.parse(tta), chosen, engine)
 
 
 def _checkpoints(path: Path) -> list[Path]:

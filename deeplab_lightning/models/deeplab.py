@@ -129,7 +129,7 @@ class DeepLab(nn.Module, HubFolder):
         size = (images.shape[-2], images.shape[-1])
         per_scale, auxiliary = [], []
         for scale in self.scales:
-            features = self.backbone(images if scale == 1 else resize(images, _scaled(size, scale)))
+            features = self.encode(images if scale == 1 else resize(images, _scaled(size, scale)))
             per_scale.append(self.decode(features))  # (B, K, H/s, W/s), s of this scale
             if self.training and self.auxiliary is not None:
                 auxiliary.append((self.auxiliary_weight, self.auxiliary(features[-2])))
@@ -137,6 +137,10 @@ class DeepLab(nn.Module, HubFolder):
         if self.training and len(per_scale) > 1:
             auxiliary += [(1.0, logits) for logits in per_scale]
         return TrainingLogits(fused, auxiliary) if auxiliary else fused
+
+    def encode(self, images: Tensor) -> list[Tensor]:
+        """Compute the backbone's feature maps (B, C_i, h_i, w_i) of normalised images (B, C, H, W), deepest last."""
+        return self.backbone(images)
 
     def decode(self, features: list[Tensor]) -> Tensor:
         """Compute logits (B, K, h, w) from the backbone's feature maps, before the resize."""

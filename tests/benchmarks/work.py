@@ -20,6 +20,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 import deeplab_lightning
 from deeplab_lightning import SegmentationDataModule, SegmentationModule
 from deeplab_lightning.data import Batch, ClassTable, MaskFolderDataset
+from deeplab_lightning.inference.engines import EngineName, EngineNet, Precision
 from deeplab_lightning.kernels import open_door, speed_up
 from deeplab_lightning.kernels.depthwise import use_depthwise_kernels
 from deeplab_lightning.losses import CrossEntropyLoss
@@ -68,6 +69,17 @@ def prediction_of_module(net: nn.Module, batch: Batch, *, is_half: bool, is_open
             module.predict_step([batch], 0)
 
     return call
+
+
+def predictions_by_engines(member: str, arguments: dict[str, Any], count: int, side: int) -> dict[str, Call]:
+    """Labels of a batch by PyTorch with our kernels, OpenVINO and ONNX Runtime, in each precision that they have."""
+    batch, net = random_batch(count, side), model(member, **arguments)
+    calls = {f"torch {d}": prediction_of_module(net, batch, is_half=half, is_open=True) for d, half in DTYPES.items()}
+    chosen: list[tuple[EngineName, Precision]] = [("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "fp32")]
+    for engine, precision in chosen:
+        found = EngineNet(net, engine, precision)  # type: ignore[arg-type]
+        calls[f"{engine} {found.precision}"] = prediction_of_module(found, batch, is_half=False, is_open=False)
+    return calls
 
 
 def placed(net: nn.Module, images: Tensor, layout: str) -> Tensor:
