@@ -11,7 +11,13 @@ MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchno
 """Trainer settings that describe the machine rather than the training."""
 HASH_LENGTH = 6
 _OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
-_OF_SHOWING = ("enable_progress_bar", "logger", "callbacks")
+_OF_SHOWING = ("enable_progress_bar", "logger")
+_SHOWING_CALLBACKS = {
+    *("PredictionPanels", "EpochLines", "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "Timer"),
+    *("RichProgressBar", "TQDMProgressBar", "ModelSummary", "RichModelSummary"),
+    *("CompileNetwork", "GradientCheckpointing"),  # which change the speed and the memory alone
+}
+"""Callbacks that change no result; all others may, as those that average or freeze weights."""
 _OF_LOADING = ("fold", "fold_file", "num_workers", "cache", "eval_batch_size")
 
 
@@ -31,7 +37,11 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     Args:
         config: Resolved configuration of `fit`.
     """
-    text = json.dumps(canonical(_of_training(config)), sort_keys=True, default=str)
+    settings = canonical(_of_training(config))
+    trainer = settings.get("trainer")
+    if isinstance(trainer, dict) and not trainer["callbacks"]:
+        del trainer["callbacks"]  # groups of earlier versions keep their names
+    text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
 
@@ -41,7 +51,21 @@ def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
     for part, left_out in (("trainer", (*MACHINE_KEYS, *_OF_SHOWING)), ("data", _OF_LOADING)):
         if isinstance(kept.get(part), Mapping):
             kept[part] = {key: value for key, value in kept[part].items() if key not in left_out}
+    if isinstance(kept.get("trainer"), dict):
+        kept["trainer"]["callbacks"] = _changing_callbacks(kept["trainer"].get("callbacks"))
     return kept
+
+
+def _changing_callbacks(callbacks: Any) -> list[Any]:
+    """Return the callbacks that may change a result, in any order."""
+    entries = callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+    named = [(_class_name(entry), entry) for entry in entries]
+    return [entry for name, entry in sorted(named, key=str) if name not in _SHOWING_CALLBACKS]
+
+
+def _class_name(entry: Any) -> str:
+    path = entry.get("class_path") if isinstance(entry, Mapping) else entry
+    return str(path).rpartition(".")[2]
 
 
 def _leaves(base: Any, own: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -89,7 +89,7 @@ def test_settings_and_origin_are_shown_as_far_as_the_folders_hold_them(
 def test_each_class_stands_beside_what_it_is_computed_from(write: Write, tmp_path: Path) -> None:  # noqa: F811
     folder = write("a", images(0.8, count=8))
     header = "fold,class,images,objects,area,object_deviation,area_deviation\n"
-    rows = [f"{fold},road,4,{fold + 1},1.3,0.1,0.1\n" for fold in range(4)]
+    rows = [f"{fold},road,4,{fold + 1},1.3,{(0.6, 0.2, 0.2, 0.6)[fold]},0\n" for fold in range(4)]
     (folder / "balance.csv").write_text(header + "".join(rows))
     part = section(page_of(tmp_path, folder), "IoU of each class")
     assert cells(part, "class")[:4] == ["class", "pictures", "objects", "area"]
