@@ -100,7 +100,7 @@ FLOORS = (
         *("experiments.comparison_table", "experiments.report.axes", "experiments.report.charts"),
         *("experiments.report.training_curves", "experiments.report.confusion", "experiments.report.class_table"),
         *("experiments.report.origin", "experiments.report.gallery"),
-        *("experiments.report", "experiments.page", "experiments.selection", "experiments.best"),
+        *("experiments.report", "experiments.page", "experiments.selection", "experiments.recipes", "experiments.best"),
     ),
     ("tracking.runs", "tracking.report", "tracking.experiment"),
     (

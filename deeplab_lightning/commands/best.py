@@ -2,22 +2,20 @@
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
+from deeplab_lightning.commands.held_out import tracked
 from deeplab_lightning.commands.parsers import best_parser
 from deeplab_lightning.crf import DenseCRF
-from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.experiments.best import Recipe, Search, Step, recipe_settings, str_of_views, taken
+from deeplab_lightning.experiments.best import Recipe, Search, Step, recipe_settings, taken
 from deeplab_lightning.experiments.selection import gain
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import unused_path, write_text
@@ -41,7 +39,11 @@ def best(args: list[str]) -> None:
     path = given.output or unused_path(ExperimentFolder(given.experiments[0]).best_recipe)
     experiments = [OutOfFold(folder, trust=given.trust) for folder in dict.fromkeys(given.experiments)]
     search = Search(
-        experiments, views, areas, None if crf is None else DenseCRF(**crf["init_args"]), progress=_with_progress
+        experiments,
+        views,
+        areas,
+        None if crf is None else DenseCRF(**crf["init_args"]),
+        progress=lambda samples, count: tracked(samples, "Predicting held-out images", count),
     )
     steps = search.run()
     last = taken(steps)
@@ -84,25 +86,20 @@ def _read_crf(path: Path) -> dict[str, Any]:
     return {"class_path": crf["class_path"], "init_args": dict(crf.get("init_args") or {})}
 
 
-def _with_progress(samples: Iterator[Sample], count: int) -> Iterator[Sample]:
-    console = Console(stderr=True)
-    return track(samples, "Predicting held-out images", total=count, console=console, disable=not console.is_terminal)  # type: ignore[return-value]
-
-
 def _described(recipe: Recipe, names: Sequence[str]) -> str:
     """Describe a recipe, such as `a + 2 b; flip; CRF; regions of 32 pixels`."""
     used = [(name, weight) for name, weight in zip(names, recipe.weights, strict=True) if weight]
     parts = [" + ".join(f"{weight} {name}" if weight > 1 else name for name, weight in used)]
-    parts += [text for text in (str_of_views(recipe.views), "CRF" if recipe.has_crf else None) if text]
+    parts += [text for text in (recipe.views.option, "CRF" if recipe.has_crf else None) if text]
     return "; ".join([*parts, *([f"regions of {recipe.min_area} pixels"] if recipe.min_area else [])])
 
 
 def _promise(step: Step, num_images: int) -> str:
     return (
         f"mIoU {step.choice.miou:.3f} is to be expected on new images like these, measured on {num_images} held-out "
-        f"images that chose nothing; {max(step.choice.optimism, 0):.3f} of the {step.choice.selected_miou:.3f} on the "
-        "images of the choice is due to the choice. New images are predicted by the networks of all folds, which is "
-        "rarely worse."
+        f"images, each by what the other folds chose; {max(step.choice.optimism, 0):.3f} of the "
+        f"{step.choice.selected_miou:.3f} on the images of the choice is due to the choice. It is that of the networks "
+        "of one fold; those of all folds predict new images."
     )
 
 

@@ -9,13 +9,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import yaml
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor
 
+from deeplab_lightning.commands.held_out import tracked, with_progress
 from deeplab_lightning.commands.parsers import pseudo_parser
 from deeplab_lightning.data.batch import IGNORE_INDEX
 from deeplab_lightning.data.classes import ClassTable
@@ -26,7 +23,7 @@ from deeplab_lightning.files import write_atomically, write_text
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.model import Model, load
 from deeplab_lightning.inference.out_of_fold import OutOfFold
-from deeplab_lightning.inference.pseudo_labels import ConfidenceCounts, Cuts, cut_rows, find_cuts
+from deeplab_lightning.inference.pseudo_labels import ClassConfidences, Cuts, cut_rows, find_cuts
 from deeplab_lightning.tables import csv_text_of_dicts, table_console
 
 
@@ -38,7 +35,7 @@ def pseudo(args: list[str]) -> None:
         ValueError: If an option cannot be used, or the output folder is not empty.
     """
     given = pseudo_parser().parse_args(args)
-    find_cuts(ConfidenceCounts(1), given.precision)  # before hours are spent
+    find_cuts(ClassConfidences(1), given.precision)  # before hours are spent
     Views.parse(given.tta)
     images, output = given.images.absolute(), given.output
     if not images.is_dir():
@@ -49,7 +46,10 @@ def pseudo(args: list[str]) -> None:
         raise UserError(f"--output {output} lies in --images, which would then hold its masks. Give another folder.")
     experiment = OutOfFold(given.experiment, trust=given.trust)
     files = mask_files(ImageFolderDataset([str(images)]).paths, images)
-    cuts = find_cuts(count_held_out(experiment, given.tta), given.precision)
+    counts = ClassConfidences(experiment.classes.num_classes)
+    for image in with_progress(experiment, tta=given.tta):
+        counts.add(image.probabilities, image.mask)
+    cuts = find_cuts(counts, given.precision)
     model = load(experiment.checkpoints, tta=given.tta, trust=given.trust)
     labelled, unreadable = label_images(model, cuts, {path: output / "masks" / mask for path, mask in files.items()})
     overlay = output / "pseudo.yaml"
@@ -72,19 +72,6 @@ def pseudo(args: list[str]) -> None:
         soft_wrap=True,
         markup=False,
     )
-
-
-@torch.no_grad()
-def count_held_out(experiment: OutOfFold, tta: str | None) -> ConfidenceCounts:
-    """Count the right and wrong pixels of all held-out images by class and confidence."""
-    counts = ConfidenceCounts(experiment.classes.num_classes)
-    for fold in experiment.fold_numbers:
-        model = experiment.model(fold, tta=tta)
-        held_out = sum(number == fold for number in experiment.folds.values())
-        for sample in _tracked(experiment.samples(fold), f"Held-out images of fold {fold}", held_out):
-            assert sample.mask is not None
-            counts.add(model.probabilities(sample.image.as_subclass(Tensor)), sample.mask.as_subclass(Tensor))
-    return counts
 
 
 def mask_files(paths: Sequence[Path], images: Path) -> dict[Path, Path]:
@@ -113,7 +100,7 @@ def label_images(model: Model, cuts: Cuts, files: Mapping[Path, Path]) -> tuple[
         (K,) pixels that were labelled as each class, and why images could not be read.
     """
     labelled, unreadable = np.zeros(model.classes.num_classes, dtype=np.int64), []
-    for path, file in _tracked(files.items(), "Images", len(files)):
+    for path, file in tracked(files.items(), "Labelling the images", len(files)):
         try:
             image = model.read(path)
         except (OSError, ValueError) as error:
@@ -144,8 +131,3 @@ def _overlay_text(images: Path, output: Path, classes: ClassTable, given: Any, *
         f"# Labels of {given.experiment}, where {given.precision:g} of the held-out pixels of the class were right.\n"
         "# Images of the labelled set do not belong here: a network that saw them labelled them.\n"
     ) + yaml.safe_dump({"data": data}, sort_keys=False)
-
-
-def _tracked(items: Any, title: str, count: int) -> Any:
-    console = Console(stderr=True)
-    return track(items, title, total=count, console=console, disable=not console.is_terminal)

@@ -174,11 +174,11 @@ class SegmentationDataModule(L.LightningDataModule):
             return self.image_format.mean, self.image_format.std
         if self.image_format.is_plain or self.dataset is None:
             return None
-        indices = self._train_indices()
+        training_set, indices = self.training_set, self._train_indices()
         chosen = np.linspace(0, len(indices) - 1, min(_MEASURED_IMAGES, len(indices))).round().astype(int)
         count, total, squares = 0, np.zeros(self.in_channels), np.zeros(self.in_channels)
         for place in chosen.tolist():
-            pixels = self.training_set.read_image(indices[place]).flatten(1).numpy().astype(np.float64) / 255
+            pixels = training_set.read_image(indices[place]).flatten(1).numpy().astype(np.float64) / 255
             count, total, squares = count + pixels.shape[1], total + pixels.sum(1), squares + np.square(pixels).sum(1)
         mean = total / count
         std = np.sqrt(np.maximum(squares / count - mean**2, 0))

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from deeplab_lightning.experiments.contributions import Contributions
 from deeplab_lightning.experiments.significance import Difference
-from deeplab_lightning.metrics.iou import nan_mean
+from deeplab_lightning.metrics.iou import iou_of_counts, nan_mean
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -85,9 +85,7 @@ def gain(before: Choice, after: Choice, groups: Ints) -> Difference:
 def pooled_miou(margins: Ints) -> Floats:
     """Compute the mIoU of classes with truth from correct, true and predicted pixels (..., 3, K)."""
     correct, truth, predicted = np.moveaxis(margins, -2, 0)
-    union = truth + predicted - correct
-    iou = np.divide(correct, union, out=np.full(correct.shape, np.nan), where=truth > 0)
-    return nan_mean(iou)
+    return nan_mean(np.where(truth > 0, iou_of_counts(correct, truth, predicted), np.nan))
 
 
 def _cheapest_good(mious: Floats, costs: Floats) -> int:

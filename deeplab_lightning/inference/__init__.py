@@ -58,6 +58,12 @@ class Views(NamedTuple):
             )
         return cls(scales, "flip" in rest)
 
+    @property
+    def option(self) -> str | None:
+        """Return the text that `parse` reads; None for the image itself."""
+        scales = f"scales=[{','.join(f'{scale:g}' for scale in self.scales)}]" if self.scales != (1.0,) else ""
+        return ",".join(filter(None, [scales, "flip" if self.flip else ""])) or None
+
     def single(self) -> list[View]:
         """Return the views one by one."""
         return [

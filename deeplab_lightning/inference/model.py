@@ -1,7 +1,7 @@
 """Load trained networks in Python, and predict pictures."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -149,11 +149,8 @@ class Model:
     @torch.no_grad()
     def probabilities(self, image: Tensor, *, tiles: Tiles | None = None) -> Tensor:
         """Compute the probabilities (K, H, W) float32 of one image (C, H, W) uint8, on the model's device."""
-        shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
         net = self.net if tiles is None else Tiled(self.net, tiles)
-        found: Tensor = net(shrunk).exp()
-        size = (image.shape[-2], image.shape[-1])
-        return (found if found.shape[-2:] == size else resize(found, size))[0]
+        return self._at_own_size(image, lambda shrunk: net(shrunk).exp())
 
     @property
     def num_networks(self) -> int:
@@ -163,7 +160,11 @@ class Model:
     @torch.no_grad()
     def of_view(self, image: Tensor, view: View) -> Tensor:
         """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8."""
-        found = self.net.of_view(self.net.preprocess.shrink(image[None]).to(self.device), view)
+        return self._at_own_size(image, lambda shrunk: self.net.of_view(shrunk, view))
+
+    def _at_own_size(self, image: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+        """Compute (K, H, W) of an image at its own size by a function of the shrunk images (1, C, h, w)."""
+        found = compute(self.net.preprocess.shrink(image[None]).to(self.device))
         size = (image.shape[-2], image.shape[-1])
         return (found if found.shape[-2:] == size else resize(found, size))[0]
 

@@ -145,10 +145,14 @@ class OutOfFold:
             if self.folds.get(name) == fold:
                 yield dataset[index]
 
-    def predictions(self) -> Iterator[HeldOut]:
-        """Yield the prediction of each image, fold by fold; one at a time is in memory."""
+    def predictions(self, *, tta: str | None = None) -> Iterator[HeldOut]:
+        """Yield the prediction of each image, fold by fold; one at a time is in memory.
+
+        Args:
+            tta: See `load`.
+        """
         for fold in self.fold_numbers:
-            model = self.model(fold)
+            model = self.model(fold, tta=tta)
             for sample in self.samples(fold):
                 assert sample.mask is not None
                 probabilities = model.probabilities(sample.image.as_subclass(Tensor))

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 _BINS = 256
 
 
-class ConfidenceCounts:
+class ClassConfidences:
     """Count right and wrong pixels of held-out images by predicted class and confidence.
 
     Args:
@@ -31,7 +31,7 @@ class ConfidenceCounts:
         self.right = np.zeros((num_classes, _BINS), dtype=np.int64)
         self.wrong = np.zeros_like(self.right)
 
-    def add(self, probabilities: Tensor, mask: Tensor) -> None:
+    def add(self, probabilities: Tensor, mask: npt.NDArray[np.uint8]) -> None:
         """Add an image.
 
         Args:
@@ -39,8 +39,9 @@ class ConfidenceCounts:
             mask: (H, W) train ids or `IGNORE_INDEX`.
         """
         confidence, labels = probabilities.cpu().max(dim=0)
-        is_counted = mask != IGNORE_INDEX
-        truth, labels, confidence = mask[is_counted].long(), labels[is_counted], confidence[is_counted]
+        is_counted = torch.from_numpy(mask != IGNORE_INDEX)
+        truth = torch.from_numpy(mask)[is_counted].long()
+        labels, confidence = labels[is_counted], confidence[is_counted]
         places = labels * _BINS + (confidence * _BINS).long().clamp_(0, _BINS - 1)
         for counts, chosen in ((self.right, truth == labels), (self.wrong, truth != labels)):
             counts += torch.bincount(places[chosen], minlength=counts.size).reshape(counts.shape).numpy()
@@ -71,7 +72,7 @@ class Cuts:
         return labels.to(torch.uint8).masked_fill_(confidence < cuts[labels], IGNORE_INDEX)
 
 
-def find_cuts(counts: ConfidenceCounts, precision: float) -> Cuts:
+def find_cuts(counts: ClassConfidences, precision: float) -> Cuts:
     """Find the lowest confidence of each class from which on its pixels reach a precision on held-out images.
 
     Args:

@@ -25,8 +25,21 @@ def class_iou(matrices: Counts) -> Floats:
     Returns:
         (..., K); nan for classes in neither truth nor prediction.
     """
-    hits, truth, predicted = _margins(matrices)
-    return _ratio(hits, truth + predicted - hits)
+    return iou_of_counts(*_margins(matrices))
+
+
+def iou_of_counts(correct: Counts, truth: Counts, predicted: Counts) -> Floats:
+    """Compute the intersection over union of each class from its correct, true and predicted pixels.
+
+    Args:
+        correct: (..., K) counts.
+        truth: (..., K) counts.
+        predicted: (..., K) counts.
+
+    Returns:
+        (..., K); nan for classes in neither truth nor prediction.
+    """
+    return _ratio(correct, truth + predicted - correct)
 
 
 def truth_iou(matrices: Counts) -> Floats:

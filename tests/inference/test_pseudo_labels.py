@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.inference.pseudo_labels import ConfidenceCounts, find_cuts
+from deeplab_lightning.inference.pseudo_labels import ClassConfidences, find_cuts
 
 
 def images(seed: int, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,10 +19,10 @@ def images(seed: int, num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("precision", [0.5, 0.8, 0.9, 0.97])
 def test_cuts_are_the_lowest_that_reach_the_precision(precision: float) -> None:
-    counts, pixels = ConfidenceCounts(3), []
+    counts, pixels = ClassConfidences(3), []
     for seed in range(4):
         probabilities, mask = images(seed)
-        counts.add(probabilities, mask)
+        counts.add(probabilities, mask.numpy())
         confidence, labels = probabilities.max(0)
         pixels.append(torch.stack([confidence[mask != 255], labels[mask != 255], mask[mask != 255]]))
     confidence, labels, truth = torch.cat(pixels, dim=1).double().numpy()
@@ -39,11 +39,11 @@ def test_cuts_are_the_lowest_that_reach_the_precision(precision: float) -> None:
 
 
 def test_a_class_that_is_never_right_is_never_labelled() -> None:
-    counts = ConfidenceCounts(3)
+    counts = ClassConfidences(3)
     probabilities = torch.zeros(3, 4, 4)
     probabilities[0, :2], probabilities[1, 2:] = 1, 1
     mask = torch.zeros(4, 4, dtype=torch.uint8)  # class 1 is predicted wrongly, class 2 never
-    counts.add(probabilities, mask)
+    counts.add(probabilities, mask.numpy())
     cuts = find_cuts(counts, 0.9)
     assert cuts.cuts.tolist() == [255 / 256, np.inf, np.inf] or cuts.cuts.tolist() == [0, np.inf, np.inf]
     labels = cuts.apply(probabilities)
@@ -54,4 +54,4 @@ def test_a_class_that_is_never_right_is_never_labelled() -> None:
 @pytest.mark.parametrize("precision", [0, 1, -1, float("nan")])
 def test_other_precisions_are_refused(precision: float) -> None:
     with pytest.raises(UserError, match="--precision must be in"):
-        find_cuts(ConfidenceCounts(2), precision)
+        find_cuts(ClassConfidences(2), precision)
