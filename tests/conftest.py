@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from deeplab_lightning.data.image_cache import available_memory
+from tests.processes import run_program
 
 CLASSES = ("sky", "road", "car")
 _WORKER_BYTES = 3e9  # of a test process and the trainings that it starts
@@ -103,6 +105,14 @@ def noise_config(
             **data,
         },
     }
+
+
+def train_noise_experiment(folder: Path, name: str = "cv", *, epochs: int = 15, rate: float = 0.005) -> None:
+    """Train an experiment of two folds on the data of `draw_noise_data` by the real command, as `<name>.yaml` says."""
+    config = noise_config(folder, trainer={"max_epochs": epochs, "num_sanity_val_steps": 0})
+    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": rate}}
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    run_program("kfold", "-c", str(folder / f"{name}.yaml"), "--name", name, check=True)
 
 
 @pytest.fixture

@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import yaml
+
+from tests.conftest import draw_noise_data, noise_config
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 NODES = ("n1", "n2")
 CONFIG = """
@@ -192,3 +196,12 @@ def _free_ports(count: int) -> list[int]:
     for s in sockets:
         s.close()
     return ports
+
+
+def write_slow_config(folder: Path, *, epochs: int, n_folds: int) -> None:
+    """Write ten images, and `config.yaml` of trainings that `pause.Pause` slows down."""
+    draw_noise_data(folder)
+    trainer = {"max_epochs": epochs, "num_sanity_val_steps": 0, "enable_model_summary": False,
+               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
+    config = noise_config(folder, trainer=trainer, data={"n_folds": n_folds})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))

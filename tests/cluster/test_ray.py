@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
-from tests.cluster.engine import descendants, kill, wait_for
+from tests.cluster.engine import descendants, kill, wait_for, write_slow_config
 from tests.cluster.pause import VARIABLE
 from tests.cluster.test_slurm import EPOCHS, epochs, pooled
-from tests.conftest import draw_noise_data, noise_config
 from tests.processes import ROOT, Program, run_program
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -43,10 +41,7 @@ def ray() -> Iterator[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, and a configuration of two folds."""
     root = tmp_path_factory.mktemp("data")
-    draw_noise_data(root)
-    trainer = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_model_summary": False,
-               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
-    (root / "config.yaml").write_text(yaml.safe_dump(noise_config(root, trainer=trainer)))
+    write_slow_config(root, epochs=EPOCHS, n_folds=2)
     return root
 
 

@@ -15,9 +15,8 @@ import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
-from tests.cluster.engine import Cluster, cluster, kill, reason_to_skip, wait_for
+from tests.cluster.engine import Cluster, cluster, kill, reason_to_skip, wait_for, write_slow_config
 from tests.cluster.pause import VARIABLE
-from tests.conftest import draw_noise_data, noise_config
 from tests.processes import ROOT, Program, run_program
 
 pytestmark = [
@@ -44,10 +43,7 @@ def slurm() -> Iterator[Cluster]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, and a configuration of three folds."""
     root = tmp_path_factory.mktemp("data")
-    draw_noise_data(root)
-    trainer = {"max_epochs": EPOCHS, "num_sanity_val_steps": 0, "enable_model_summary": False,
-               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
-    (root / "config.yaml").write_text(yaml.safe_dump(noise_config(root, trainer=trainer, data={"n_folds": 3})))
+    write_slow_config(root, epochs=EPOCHS, n_folds=3)
     return root
 
 

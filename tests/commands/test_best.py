@@ -14,7 +14,7 @@ from deeplab_lightning.data.images import read_image
 from deeplab_lightning.metrics.iou import class_iou
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, noise_config
+from tests.conftest import draw_noise_data, noise_config, train_noise_experiment
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -26,10 +26,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("best")
     draw_noise_data(root)
     for name, epochs, rate in (("good", 15, 0.005), ("poor", 1, 1e-6)):
-        config = noise_config(root, trainer={"max_epochs": epochs, "num_sanity_val_steps": 0})
-        config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": rate}}
-        (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
-        run_program("kfold", "-c", str(root / f"{name}.yaml"), "--name", name, check=True)
+        train_noise_experiment(root, name, epochs=epochs, rate=rate)
     return root
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-import yaml
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, noise_config, write_image
+from tests.conftest import draw_noise_data, train_noise_experiment, write_image
 from tests.processes import run_program
 
 Masks = dict[str, npt.NDArray[np.uint8]]
@@ -33,10 +32,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> ExperimentFolder:
     """An experiment of two folds on ten images."""
     root = tmp_path_factory.mktemp("inference")
     draw_noise_data(root)
-    config = noise_config(root, trainer={"max_epochs": 15, "num_sanity_val_steps": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    run_program("kfold", "-c", str(root / "config.yaml"), "--name", "cv", check=True)
+    train_noise_experiment(root)
     return ExperimentFolder(root / "runs" / "cv")
 
 

@@ -5,14 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, noise_config, write_image
+from tests.conftest import draw_noise_data, train_noise_experiment, write_image
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -23,10 +22,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment of two folds, seven other images of which one is broken, and their labels in `labels`."""
     root = tmp_path_factory.mktemp("pseudo")
     draw_noise_data(root)
-    config = noise_config(root, trainer={"max_epochs": 15, "num_sanity_val_steps": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    run_program("kfold", "-c", str(root / "config.yaml"), "--name", "cv", check=True)
+    train_noise_experiment(root)
     for index in range(6):
         write_image(root / "other" / "deep" / f"{index}.png", seed=100 + index)
     (root / "other" / "broken.jpg").write_bytes(b"no image")
@@ -62,7 +58,7 @@ def test_labels_are_right_where_there_are_any(root: Path) -> None:
 
 def test_every_fold_trains_on_them_and_none_validates(root: Path) -> None:
     overlay = root / "labels" / "pseudo.yaml"
-    configs = ("-c", str(root / "config.yaml"), "-c", str(overlay), "--trainer.max_epochs", "1")
+    configs = ("-c", str(root / "cv.yaml"), "-c", str(overlay), "--trainer.max_epochs", "1")
     run_program("kfold", *configs, "--name", "more", check=True)
     experiment = ExperimentFolder(root / "runs" / "more")
     assert len(PerImageConfusion.read(experiment.images).names) == 10
@@ -92,7 +88,7 @@ def test_images_that_a_fold_validates_are_no_extra_images(root: Path) -> None:
     for name in ("00", "01", "02", *(f"{index:02d}" for index in range(4, 10))):
         (root / "copies" / f"{name}.png").unlink()
     run_program("pseudo", *words(root, "leak")[:3], str(root / "copies"), "--output", str(root / "leak"), check=True)
-    configs = ("-c", str(root / "config.yaml"), "-c", str(root / "leak" / "pseudo.yaml"))
+    configs = ("-c", str(root / "cv.yaml"), "-c", str(root / "leak" / "pseudo.yaml"))
     refused = run_program("fit", *configs, "--name", "leak")
     assert refused.returncode == 1
     message = " ".join(refused.stderr.split())
