@@ -51,6 +51,7 @@ competition: install  ## folds, trainings, comparison, best average, submission.
 	$(BIN)/deeplab grid -c configs/grids/competition.yaml
 	$(BIN)/deeplab best runs/competition/v3 runs/competition/v3plus --output runs/competition/best.yaml
 	$(BIN)/deeplab data synthetic --output data/competition_test --num_images 40 --size 192 --seed 1
+	rm -rf runs/competition/predictions
 	$(BIN)/deeplab predict -c runs/competition/best.yaml --images data/competition_test --csv submission.csv \
 		--output runs/competition/predictions
 	@echo "What the new images' labels say, beside what best.yaml promises:"

@@ -98,6 +98,15 @@ def test_each_class_stands_beside_what_it_is_computed_from(write: Write, tmp_pat
     assert cells(part, "boat") == ["boat", "0", "", "0.00%", "absent"]
 
 
+def test_a_run_shows_the_objects_of_the_fold_that_it_held_out(write: Write, tmp_path: Path) -> None:  # noqa: F811
+    """The page of a run named the objects of all folds beside the pictures of its own."""
+    run = write("a", images(0.8, count=8)) / "fold_1"
+    rows = [f"{fold},road,4,{fold + 1},1.3,{(0.6, 0.2, 0.2, 0.6)[fold]},0\n" for fold in range(4)]
+    header = "fold,class,images,objects,area,object_deviation,area_deviation\n"
+    (run / "balance.csv").write_text(header + "".join(rows))
+    assert cells(section(page_of(tmp_path, run), "IoU of each class"), "road")[2] == "2"
+
+
 def test_curves_have_bands_over_folds_and_seeds(write: Write) -> None:  # noqa: F811
     """Only the first seed was drawn, and only the mean of its folds."""
     folders = [*seeds_of(write, "a", [0.8, 0.81], n_folds=2), *seeds_of(write, "b", [0.7, 0.71], n_folds=2)]

@@ -75,9 +75,10 @@ def _pictures(images: PerImageConfusion) -> list[int]:
 
 
 def _objects(entry: Entry) -> Mapping[str, float]:
-    """Return the number of objects of each class in all folds, from `balance.csv`; empty without it."""
+    """Return the number of objects of each class in the folds that are shown, from `balance.csv`; empty without it."""
     found: dict[str, float] = defaultdict(float)
     with suppress(DataError, KeyError, ValueError):  # damaged: the page shows none
         for row in ExperimentFolder(entry.folder).read_balance():
-            found[row["class"]] += float(row["objects"])
+            if int(row["fold"]) in entry.cv.folds:
+                found[row["class"]] += float(row["objects"])
     return found
