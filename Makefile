@@ -62,7 +62,7 @@ competition: install  ## folds, trainings, comparison, best average, submission.
 test: install-dev  ## run all tests but those of clusters, two processes per core
 	$(TEST) -n auto --dist worksteal -m "not cluster"
 
-test-fast: install-dev  ## run all tests but the slow ones, in 2 minutes
+test-fast: install-dev  ## run all tests but the slow ones, in 3 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
 
 test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and in Ray, on two nodes on this machine
