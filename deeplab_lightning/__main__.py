@@ -4,12 +4,14 @@ import errno
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.errors import UnavailableError, UserError, exception_chain, unwrapped
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_SECONDS_TO_END = 3.0  # of the first process of a training, after an error that all of its processes share
 _PATH_IS_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
 
@@ -20,6 +22,7 @@ def run() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     # As for `python -m deeplab_lightning`, but last, so that no module of the working folder hides another one.
     sys.path.append(str(Path.cwd()))
+    first = _first_process()
     try:
         main()
     except KeyboardInterrupt:
@@ -29,8 +32,25 @@ def run() -> None:
         mistake = user_error(error)
         if mistake is None:
             raise
-        print(f"error: {_message(mistake)}", file=sys.stderr)
+        if not _is_reported_by(first):
+            print(f"error: {_message(mistake)}", file=sys.stderr)
         sys.exit(1)
+
+
+def _first_process() -> int | None:
+    """Return the id of the process that started this one as a further process of a training on several devices."""
+    is_further = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
+    return os.getppid() if is_further else None
+
+
+def _is_reported_by(first: int | None) -> bool:
+    """Wait whether the first process ends too: it then has shown the same error; no other line is needed."""
+    end = time.monotonic() + _SECONDS_TO_END
+    while first is not None and time.monotonic() < end:
+        if os.getppid() != first:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def user_error(error: BaseException) -> UserError | None:

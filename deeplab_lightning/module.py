@@ -25,6 +25,7 @@ from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
 from deeplab_lightning.saved_module import SavedModule
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config, step_plateaus
+from deeplab_lightning.sync_batchnorm import keep_activations
 
 
 class SegmentationModule(SavedModule):
@@ -118,6 +119,7 @@ class SegmentationModule(SavedModule):
     def setup(self, stage: str) -> None:
         """Adopt the evaluation size of the data, and open the door to the CPU kernels if the trainer uses a CPU."""
         super().setup(stage)
+        keep_activations(self.trainer.strategy)
         self.door = kernels.open_door(self.net, self.trainer.strategy.root_device, is_wanted=self.cpu_kernels)
 
     def forward(self, images: Tensor) -> Tensor | TrainingLogits:

@@ -276,6 +276,8 @@ class RunFolder(_Folder):
         self.predictions = self.path / "predictions"
         self.wandb_run = self.path / "wandb_run.json"
         """Project, entity and id of the W&B run, which a resumed training and evaluations continue."""
+        self.mlflow_run = self.path / "mlflow_run.txt"
+        """Id of the MLflow run, which a resumed training continues."""
         self.crf, self.crf_trials = self.path / "crf.yaml", self.path / "crf.csv"
         # Files of a fold that `deeplab kfold` trains:
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
@@ -371,6 +373,14 @@ class RunFolder(_Folder):
     def write_wandb_run(self, arguments: Mapping[str, Any]) -> None:
         """Write `project`, `entity` and `id` of the W&B run."""
         write_text(self.wandb_run, json.dumps(arguments) + "\n")
+
+    def read_mlflow_run(self) -> str | None:
+        """Read the id of the MLflow run of this training; None without one."""
+        return self.mlflow_run.read_text(encoding="utf-8").strip() or None if self.mlflow_run.is_file() else None
+
+    def write_mlflow_run(self, run_id: str) -> None:
+        """Write the id of the MLflow run."""
+        write_text(self.mlflow_run, run_id + "\n")
 
     def write_evaluation(self, result: Mapping[str, Any], stage: str) -> Path:
         """Write the result of `deeplab validate` or `deeplab test`, numbered if the file exists.

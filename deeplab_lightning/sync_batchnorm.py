@@ -1,11 +1,18 @@
 """Compute the statistics of BatchNorm over the batches of all processes."""
 
 import torch
-from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.plugins import LayerSync, TorchSyncBatchNorm
+from lightning.pytorch.strategies import Strategy
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from deeplab_lightning.errors import UserError
+
+
+def keep_activations(strategy: Strategy) -> None:
+    """Let a strategy that would convert BatchNorm layers by PyTorch's function use `TimmSyncBatchNorm` instead."""
+    if type(getattr(strategy, "_layer_sync", None)) is TorchSyncBatchNorm:
+        strategy._layer_sync = TimmSyncBatchNorm()  # type: ignore[attr-defined]
 
 
 class TimmSyncBatchNorm(LayerSync):
@@ -13,7 +20,7 @@ class TimmSyncBatchNorm(LayerSync):
 
     The activations of timm's EfficientNets, MobileNets, RegNets, DenseNets and others are part of their BatchNorm
     layers. `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, which Lightning's `sync_batchnorm=True` uses, drops them.
-    The command line uses this class for `trainer.sync_batchnorm: true`; in Python, write
+    A `SegmentationModule` is converted by this class wherever `sync_batchnorm` is true; for other modules, write
     `Trainer(plugins=[TimmSyncBatchNorm()])` and leave `sync_batchnorm` at False.
     """
 

@@ -78,10 +78,16 @@ FLOORS = (
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
-        *("callbacks", "tracking.summary"),
+        *("callbacks", "tracking.summary", "tracking.loggers"),
     ),
     (
-        *("experiments", "experiments.jobs", "experiments.launchers", "experiments.launchers.environment"),
+        *(
+            "experiments",
+            "experiments.locks",
+            "experiments.jobs",
+            "experiments.launchers",
+            "experiments.launchers.environment",
+        ),
         *("experiments.launchers.local", "experiments.launchers.options", "experiments.launchers.slurm"),
         *("experiments.launchers.place", "experiments.launchers.ray"),
         *("experiments.job_table", "experiments.settings", "experiments.experiment"),

@@ -191,6 +191,9 @@ def test_a_training_that_got_sigterm_goes_on_where_it_was(
     per_epoch = 4 if "ddp" in options else 8
     assert steps == per_epoch + (batch + 1 if stage == "train" else per_epoch)  # no step is lost
     finish(folder, "stopped", *LONG, *options, "--ckpt_path", str(last), "--trainer.callbacks", "[]")
-    # A checkpoint within an epoch holds the losses so far of the first process only.
-    loss = [] if "ddp" in options else ["train/loss"]
-    assert_same(folder, "whole", "stopped", ["epoch", "step", "val/loss", "val/miou", *loss])
+    assert_same(folder, "whole", "stopped", ["epoch", "step", "val/loss", "val/miou"])
+    losses = [
+        [float(row["train/loss"]) for row in read_csv(folder / "runs" / name / "metrics.csv")]
+        for name in ("whole", "stopped")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # of two processes, the sums round in another order

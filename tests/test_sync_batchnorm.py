@@ -3,6 +3,7 @@
 import copy
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 import yaml
@@ -104,3 +105,14 @@ def test_synchronised_norms_are_norms_for_the_optimiser_and_the_kernels() -> Non
     assert groups(module) == before
     speed_up(module.net)
     assert torch.allclose(logits_of(synced), logits, atol=1e-4)
+
+
+def test_a_trainer_in_python_keeps_the_activations_too() -> None:
+    """Lightning's own conversion would drop those of BatchNormAct2d."""
+    trainer = L.Trainer(
+        accelerator="cpu", strategy="ddp", devices=1, sync_batchnorm=True, logger=False, enable_checkpointing=False
+    )
+    module = module_of("efficientnet-b0")
+    module.trainer = trainer
+    module.setup("fit")
+    assert isinstance(trainer.strategy._layer_sync, TimmSyncBatchNorm)  # type: ignore[attr-defined]

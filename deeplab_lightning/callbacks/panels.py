@@ -6,7 +6,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning.data.batch import Sample
@@ -25,7 +25,7 @@ class PredictionPanels(L.Callback):
     """Draw the same validation images every few epochs.
 
     Writes `panels/epoch_<number>.png` to the run's folder, whatever the loggers are. W&B also gets the images with
-    their masks, and TensorBoard gets the panel.
+    their masks, and TensorBoard and MLflow get the panel.
 
     Args:
         num_images: Number of images, evenly spread over the validation set; at least 1.
@@ -92,6 +92,8 @@ class PredictionPanels(L.Callback):
             from PIL import Image
 
             logger.experiment.add_image("val/panels", np.asarray(Image.open(path)), step, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path), path.parent.name)
         elif type(logger).__name__ not in self._silent_loggers:
             self._silent_loggers.add(type(logger).__name__)
             rank_zero_info(f"{type(logger).__name__} shows no images; the panels are in {path.parent}.")

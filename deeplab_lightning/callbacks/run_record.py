@@ -1,6 +1,7 @@
 """Record the folds, metrics, confusion matrices and result of a run in its folder."""
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -75,6 +76,11 @@ class _EpochProgress:
         return self._earlier_seconds + time.monotonic() - self._start
 
     @property
+    def loss_sum(self) -> Tensor:
+        """Sum of the losses of the steps so far, a scalar."""
+        return self._loss_sum
+
+    @property
     def mean_loss(self) -> Tensor:
         """Mean loss over the steps so far, a scalar; 0 before the first."""
         return self._loss_sum / max(self._num_steps, 1)
@@ -106,6 +112,13 @@ class RunRecord(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the rows of the finished epochs and what this epoch has trained so far, for a checkpoint."""
         return {"rows": [dict(row) for row in self.rows], **self._progress.to_dict()}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the mean over all processes of what each has trained so far, since each goes on with it."""
+        own = checkpoint.get("callbacks", {}).get(self.state_key)
+        if own and trainer.world_size > 1 and sys.exc_info()[0] is None:  # others take part in no error of one process
+            mean = trainer.strategy.reduce(self._progress.loss_sum.to(pl_module.device), reduce_op="mean")
+            own["loss_sum"] = float(mean)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what the epoch had trained; checkpoints of earlier versions hold no rows, or nothing."""
@@ -190,14 +203,13 @@ class RunRecord(L.Callback):
             return
         folder = RunFolder(trainer.default_root_dir)
         best = best_row(self.rows, trainer)
-        checkpoints = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
         result = {
             **describe_data(trainer),
             "seed": self.seed,
             "epochs": trainer.current_epoch,
             "max_epochs": trainer.max_epochs,
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
-            "checkpoint": next(filter(None, checkpoints), None),
+            "checkpoint": _checkpoint_of(best, trainer),
             "cost": _cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "best_epoch": None if best is None else int(best["epoch"]),
@@ -228,6 +240,13 @@ class RunRecord(L.Callback):
         }
         path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
+
+
+def _checkpoint_of(row: dict[str, float] | None, trainer: L.Trainer) -> str | None:
+    """Return the file with the weights of the best epoch, or of the last one without validation; None if none is."""
+    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+    paths = [c.best_model_path for c in callbacks if row is None or c.monitor]
+    return next(filter(None, paths), None)
 
 
 def _cost(net: nn.Module) -> dict[str, float | None]:

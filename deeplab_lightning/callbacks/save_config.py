@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 import yaml
+from lightning.pytorch.loggers import MLFlowLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from deeplab_lightning.runs import RunFolder
@@ -29,7 +30,12 @@ class SaveConfig(L.Callback):
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:
-        RunFolder(trainer.default_root_dir).write_config(self.config, stage)
+        folder = RunFolder(trainer.default_root_dir)
+        folder.write_config(self.config, stage)
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
+            if isinstance(logger, MLFlowLogger):
+                if folder.read_mlflow_run() is not None:
+                    continue  # MLflow refuses other values, such as more epochs
+                folder.write_mlflow_run(str(logger.run_id))
             logger.log_hyperparams(content)

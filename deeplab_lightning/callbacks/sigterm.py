@@ -73,7 +73,7 @@ class StopOnSigterm(L.Callback):
         raise SIGTERMException
 
     def _note(self, number: int, *_: Any) -> None:
-        self.received, self.is_limit = True, self.is_limit or number == signal.SIGUSR1
+        self.received, self.is_limit = True, self.is_limit or number != signal.SIGTERM
 
 
 class EndAtSecondInterrupt(L.Callback):

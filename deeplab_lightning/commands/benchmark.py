@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import psutil
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.precision import Precision
@@ -322,7 +323,9 @@ def _peak_megabytes(device: torch.device) -> float:
     if _MEMORY_FILES[1].exists():
         line = next(line for line in _MEMORY_FILES[1].read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
-    import resource  # not on Windows
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource
 
     unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

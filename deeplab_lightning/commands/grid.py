@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
 from deeplab_lightning.commands.folds import run_experiments
-from deeplab_lightning.commands.kfold import refuse_under_a_launcher
+from deeplab_lightning.commands.kfold import check_place
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.parsers import grid_parser
 from deeplab_lightning.commands.placement import Placement
@@ -116,7 +116,7 @@ def grid(args: list[str]) -> None:
         for name, options in chosen.items():
             print(f"{name}: {shlex.join(options)}")
         return
-    refuse_under_a_launcher()
+    check_place()
     for name in (given.name or grid_file.name, *chosen):
         check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)

@@ -20,6 +20,7 @@ from deeplab_lightning.errors import MissingFileError, UnavailableError, UserErr
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.folder_choice import give_back, lock_folder, take_folder
+from deeplab_lightning.experiments.locks import check_system
 from deeplab_lightning.runs import ExperimentFolder, made_up_name
 from deeplab_lightning.tables import table_console
 
@@ -37,7 +38,7 @@ def kfold(args: list[str]) -> None:
         for files in ExperimentFolder(given.aggregate).seeds() or [ExperimentFolder(given.aggregate)]:
             print_cv(aggregate(files.path), files.path)
         return
-    refuse_under_a_launcher()
+    check_place()
     check_name(given.name)
     check_cluster(placement)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
@@ -114,12 +115,13 @@ def _print_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
         )
 
 
-def refuse_under_a_launcher() -> None:
-    """Refuse to run under torchrun or srun, where every process would start all folds.
+def check_place() -> None:
+    """Refuse to run under torchrun or srun, where every process would start all folds, and on Windows.
 
     Raises:
-        RuntimeError: If a launcher started more than one process.
+        UnavailableError: If a launcher started more than one process, or on Windows.
     """
+    check_system()
     if any(int(os.environ.get(key, 1)) > 1 for key in ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")):
         raise UnavailableError(
             "deeplab kfold starts one process per fold itself; run it without torchrun or srun, and set "

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import lightning as L
 import yaml
@@ -38,6 +39,7 @@ from deeplab_lightning.restarts import note_run, restarted_run
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder
 from deeplab_lightning.schedules import nearest_figure
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
+from deeplab_lightning.tracking.loggers import named_logger
 from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
 from deeplab_lightning.usage import usage_error
@@ -127,7 +129,13 @@ def set_folder(config: Namespace, folder: RunFolder) -> None:
 
 
 def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
-    """Log one W&B run per training, in its folder, also after a resume; other commands log nothing here."""
+    """Log one W&B run per training, in its folder, also after a resume, and to the other loggers that are wanted.
+
+    Other commands log nothing here.
+
+    Raises:
+        UnavailableError: If the package of a logger is not installed.
+    """
     logger = config.trainer.logger
     mode = choose_mode(config.wandb) if command == "fit" else "disabled"
     loggers = logger if isinstance(logger, list) else [logger]
@@ -135,16 +143,25 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
     if command != "fit" or config.trainer.fast_dev_run:
         config.trainer.logger = False
         return
+    wanted = config.loggers if isinstance(config.loggers, list) else [config.loggers]
+    further = [_entry_of(named_logger(name, folder)) for name in dict.fromkeys(wanted)]
     if mode == "disabled":
         others = [entry for entry, wandb in zip(loggers, is_wandb, strict=True) if not wandb and entry]
-        config.trainer.logger = logger is True or others or False  # true is Lightning's default logger
+        is_default = logger is True and not further
+        config.trainer.logger = is_default or [*(e for e in others if e is not True), *further] or False
         return
+    if further:
+        config.trainer.logger = [*(entry for entry in loggers if not isinstance(entry, bool)), *further]
     for entry, wandb in zip(loggers, is_wandb, strict=True):
         if wandb:
             entry.init_args.save_dir = str(folder)
             entry.init_args.name = entry.init_args.get("name") or folder.name
             entry.init_args.offline = mode == "offline"
             entry.init_args.id = entry.init_args.get("id") or (folder.read_wandb_run() or {}).get("id")
+
+
+def _entry_of(named: dict[str, Any]) -> Namespace:
+    return Namespace(class_path=named["class_path"], init_args=Namespace(**named["init_args"]))
 
 
 def skip_pretrained_weights(config: Namespace) -> None:

@@ -130,6 +130,7 @@ def try_to_build(args: list[str]) -> None:
         SystemExit: With status 2, if a key or a type is wrong.
     """
     trial = ["--name", "trial", "--ckpt_path", "null", "--wandb", "disabled", "--trainer.logger", "false"]
+    trial += ["--loggers", "[]"]
     with surroundings(args) as scratch, environment_restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainings give them
         logging.disable(logging.INFO)

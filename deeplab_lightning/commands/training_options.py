@@ -6,6 +6,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from deeplab_lightning.commands.parsers import TRUST_HELP
 from deeplab_lightning.inference.engines import EngineName
+from deeplab_lightning.tracking.loggers import LoggerName
 from deeplab_lightning.tracking.mode import WandbMode
 
 
@@ -23,6 +24,12 @@ def add_run_options(parser: LightningArgumentParser) -> None:
         type=WandbMode,
         default="offline",
         help="Where W&B logs to; online falls back to offline if the server cannot be reached.",
+    )
+    parser.add_argument(
+        "--loggers",
+        type=LoggerName | list[LoggerName],
+        default=[],
+        help="What a training logs to besides W&B: tensorboard, csv, mlflow, or a list of them.",
     )
 
 

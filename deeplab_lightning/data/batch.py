@@ -82,19 +82,19 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
-def collate_by_size(samples: Sequence[Sample]) -> list[Batch]:
-    """Stack samples into one batch per image size, in order of first appearance.
+def collate_by_size(samples: Sequence[Sample | None]) -> list[Batch]:
+    """Stack samples into one batch per image size, in order of first appearance; None counts for nothing.
 
     Evaluation images keep their own sizes. Padding them to a common size would change the input of the
     image pooling, and the metrics would depend on the batch size.
     """
     by_size: dict[tuple[int, ...], list[Sample]] = {}
-    for sample in samples:
+    for sample in filter(None, samples):
         by_size.setdefault(tuple(sample.image.shape), []).append(sample)
     return [collate(group) for group in by_size.values()]
 
 
-def collate_readable(samples: Sequence[Sample | Unreadable]) -> list[Batch | Unreadable]:
+def collate_readable(samples: Sequence[Sample | Unreadable | None]) -> list[Batch | Unreadable]:
     """Stack samples as `collate_by_size` does, followed by the images that cannot be read."""
     batches = collate_by_size([sample for sample in samples if isinstance(sample, Sample)])
     return [*batches, *(sample for sample in samples if isinstance(sample, Unreadable))]

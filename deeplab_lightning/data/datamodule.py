@@ -11,7 +11,6 @@ import lightning as L
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
@@ -29,7 +28,15 @@ from deeplab_lightning.data.groups import Grouping
 from deeplab_lightning.data.image_cache import CacheMode, DecodedDataset
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.data.images import MAX_PIXELS
-from deeplab_lightning.data.loaders import EpochSampler, EvalView, PredictView, ResumableLoader, TrainView, Transforms
+from deeplab_lightning.data.loaders import (
+    EpochSampler,
+    EvalSampler,
+    EvalView,
+    PredictView,
+    ResumableLoader,
+    TrainView,
+    Transforms,
+)
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
@@ -512,11 +519,8 @@ class SegmentationDataModule(L.LightningDataModule):
             dataset = self._decoded(dataset)
         strict = EvalView(dataset, list(indices), self.eval_transforms)
         view = PredictView(strict) if is_tolerant else strict
-        # DistributedSampler would repeat images to give all processes the same number, and count them twice.
         is_distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if is_distributed and len(view) < (world_size := torch.distributed.get_world_size()):
-            raise DataError(f"{world_size} processes share {len(view)} images, one at least each: set trainer.devices.")
-        sampler = UnrepeatedDistributedSampler(view, shuffle=False) if is_distributed else None
+        sampler = EvalSampler(view) if is_distributed else None
         collate_fn = collate_readable if is_tolerant else collate_by_size
         return self._loader(view, sampler, collate_fn, self.eval_batch_size, drop_last=False)
 

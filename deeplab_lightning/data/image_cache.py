@@ -12,6 +12,7 @@ from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import torch
 from torch import Tensor
 
@@ -25,7 +26,6 @@ CacheMode = Literal["none", "ram", "disk"]
 Pixels = npt.NDArray[np.uint8]  # (H, W, C)
 Mask = npt.NDArray[np.uint8]  # (H, W)
 _HEADER, _CHECKSUM = 128, 4  # bytes before and after an array in its file
-_MEMORY = Path("/proc/meminfo")  # Linux
 
 
 class DecodedDataset(SegmentationDataset):
@@ -182,12 +182,8 @@ class DecodedDataset(SegmentationDataset):
 
 
 def available_memory() -> int:
-    """Return the bytes that processes may still use without swapping, or all memory if that is unknown."""
-    if _MEMORY.is_file():
-        fields = dict(line.split(":", 1) for line in _MEMORY.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the bytes that processes may still use without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def _write(path: Path, array: npt.NDArray[np.uint8]) -> None:

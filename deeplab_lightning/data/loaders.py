@@ -84,6 +84,24 @@ class EpochSampler(DistributedSampler[Sample]):
         return ((epoch, index) for index in islice(super().__iter__(), start * self.batch_size, None))
 
 
+class EvalSampler(DistributedSampler[Sample]):
+    """Share the images of an evaluation among the processes, each image once.
+
+    Lightning's sampler refuses fewer images than processes, and Lightning skips the evaluation in a process without a
+    batch, for which the others would wait. So a process without an image gets one position that is None.
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        super().__init__(dataset, shuffle=False)
+        self._share: list[int | None] = [*range(self.rank, len(dataset), self.num_replicas)] or [None]  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self._share)
+
+    def __iter__(self) -> Any:
+        return iter(self._share)
+
+
 class TrainView(Dataset[Sample]):
     """Augment some images of a data set by random numbers that depend on seed, epoch and image only.
 
@@ -152,8 +170,8 @@ class TrainView(Dataset[Sample]):
         return copy_paste((crop, labels), (other, other_labels), self.class_pixels, has_background=has_background)
 
 
-class EvalView(Dataset[Sample]):
-    """Apply the evaluation transforms to some images of a data set."""
+class EvalView(Dataset[Sample | None]):
+    """Apply the evaluation transforms to some images of a data set; the position None holds nothing."""
 
     def __init__(self, dataset: Dataset[Sample], indices: Sequence[int], transforms: Transforms) -> None:
         self.dataset, self.indices, self.transforms = dataset, indices, transforms
@@ -161,13 +179,15 @@ class EvalView(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, position: int) -> Sample:
+    def __getitem__(self, position: int | None) -> Sample | None:
+        if position is None:
+            return None
         sample = self.dataset[self.indices[position]]
         image, mask = self.transforms(sample.image, sample.mask)
         return sample._replace(image=image, mask=mask)
 
 
-class PredictView(Dataset[Sample | Unreadable]):
+class PredictView(Dataset[Sample | Unreadable | None]):
     """Return the samples of a view, or for an image that cannot be read what is wrong with it."""
 
     def __init__(self, view: EvalView) -> None:
@@ -176,7 +196,9 @@ class PredictView(Dataset[Sample | Unreadable]):
     def __len__(self) -> int:
         return len(self.view)
 
-    def __getitem__(self, position: int) -> Sample | Unreadable:
+    def __getitem__(self, position: int | None) -> Sample | Unreadable | None:
+        if position is None:
+            return None
         try:
             return self.view[position]
         except (OSError, ValueError) as error:

@@ -1,12 +1,12 @@
 """Choose the folder of a new experiment: an unused one, or that of an attempt that finished no epoch."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
+from deeplab_lightning.experiments.locks import take_lock
 from deeplab_lightning.files import make_unused_folder, remove_if_empty
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
@@ -33,7 +33,7 @@ def lock_folder(folder: Path) -> IO[str] | None:
     """Lock the folder of an experiment until the returned file is closed; None if another process has locked it."""
     file = RunFolder(folder).lock.open("w")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(file)
     except OSError:
         file.close()
         return None

@@ -10,7 +10,7 @@ from deeplab_lightning.class_paths import canonical
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
 """Trainer settings that describe the machine rather than the training."""
 HASH_LENGTH = 6
-_OF_THE_RUN = ("wandb", "output_dir", "name", "ckpt_path")
+_OF_THE_RUN = ("wandb", "loggers", "output_dir", "name", "ckpt_path")
 _OF_SHOWING = ("enable_progress_bar", "logger")
 _SHOWING_CALLBACKS = {
     *("PredictionPanels", "EpochLines", "LearningRateMonitor", "DeviceStatsMonitor", "ThroughputMonitor", "Timer"),

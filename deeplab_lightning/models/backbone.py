@@ -7,6 +7,7 @@ from typing import Any, cast
 import segmentation_models_pytorch as smp
 import timm
 import torchvision
+from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
@@ -34,6 +35,7 @@ VGG_STAGES = {  # number of 3x3 convolutions before each of the five pools (Simo
     "vgg19": (2, 2, 4, 4, 4),
 }
 CAFFE_RESNETS = ("caffe_resnet50", "caffe_resnet101", "caffe_resnet152")
+_HALF_SMP_ENCODERS = ("xception", "inceptionv4", "inceptionresnetv2")  # trained on pixels from -1 to 1
 _VGG_CHANNELS = (64, 128, 256, 512, 512)
 _VGG_TAG = "tv_in1k"
 TAGS = {  # timm model -> its weights; timm's own default may change with its version
@@ -252,6 +254,8 @@ class SmpBackbone(Backbone):
             self.imagenet_weights = settings["repo_id"]
             file = hub_file(settings["repo_id"], name=name, revision=settings["revision"])
             self.net.load_state_dict(load_state_dict_file(file))
+        if name in _HALF_SMP_ENCODERS:
+            self.mean, self.std = IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
         self.channels = [channels for channels in self.net.out_channels[1:] if channels > 0]
         self._dilate(self, name, output_stride, dilation)
 

@@ -13,7 +13,7 @@ from deeplab_lightning.models.dilation import DilationRule
 from deeplab_lightning.models.preprocessing import Preprocessing, image_batch
 from deeplab_lightning.models.saving import HubFolder
 from deeplab_lightning.models.weights import start_from
-from deeplab_lightning.resizing import resize
+from deeplab_lightning.resizing import resize, resized_argmax
 
 LOW_LEVEL_CHANNELS = 48  # DeepLab v3+, table 1
 
@@ -107,6 +107,8 @@ class DeepLab(nn.Module, HubFolder):
     def predict(self, images: Tensor) -> Tensor:
         """Find the class of each pixel, in evaluation mode and without gradients.
 
+        The logits of all classes are never in memory at the images' size if they are large, see `resized_argmax`.
+
         Args:
             images: (B, C, H, W) or (C, H, W) uint8, of any H and W; RGB if C is 3.
 
@@ -117,9 +119,14 @@ class DeepLab(nn.Module, HubFolder):
             ValueError: If the images have another shape or dtype.
         """
         batch, was_training = image_batch(images, self.in_channels).to(self.preprocess.mean.device), self.training
-        logits = self.eval()(batch)
+        prepared = self.eval().preprocess(batch)
+        logits = self.coarse_logits(prepared)
         self.train(was_training)
-        return logits.argmax(dim=1).to(torch.uint8).reshape(*images.shape[:-3], *images.shape[-2:])
+        assert isinstance(logits, Tensor)  # in evaluation
+        size, prepared_size = ((x.shape[-2], x.shape[-1]) for x in (batch, prepared))
+        if prepared_size != size:
+            logits = resize(logits, prepared_size)
+        return resized_argmax(logits, size).reshape(*images.shape[:-3], *size)
 
     def coarse_logits(self, images: Tensor) -> Tensor | TrainingLogits:
         """Compute the logits (B, K, H/s, W/s) that `forward` resizes, for normalised images.

@@ -1,8 +1,10 @@
 """What `deeplab fit` promises of a run: its trainer, its checkpoints, its end."""
 
 import contextlib
+import json
 import os
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -20,6 +22,7 @@ from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import DeepLabCLI
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import RunFolder
 from tests.conftest import draw_noise_data, noise_config
 from tests.processes import Program, run_program
@@ -322,9 +325,20 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_to_use(folder: Pat
 
 
 @pytest.mark.slow
-def test_fewer_images_than_processes_are_refused_in_one_line(folder: Path) -> None:
-    words = ["--name", "few", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.n_folds", "10"]
-    status, stderr = fit(folder, *words)
-    assert status == 1
-    assert "error: 2 processes share 1 images, one at least each: set trainer.devices." in stderr
-    assert "Traceback" not in stderr
+def test_more_processes_than_images_evaluate_each_image_once(folder: Path, tmp_path: Path) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    status, stderr = fit(folder, "--name", "few", *two, "--data.n_folds", "10", "--trainer.max_epochs", "1")
+    assert status == 0, stderr
+    run = RunFolder(folder / "runs" / "few")
+    assert len(PerImageConfusion.read(run.images).names) == 1
+    images = tmp_path / "images"
+    images.mkdir()
+    shutil.copy(folder / "images" / "00.png", images)
+    for devices in (two, ["--trainer.devices", "1", "--trainer.strategy", "auto"]):
+        run_program("validate", "--ckpt_path", str(run.last), *devices, check=True)
+    figures = [json.loads((run.path / f"result_validate{number}.json").read_text())["val"] for number in ("", "-2")]
+    assert figures[0] == figures[1]
+    words = ["--ckpt_path", str(run.last), "--images", str(images), "--csv", "a.csv"]
+    predicted = run_program("predict", *words, "--output", str(tmp_path / "masks"), *two, check=True)
+    assert "1 images predicted." in predicted.stdout
+    assert len((tmp_path / "masks" / "a.csv").read_text().splitlines()) == 2

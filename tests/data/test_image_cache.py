@@ -131,8 +131,8 @@ def test_the_error_of_too_little_space_names_a_remedy(
     usage = namedtuple("usage", "free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(100))
     monkeypatch.setenv("DEEPLAB_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "meminfo").write_text("MemTotal:  999999 kB\nMemFree:  0 kB\nMemAvailable:   121 kB\n")
-    monkeypatch.setattr(image_cache, "_MEMORY", tmp_path / "meminfo")
+    memory = namedtuple("memory", "available")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(121 * 1024))
     if mode == "ram":
         DecodedDataset(dataset(mask_folder), mode).build()  # 120 of 121 kB
     with pytest.raises(

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import errno
-import fcntl
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import IO
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.jobs import Job, Process
 from deeplab_lightning.experiments.launchers.environment import own_environment
+from deeplab_lightning.experiments.locks import take_lock
 from deeplab_lightning.runs import RunFolder
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -122,7 +122,7 @@ def _is_locked(lock: IO[str]) -> bool:
     end = time.monotonic() + _MAX_LOCK_WAIT
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            take_lock(lock)
         except BlockingIOError:
             if time.monotonic() > end:
                 return False

@@ -1,0 +1,47 @@
+"""Further loggers by one word, by the real command."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from deeplab_lightning.cli import main
+from deeplab_lightning.errors import UnavailableError
+from deeplab_lightning.tables import read_csv
+from tests.conftest import noise_config
+from tests.processes import run_program
+
+
+@pytest.mark.slow
+def test_loggers_are_chosen_by_a_word_and_a_resumed_training_goes_on_in_them(mask_folder: Path) -> None:
+    config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "log_every_n_steps": 1})
+    config["trainer"]["callbacks"] = [{"class_path": "PredictionPanels", "init_args": {"every_n_epochs": 1}}]
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump({"loggers": ["tensorboard", "csv", "mlflow"], **config}))
+    words = ["fit", "-c", str(mask_folder / "c.yaml"), "--name", "run"]
+    run_program(*words, "--trainer.max_epochs", "1", check=True)
+    run_program(*words, "--trainer.max_epochs", "2", "--ckpt_path", "last", check=True)
+    run = mask_folder / "runs" / "run"
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    assert len(events.Scalars("val/miou")) == 2
+    assert len(events.Images("val/panels")) == 2
+    assert [len(read_csv(path)) > 0 for path in sorted((run / "csv").glob("*/metrics.csv"))] == [True, True]
+    with sqlite3.connect(run.parent / "mlflow.db") as store:
+        assert store.execute("select name from runs").fetchall() == [("run",)]
+        assert store.execute("select count(*) from metrics where key = 'val/miou'").fetchone() == (2,)
+    store.close()
+    assert len([*(run.parent / "mlflow_files").rglob("epoch_*.png")]) == 2
+
+
+def test_a_logger_whose_package_is_missing_is_refused_with_the_package(
+    mask_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deeplab_lightning.tracking.loggers.find_spec", lambda name: None)
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump(noise_config(mask_folder, trainer={"max_epochs": 1})))
+    with pytest.raises(UnavailableError, match="loggers: mlflow needs .*: pip install mlflow"):
+        main(["fit", "-c", str(mask_folder / "c.yaml"), "--loggers", "mlflow"])
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", str(mask_folder / "c.yaml"), "--loggers", "neptune"])
