@@ -121,6 +121,8 @@ def _run(words: list[str], files: list[str], environment: dict[str, str], folder
 
     if "OMP_NUM_THREADS" in environment:  # read when torch was imported
         torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    # Else the loaders' processes would start from a server of their own, and import everything again.
+    multiprocessing.set_start_method(None, force=True)
     sys.argv = ["deeplab", *words]
     atexit._clear()  # what the server's imports registered would remove temporary folders that others need
     try:
