@@ -22,7 +22,7 @@ from deeplab_lightning.metrics.mean import WeightedMean
 from deeplab_lightning.metrics.per_image import ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.weights import compare_classes
-from deeplab_lightning.optimizers import OptimizerFactory, default_optimizer, parameter_groups
+from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, default_optimizer, parameter_groups
 from deeplab_lightning.saved_module import SavedModule
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config, step_plateaus
 from deeplab_lightning.sync_batchnorm import keep_activations
@@ -49,6 +49,8 @@ class SegmentationModule(SavedModule):
         head_bias_lr_multiplier: Learning rate of the head's biases, likewise.
         backbone_lr_decay: Learning rate of each stage of the backbone, as a multiple of the next stage's, such as 0.8;
             1 trains all stages alike.
+        base_batch_size: Images per optimiser step that the optimiser's rate is meant for, over all devices and
+            accumulated batches; the rates of a training with more or fewer are scaled linearly. No scaling if null.
         lr_interval: When the schedule is stepped: `step` or `epoch`. If null, per epoch as its documentation says; per
             step, if its length is that of the training or it is a PolyLR, OneCycleLR or CyclicLR. Schedules of timm
             follow their `t_in_epochs`, which the interval sets.
@@ -74,6 +76,7 @@ class SegmentationModule(SavedModule):
         head_lr_multiplier: float = 10.0,
         head_bias_lr_multiplier: float = 20.0,
         backbone_lr_decay: float = 1.0,
+        base_batch_size: int | None = None,
         lr_interval: Interval | None = None,
         postprocess: Postprocess | None = None,
         channels_last: bool = True,
@@ -95,7 +98,7 @@ class SegmentationModule(SavedModule):
         self.optimizer_factory, self.scheduler_factory = optimizer or default_optimizer, lr_scheduler
         self.lr_interval = lr_interval
         self.head_lr_multiplier, self.head_bias_lr_multiplier = head_lr_multiplier, head_bias_lr_multiplier
-        self.backbone_lr_decay = backbone_lr_decay
+        self.backbone_lr_decay, self.base_batch_size = backbone_lr_decay, base_batch_size
         self.postprocess = postprocess
         self.wanted = Wanted()
         self.found: dict[str, Found] = {}
@@ -302,8 +305,9 @@ class SegmentationModule(SavedModule):
             backbone_lr_decay=self.backbone_lr_decay,
         )
         optimizer = self.optimizer_factory(groups)
+        factor = batch_size_factor(self.base_batch_size, self._trainer)
         for group in optimizer.param_groups:
-            group["lr"] *= group["lr_multiplier"]
+            group["lr"] *= group["lr_multiplier"] * factor
         return optimizer
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

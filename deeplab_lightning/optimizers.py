@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import lightning as L
 from torch import nn
 from torch.optim import SGD, Optimizer
 
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.models.stages import stage_numbers
 from deeplab_lightning.schedules import PolyLR as PolyLR  # its place in configurations of earlier versions
@@ -75,3 +77,25 @@ def parameter_groups(
         if parameters:
             groups.append(group)
     return groups
+
+
+def batch_size_factor(base: int | None, trainer: L.Trainer | None) -> float:
+    """Compute the factor of learning rates that are meant for another number of images per optimiser step.
+
+    It is the ratio of the numbers (Goyal et al. 2017, section 2.1). A schedule with rates of its own, such as
+    OneCycleLR's `max_lr`, is not scaled.
+
+    Args:
+        base: Images per step that the rates are meant for; no scaling if None.
+        trainer: Trainer with a data module; no scaling without a trainer.
+
+    Raises:
+        UserError: If the images per step are unknown.
+    """
+    if base is None or trainer is None:
+        return 1.0
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if batch_size is None:
+        raise UserError("base_batch_size needs a data module with a batch_size, such as SegmentationDataModule.")
+    accumulated = max(trainer.accumulate_grad_batches, 1)
+    return float(batch_size * accumulated * trainer.world_size / base)

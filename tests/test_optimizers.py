@@ -6,11 +6,14 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
 from deeplab_lightning import DeepLabV2, DeepLabV3, SegmentationModule
 from deeplab_lightning.optimizers import PolyLR, parameter_groups
+from tests.conftest import noise_config
+from tests.processes import run_program
 from tests.test_module import tiny_data, trainer
 
 MULTIPLIERS = {"head_lr_multiplier": 10.0, "head_bias_lr_multiplier": 20.0}
@@ -135,3 +138,18 @@ def test_the_decay_is_that_of_the_module_and_its_schedule() -> None:
     assert rates[f"backbone_stage_{last}"] == pytest.approx(0.01)
     assert rates[f"backbone_stage_{last - 1}"] == pytest.approx(0.008)
     assert rates["head"] == pytest.approx(0.1)
+
+
+@pytest.mark.slow
+def test_rates_grow_with_the_images_per_step_of_all_processes(mask_folder: Path) -> None:
+    """By the real command: batches of 2, in two processes, accumulated twice, for rates that are meant for 4 images."""
+    trainer = {"max_epochs": 1, "num_sanity_val_steps": 0, "accumulate_grad_batches": 2}
+    config = noise_config(mask_folder, trainer={**trainer, "devices": 2, "strategy": "ddp"})
+    optimizer = {"class_path": "SGD", "init_args": {"lr": 0.01}}
+    config["model"] |= {"lr_scheduler": None, "optimizer": optimizer, "base_batch_size": 4}
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump(config))
+    run_program("fit", "-c", str(mask_folder / "c.yaml"), "--name", "run", check=True)
+    last = torch.load(mask_folder / "runs" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    rates = {group["name"]: group["lr"] for group in last["optimizer_states"][0]["param_groups"]}
+    assert rates["backbone"] == pytest.approx(0.02)
+    assert rates["head"] == pytest.approx(0.2)

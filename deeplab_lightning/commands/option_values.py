@@ -57,6 +57,7 @@ _RANGES = {
     "model.loss.init_args.band_rows": _Range(1, _MANY),
     "model.head_lr_multiplier": _Range(0),
     "model.head_bias_lr_multiplier": _Range(0),
+    "model.base_batch_size": _Range(1, _MANY),
     "model.backbone_lr_decay": _Range(0, 1, has_low=False),
     "model.optimizer.init_args.lr": _Range(0, 100),
     "model.optimizer.init_args.momentum": _Range(0, 1, has_high=False),
