@@ -7,6 +7,8 @@ DEV_STAMP := $(VENV)/.installed_dev
 # cpu installs PyTorch without CUDA, a small part of the download: make install TORCH=cpu
 TORCH ?=
 CONFIGS := -c configs/base.yaml
+LOWEST := .venv-lowest
+PYTHONS ?=
 # Further options of a command: make fit ARGS="-c configs/data/camvid.yaml --name camvid"
 ARGS ?=
 # One thread per test process, since the threads of several processes on the same cores wait for each other.
@@ -15,7 +17,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo competition test test-fast test-cluster bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo competition test test-fast test-cluster test-versions bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,6 +69,21 @@ test-fast: install-dev  ## run all tests but the slow ones, in 3 minutes
 
 test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and in Ray, on two nodes on this machine
 	$(TEST) -rs tests/cluster
+
+# The extra `export` needs a newer torch. Warnings of old versions are no errors.
+test-versions:  ## run the fast tests with the lowest versions, then with the newest in PYTHONS="python3.12 python3.13"
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) -m tests.lowest_versions lite multiband dev > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --editable ".[lite,multiband,dev]" -c $(LOWEST)/constraints.txt
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow and not cluster" \
+		-o filterwarnings=default --disable-warnings --ignore tests/export --ignore tests/commands/test_export.py \
+		--ignore tests/inference/test_engines.py
+	for python in $(PYTHONS); do \
+		$$python -m venv .venv-$$(basename $$python) && \
+		.venv-$$(basename $$python)/bin/python -m pip install --quiet --editable ".[lite,export,dev]" && \
+		OMP_NUM_THREADS=1 .venv-$$(basename $$python)/bin/python -m pytest -n auto --dist worksteal \
+			-m "not slow and not cluster" || exit 1; \
+	done
 
 bench: install-dev  ## measure folds, verdicts, loader, memory, parity, backbones, speed, suspects, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
@@ -121,5 +138,5 @@ split: install  ## write the folds without training: make split ARGS="-c configs
 	$(BIN)/deeplab split $(CONFIGS) $(ARGS)
 
 clean:  ## remove .venv and caches, but not runs or data
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	rm -rf $(VENV) .venv-* .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

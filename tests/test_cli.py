@@ -270,7 +270,8 @@ def test_arguments_of_schedules_are_options() -> None:
     words = ["--model.lr_scheduler", "StepLR", "--model.lr_scheduler.step_size", "3"]
     config = resolve_fit_config(["-c", str(CONFIGS / "base.yaml"), *words])
     assert config["model"]["lr_scheduler"]["class_path"] == "torch.optim.lr_scheduler.StepLR"
-    assert config["model"]["lr_scheduler"]["init_args"] == {"step_size": 3, "gamma": 0.1, "last_epoch": -1}
+    found = config["model"]["lr_scheduler"]["init_args"].items()
+    assert found >= {"step_size": 3, "gamma": 0.1, "last_epoch": -1}.items()  # and `verbose`, before torch 2.7
 
 
 @pytest.mark.slow

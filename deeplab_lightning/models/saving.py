@@ -97,7 +97,7 @@ class HubFolder(PyTorchModelHubMixin):
         config = json.loads((path / _FILES[0]).read_text())
         restore_use(net, config)
         net.class_names, net.palette = config.get("classes"), config.get("palette")
-        return net
+        return net.eval()  # type: ignore[attr-defined]  # as versions of huggingface_hub before 1 do not
 
 
 def network_arguments(net: HubFolder) -> dict[str, Any]:
