@@ -177,6 +177,41 @@ def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(
     assert alone["last"] == fold["last"]
 
 
+def test_one_training_on_two_nodes_ends_with_a_lost_process_and_goes_on(slurm: Cluster, folder: Path) -> None:
+    """Two tasks of `srun`, as configs/trainer/multi_node.yaml says."""
+    overlay = ["-c", str(ROOT / "configs" / "trainer" / "multi_node.yaml"), "--trainer.accelerator", "cpu"]
+    overlay += ["--trainer.devices", "1", "--trainer.precision", "32-true", "--trainer.sync_batchnorm", "false"]
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", str(folder / "config.yaml"), *overlay]
+    command += ["--data.num_workers", "0", "--name", "nodes", "--ckpt_path", "last"]
+    log, own = folder / "nodes.log", RunFolder(folder / "runs" / "nodes")
+    options = ["--nodes=2", "--ntasks-per-node=1", "--open-mode=append", f"--output={log}", f"--chdir={ROOT}"]
+    # The names of the nodes are no addresses here, where both are this machine.
+    script = f"#!/bin/bash\nexport MASTER_ADDR=127.0.0.1\nsrun --kill-on-bad-exit=1 {shlex.join(command)}\n"
+    given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    slurm.call("sbatch", *options, text=script, env={VARIABLE: "2", **given})
+    wait_for(lambda: epochs(own))
+    trainings = [pid for pid in slurm.processes("--name nodes") if b"srun" not in executable(pid)]
+    assert len(trainings) == 2
+    kill(trainings[1], signal.SIGKILL)
+    wait_for(lambda: not slurm.jobs(), 60)
+    assert own.last.is_file()
+    assert own.read_result() is None
+    slurm.call("sbatch", *options, text=script, env=given)
+    wait_for(lambda: not slurm.jobs())
+    assert epochs(own) == list(range(EPOCHS)), log.read_text()[-3000:]
+    assert [path.name for path in own.path.parent.glob("nodes*")] == ["nodes"]
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.num_workers", "0", "--name", "one-node"]
+    deeplab(slurm, "fit", "-c", str(folder / "config.yaml"), *two)
+    results = [RunFolder(folder / "runs" / name).read_result() for name in ("nodes", "one-node")]
+    assert results[0] is not None
+    assert results[1] is not None
+    assert results[0]["last"] == results[1]["last"]
+
+
+def executable(pid: int) -> bytes:
+    return (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0")[0]
+
+
 def test_what_slurm_refuses_is_told_in_one_line(slurm: Cluster, folder: Path) -> None:
     words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "refused", *LAUNCHER, "--folds", "0")
     said = deeplab(slurm, *words, "--launcher.partition", "nope", status=1)
