@@ -342,3 +342,19 @@ def test_more_processes_than_images_evaluate_each_image_once(folder: Path, tmp_p
     predicted = run_program("predict", *words, "--output", str(tmp_path / "masks"), *two, check=True)
     assert "1 images predicted." in predicted.stdout
     assert len((tmp_path / "masks" / "a.csv").read_text().splitlines()) == 2
+
+
+class Refuse(L.Callback):
+    """A mistake that every process of a training finds."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        raise UserError("no training today")
+
+
+@pytest.mark.slow
+def test_a_mistake_that_all_processes_find_is_said_once(folder: Path) -> None:
+    two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    status, stderr = fit(folder, "--name", "twice", *two, "--trainer.callbacks", f"[{{class_path: {__name__}.Refuse}}]")
+    assert status == 1
+    assert stderr.count("error: no training today") == 1
+    assert "Traceback" not in stderr
