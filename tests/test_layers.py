@@ -70,7 +70,13 @@ FLOORS = (
     ),
     (
         *("checkpoints", "saved_module", "module", "export.tracing", "export.formats", "export"),
-        *("inference.engines", "inference.model", "inference.out_of_fold", "inference.pseudo_labels"),
+        *(
+            "inference.engines",
+            "inference.exported",
+            "inference.model",
+            "inference.out_of_fold",
+            "inference.pseudo_labels",
+        ),
         *("suspects", "suspects.evidence", "suspects.ranking", "suspects.files", "suspects.page"),
     ),
     (

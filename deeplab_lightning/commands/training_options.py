@@ -79,8 +79,8 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             "--ensemble",
             type=list[str] | None,
             default=None,
-            help="Further checkpoints whose probabilities are averaged: '[b.ckpt, c.ckpt]'. --experiment FOLDER, "
-            "instead of --ckpt_path, takes the best of all folds of an experiment.",
+            help="Further checkpoints or exported files whose probabilities are averaged: '[b.ckpt, c.onnx]'. "
+            "--experiment FOLDER, instead of --ckpt_path, takes the best of all folds of an experiment.",
         )
         parser.add_argument(
             "--ensemble_weights",

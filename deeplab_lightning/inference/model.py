@@ -22,6 +22,7 @@ from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference import Ensemble, View, Views
 from deeplab_lightning.inference.engines import EngineName, EngineNet, check_engine
+from deeplab_lightning.inference.exported import read_module, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.kernels import Door
@@ -219,12 +220,13 @@ def load(
     """Load a trained network, or several whose probabilities are averaged.
 
     Args:
-        source: A checkpoint, a list of checkpoints, or the folder of a run or of a K-fold experiment, of which the
-            best checkpoints are taken.
+        source: A checkpoint or a file of `deeplab export`, a list of them, or the folder of a run or of a K-fold
+            experiment, of which the best checkpoints are taken.
         device: Device to compute on; if None a GPU, if there is one and the engine is torch, else the CPU.
         tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
         engine: What computes the networks: `torch`, or on the CPU, in fp32, `openvino` or `onnx`, see `EngineNet`.
-        trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`.
+        trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`,
+            and archives of `torch.export` be loaded, which runs code that lies in them.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -237,7 +239,9 @@ def load(
     check_engine(engine, chosen)
     if not paths:
         raise UserError("an ensemble needs at least one network.")
-    modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=trust) for path in paths]
+    modules = [read_module(path, trust=trust) for path in paths]
+    for module in modules:
+        refuse_impossible(module.net, views=Views.parse(tta), is_averaged=len(modules) > 1, engine=engine)
     return Model(modules, Views.parse(tta), chosen, engine)
 
 
