@@ -55,6 +55,7 @@ FLOORS = (
         "inference",
         "inference.tiles",
         *("inference.regions", "inference.calibration", "inference.outputs"),
+        "inference.csv_masks",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",
@@ -127,7 +128,7 @@ FLOORS = (
         *("commands.queue", "commands.queued_jobs"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
         "commands.best",
-        "commands.pseudo",
+        *("commands.pseudo", "commands.masks"),
     ),
     ("cli", "__main__", "data", "models", ""),
 )

@@ -180,6 +180,34 @@ def pseudo_parser() -> OptionParser:
     return parser
 
 
+def masks_parser() -> OptionParser:
+    """Build the parser of `deeplab masks`."""
+    parser = OptionParser(
+        prog="deeplab masks",
+        description="Turn the CSV file of a competition, as `predict --csv` writes it, back into masks: palette PNGs "
+        "whose values are the class ids, which MaskFolderDataset reads. Nothing is written if a row cannot be used.",
+    )
+    parser.add_argument(
+        "csv",
+        metavar="CSV",
+        type=Path,
+        help="rows of image and class ids (image_id, PredictionString), or of image, class and runs as Kaggle counts "
+        "them (ImageId, ClassId, EncodedPixels)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder for the masks")
+    parser.add_argument(
+        "--images", type=Path, help="folder of the images: masks are enlarged to the size of each, to the nearest pixel"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels of the masks in the file (a square of ids; with runs the image's own)",
+    )
+    return parser
+
+
 def suspects_parser() -> OptionParser:
     """Build the parser of `deeplab suspects`."""
     parser = OptionParser(
@@ -390,6 +418,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "report": report_parser,
     "best": best_parser,
     "pseudo": pseudo_parser,
+    "masks": masks_parser,
     "suspects": suspects_parser,
     "calibrate": calibrate_parser,
     "wandb-report": wandb_report_parser,
