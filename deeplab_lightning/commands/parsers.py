@@ -138,12 +138,12 @@ def best_parser() -> OptionParser:
     """Build the parser of `deeplab best`."""
     parser = OptionParser(
         prog="deeplab best",
-        description="Find how to predict with the networks of experiments that share their folds: which to average, "
-        "with which weights and views, and what comes after. Nothing is judged by the images that it was chosen on. "
-        "Writes the options of `deeplab predict`.",
+        description="Find how to predict with the networks of experiments that share their folds, or of runs that "
+        "share their validation images: which to average, with which weights and views, and what comes after. Nothing "
+        "is judged by the images that it was chosen on. Writes the options of `deeplab predict`.",
     )
     parser.add_argument(
-        "experiments", nargs="+", metavar="EXPERIMENT", type=Path, help="folders of `deeplab kfold`, at most 6"
+        "experiments", nargs="+", metavar="EXPERIMENT", type=Path, help="folders of `deeplab kfold` or runs, at most 6"
     )
     parser.add_argument(
         "--tta",
@@ -156,6 +156,10 @@ def best_parser() -> OptionParser:
     parser.add_argument(
         "--min_areas", default="32,128,512", help="pixels of the smallest region to try (32,128,512); '' for none"
     )
+    parser.add_argument(
+        "--tile", type=int, help="size of the tiles to try for larger images, as `predict --tile` takes it"
+    )
+    parser.add_argument("--overlap", type=int, help="pixels that neighbouring tiles share (an eighth of --tile)")
     parser.add_argument("--crf", type=Path, help="crf.yaml of `deeplab tune-crf`, to try with and without it")
     parser.add_argument("--output", type=Path, help="file to write (best.yaml in the first experiment's folder)")
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)

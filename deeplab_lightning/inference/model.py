@@ -159,9 +159,16 @@ class Model:
         return len(self.net.nets)
 
     @torch.no_grad()
-    def of_view(self, image: Tensor, view: View) -> Tensor:
-        """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8."""
-        return self._at_own_size(image, lambda shrunk: self.net.of_view(shrunk, view))
+    def of_view(self, image: Tensor, view: View, *, tiles: Tiles | None = None) -> Tensor:
+        """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8, or of its tiles."""
+
+        def compute(part: Tensor) -> Tensor:
+            return self.net.of_view(part, view)
+
+        tiled = None if tiles is None else Tiled(self.net, tiles)
+        return self._at_own_size(
+            image, lambda x: compute(x) if tiled is None or tiled.is_whole(x) else tiled.assembled(x, compute).exp()
+        )
 
     def _at_own_size(self, image: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute (K, H, W) of an image at its own size by a function of the shrunk images (1, C, h, w)."""
