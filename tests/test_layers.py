@@ -23,6 +23,7 @@ FLOORS = (
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
         *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
         *(
+            "data.video",
             "data.datasets.image_folder",
             "data.datasets.joined",
             "data.datasets.litter_scene",

@@ -38,7 +38,7 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             "--images",
             type=list[str] | str | None,
             default=None,
-            help="Folder, image file or .txt list to predict, or a list of them: '[a, b.jpg]'.",
+            help="Folder, image file, video (extra video) or .txt list to predict, or a list of them: '[a, b.jpg]'.",
         )
         parser.add_argument(
             "--output",
