@@ -72,6 +72,7 @@ FLOORS = (
     ),
     (
         *("checkpoints", "saved_module", "module", "export.tracing", "export.formats", "export"),
+        "export.quantization",
         *(
             "inference.engines",
             "inference.exported",

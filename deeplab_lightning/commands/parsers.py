@@ -320,6 +320,12 @@ def export_parser() -> OptionParser:
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     parser.add_argument(
+        "--int8",
+        metavar="IMAGES",
+        help="compute with integers of 8 bits, whose ranges are those on up to 64 images of this folder, best some of "
+        "the training; ONNX alone",
+    )
+    parser.add_argument(
         "--preprocess",
         choices=PLACES,
         default="graph",

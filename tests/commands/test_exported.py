@@ -1,6 +1,7 @@
 """Predict and evaluate files of `deeplab export` by the real commands, beside their checkpoint."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from deeplab_lightning import load
+from deeplab_lightning import SegmentationModule, load
 from deeplab_lightning.cli import main
+from deeplab_lightning.data.images import read_image
+from deeplab_lightning.export import InferenceModel
+from deeplab_lightning.export.formats import run_onnx
+from deeplab_lightning.export.quantization import agreement, prepared, quantize
 from deeplab_lightning.runs import RunFolder
 from tests.commands.test_engines import draw_picture
 from tests.conftest import draw_noise_data, noise_config
@@ -188,3 +193,45 @@ def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: P
     ):
         assert text in refusal(command, file, run, tmp_path / "out", *words)
         assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_8_bits_has_nearly_the_labels_and_figures_of_its_checkpoint(run: RunFolder, tmp_path: Path) -> None:
+    root = run.path.parents[1]
+    images, file = str(root / "images"), tmp_path / "int8.onnx"
+    words = ("--preprocess", "metadata", "--output", str(file), "--int8", images)
+    done = run_program("export", "--ckpt_path", str(run.best), *words, check=True)
+    [share] = re.findall(r"labels of the network on ([\d.]+)% of the pixels of 10 images", done.stdout)
+    assert float(share) > 98
+    assert file.stat().st_size < 0.6 * (root / "outside.onnx").stat().st_size
+    types = {node.op_type for node in onnx.load(file).graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= types
+    plain, exported = (load(source).predict(root / "new" / "3.png") for source in (run.best, file))
+    assert (plain.mask == exported.mask).mean() > 0.97
+    assert not np.allclose(plain.probabilities, exported.probabilities, atol=1e-6)  # so that something was quantised
+
+
+def test_what_a_graph_does_to_images_stays_exact_in_8_bits(run: RunFolder, tmp_path: Path) -> None:
+    """Positions in the matrices that shrink an image, in 256 steps, would take other pixels."""
+    root, counts = run.path.parents[1], []
+    module = SegmentationModule.load_from_checkpoint(run.best)
+    for name in ("outside", "graph"):
+        model = InferenceModel(module, has_preprocessing=name == "graph", has_argmax=False)
+        inputs = [prepared(model, read_image(root / "new" / f"{index}.png")) for index in (0, 1)]
+        quantize(root / f"{name}.onnx", tmp_path / f"{name}.onnx", inputs)
+        nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
+        counts.append(sum(node.op_type == "QuantizeLinear" for node in nodes))
+    assert counts[0] == counts[1] > 10
+    assert agreement(model, run_onnx(tmp_path / "graph.onnx"), inputs) > 0.98
+
+
+def test_8_bits_that_find_other_labels_are_refused(run: RunFolder, tmp_path: Path) -> None:
+    root = run.path.parents[1]
+    model = InferenceModel(SegmentationModule.load_from_checkpoint(run.best), has_preprocessing=False, has_argmax=False)
+    inputs = [prepared(model, read_image(path)) for path in sorted((root / "images").iterdir())]
+    with pytest.raises(RuntimeError, match="in 8 bits the network finds the same labels on .* of the pixels only"):
+        agreement(model, lambda images: -model(images), inputs)
+    words = ("export", "--ckpt_path", str(run.best), "--output", str(tmp_path / "int8.onnx"), "--int8")
+    with pytest.raises(ValueError, match="--int8 writes ONNX files; leave out --format torch_export"):
+        main([*words, str(root / "images"), "--format", "torch_export"])
+    with pytest.raises(FileNotFoundError, match="no such image, folder or list"):
+        main([*words, str(root / "nothing")])
