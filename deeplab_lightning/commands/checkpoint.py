@@ -78,7 +78,10 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
 
 
 def _add_exported_config(command: str, args: list[str], path: str, scratch: Path) -> list[str]:
-    """Put the configuration of an exported file after the options, as the network without a checkpoint."""
+    """Put the configuration of an exported file after the options, as the network without a checkpoint.
+
+    The run's folder has the name of the file unless the options name it.
+    """
     if command == "fit":
         raise UserError(f"{path} was exported and cannot be trained further; give a checkpoint.")
     if "--trust" in args:
@@ -94,6 +97,7 @@ def _add_exported_config(command: str, args: list[str], path: str, scratch: Path
     if (image_format := exported.value("image_format")) is not None:
         data["image_format"] = image_format
     classes = {CLASSES_KEY: exported.classes.to_dict()}
+    args = ["-c", _yaml_file(scratch / "name.yaml", {"name": exported.path.stem}), *args]
     if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
         args = ["-c", _yaml_file(scratch / "data.yaml", {"data": _without_data(classes)}), *args]
     if command == "predict":

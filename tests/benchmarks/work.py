@@ -87,7 +87,8 @@ def predictions_by_engines(member: str, arguments: dict[str, Any], count: int, s
 
 def exported_files(member: str, arguments: dict[str, Any], count: int, side: int, folder: Path) -> dict[str, Call]:
     """Logits of a batch by an exported ONNX file in floats, and by its copy in 8 bits."""
-    exported = InferenceModel(SegmentationModule(model(member, **arguments)), has_preprocessing=False, has_argmax=False)
+    module = SegmentationModule(model(member, **arguments))  # type: ignore[arg-type]
+    exported = InferenceModel(module, has_preprocessing=False, has_argmax=False)
     files = {"floats": folder / "floats.onnx", "8 bits": folder / "int8.onnx"}
     write_onnx(trace(exported), exported.metadata(), files["floats"])
     images = [exported.example_images(1, side, side + index) for index in range(4)]

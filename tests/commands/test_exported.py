@@ -82,9 +82,24 @@ def masks_in(folder: Path, *names: str) -> Masks:
     return {name: np.asarray(Image.open(folder / "masks" / f"{name}.png")) for name in names}
 
 
+def elsewhere(output: Path) -> list[str]:
+    """Options of a run folder outside of this checkout."""
+    return ["--output_dir", str(output.parent / "runs")]
+
+
 def predicted(run: RunFolder, source: Path, output: Path, *words: str) -> Masks:
     images = str(run.path.parents[1] / "new")
-    given = ("--ckpt_path", str(source), "--images", images, "--output", str(output), "--data.num_workers", "0")
+    given = (
+        "--ckpt_path",
+        str(source),
+        "--images",
+        images,
+        "--output",
+        str(output),
+        *elsewhere(output),
+        "--data.num_workers",
+        "0",
+    )
     run_program("predict", *given, *words, check=True)
     return masks_in(output, "0", "1", "3")
 
@@ -109,6 +124,7 @@ def test_an_exported_file_predicts_the_masks_of_its_checkpoint(
     categories = [json.loads((folder / "a.json").read_text())["categories"] for folder in (masks, tmp_path / "out")]
     assert categories[0] == categories[1]
     assert (tmp_path / "out" / "a.csv").read_text().count("\n") == 5
+    assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [Path(name).stem]
 
 
 @pytest.mark.parametrize("name", ["graph.onnx", "outside.onnx"])
@@ -165,7 +181,7 @@ def refusal(command: str, file: Path, run: RunFolder, output: Path, *words: str)
     """Run a command that stops with one line, and return it."""
     images = ["--images", str(run.path.parents[1] / "new"), "--output", str(output)] if command == "predict" else []
     of_data = ["--data.num_workers", "0"] if command == "predict" else []
-    done = run_program(command, "--ckpt_path", str(file), *images, *of_data, *words)
+    done = run_program(command, "--ckpt_path", str(file), *images, *of_data, *elsewhere(output), *words)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return " ".join(done.stderr.split())
