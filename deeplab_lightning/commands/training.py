@@ -25,6 +25,7 @@ from deeplab_lightning.commands.checkpoint import (
     refuse_other_classes,
 )
 from deeplab_lightning.commands.option_values import check_values
+from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -47,7 +48,7 @@ from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.engines import check_engine
-from deeplab_lightning.inference.exported import refuse_impossible
+from deeplab_lightning.inference.exported import is_exported, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -151,7 +152,10 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
 
     Raises:
         FileNotFoundError: If a configuration file or the checkpoint does not exist.
+        ValueError: If it is an exported file.
     """
+    if (path := option(args, "--ckpt_path")) is not None and is_exported(path):
+        raise UserError(f"{path} was exported; give the checkpoint that it was exported from.")
     with surroundings(args) as scratch:
         cli = DeepLabCLI("validate", add_checkpoint_config("validate", args, scratch))
     checkpoint = read_checkpoint(cli.config["validate"].ckpt_path)

@@ -206,6 +206,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: P
         ("predict", cut, [], "cannot be loaded; it is damaged, cut off or of another format"),
         ("predict", tmp_path / "no.onnx", [], "no such exported file: "),
         ("fit", root / "graph.onnx", [], "cannot be trained further"),
+        ("tune-crf", root / "graph.onnx", [], "give the checkpoint that it was exported from"),
     ):
         assert text in refusal(command, file, run, tmp_path / "out", *words)
         assert not (tmp_path / "out").exists()
