@@ -136,6 +136,10 @@ class PredictionFolder:
         """Return the path of an overlay, from its path without suffix relative to `overlays/`."""
         return self.overlays / f"{stem}.jpg"
 
+    def overlay_video(self, stem: str | Path) -> Path:
+        """Return the path of the overlays of a video, from the folder of its frames relative to `overlays/`."""
+        return self.overlays / f"{stem}.mp4"
+
     def confidence(self, stem: str | Path) -> Path:
         """Return the path of a grey PNG of confidences, from its path without suffix relative to `confidence/`."""
         return self.confidences / f"{stem}.png"

@@ -79,6 +79,18 @@ def read_rows(path: Path) -> list[list[str]]:
         return [list(map(_unmarked, row)) for row in csv.reader(file)]
 
 
+def read_lines_of_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Read a CSV file row by row: the number of the line that each ends at, from 1, and its cells.
+
+    Raises:
+        DataError: If it is not CSV in UTF-8.
+    """
+    with _naming_damage(path), path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file)
+        for row in reader:
+            yield reader.line_num, list(map(_unmarked, row))
+
+
 def read_csv(path: Path, columns: Sequence[str] = ()) -> list[dict[str, str]]:
     """Read a CSV file with a header as one dictionary per row.
 

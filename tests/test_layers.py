@@ -23,6 +23,7 @@ FLOORS = (
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
         *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
         *(
+            "data.video",
             "data.datasets.image_folder",
             "data.datasets.joined",
             "data.datasets.litter_scene",
@@ -55,6 +56,7 @@ FLOORS = (
         "inference",
         "inference.tiles",
         *("inference.regions", "inference.calibration", "inference.outputs"),
+        "inference.csv_masks",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
         "timm_schedule",
@@ -70,7 +72,14 @@ FLOORS = (
     ),
     (
         *("checkpoints", "saved_module", "module", "export.tracing", "export.formats", "export"),
-        *("inference.engines", "inference.model", "inference.out_of_fold", "inference.pseudo_labels"),
+        "export.quantization",
+        *(
+            "inference.engines",
+            "inference.exported",
+            "inference.model",
+            "inference.out_of_fold",
+            "inference.pseudo_labels",
+        ),
         *("suspects", "suspects.evidence", "suspects.ranking", "suspects.files", "suspects.page"),
     ),
     (
@@ -127,7 +136,7 @@ FLOORS = (
         *("commands.queue", "commands.queued_jobs"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
         "commands.best",
-        "commands.pseudo",
+        *("commands.pseudo", "commands.masks"),
     ),
     ("cli", "__main__", "data", "models", ""),
 )

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from deeplab_lightning import kernels
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.inference.engines import PRECISIONS, EngineName, EngineNet
+from deeplab_lightning.inference.exported import read_module, refuse_impossible
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.module import SegmentationModule
 
@@ -43,10 +44,11 @@ class AverageProbabilities(L.Callback):
         """Load the further checkpoints, and use all of them."""
         assert isinstance(pl_module, SegmentationModule)
         self._own = pl_module.net
-        weight = next(pl_module.net.parameters())
+        weight = pl_module.net.preprocess.mean  # an exported file has no parameters
         nets = [pl_module.net]
         for path in self.checkpoints:
-            net = SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=self.trust).net
+            net = read_module(path, trust=self.trust).net
+            refuse_impossible(net, views=self.views, is_averaged=True, engine=self.engine)
             net.preprocess.max_size = pl_module.net.preprocess.max_size
             if pl_module.door.is_open:
                 kernels.speed_up(net)

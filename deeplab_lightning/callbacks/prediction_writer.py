@@ -12,6 +12,7 @@ from PIL import Image
 
 from deeplab_lightning.data.batch import Unreadable
 from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.video import write_video
 from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.files import unused_path, write_atomically, write_text
@@ -46,7 +47,7 @@ class PredictionWriter(L.Callback):
         chosen = Path(self.output_dir) if self.output_dir else unused_path(default)
         self._files = PredictionFolder(trainer.strategy.broadcast(chosen))
         loader: Any = trainer.predict_dataloaders
-        dataset = loader.dataset.dataset
+        dataset = loader.dataset.dataset.reopened()  # the loader is elsewhere in a video
         self._dataset, self._index_of = dataset, {name: index for index, name in enumerate(dataset.names)}
         self._stems = prediction_stems(dataset.names)
         wanted = self.outputs
@@ -110,6 +111,19 @@ class PredictionWriter(L.Callback):
             path = self._files.probabilities(stem)
             write_atomically(path, lambda file: np.savez_compressed(file, probabilities=values))
 
+    def _write_videos(self) -> list[Path]:
+        """Join the overlays of each video's frames to a video, and return the files."""
+        written = []
+        for path, video in self._dataset.videos.items():
+            names = [n for n, p in zip(self._dataset.names, self._dataset.paths, strict=True) if p.parent == path]
+            overlays = [file for name in names if (file := self._files.overlay(self._stems[name])).is_file()]
+            target = self._files.overlay_video(Path(self._stems[names[0]]).parent)
+            frames = (np.asarray(Image.open(file)) for file in overlays)
+            if overlays:
+                write_atomically(target, partial(write_video, frames, rate=video.rate))
+                written.append(target)
+        return written
+
     def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the number of images and the folders.
 
@@ -131,7 +145,8 @@ class PredictionWriter(L.Callback):
             console.print(f"masks:    {self._files.masks}", markup=False, soft_wrap=True)
             if self.outputs.overlays:
                 console.print(f"overlays: {self._files.overlays}", markup=False, soft_wrap=True)
-            for path in filter(None, (self._coco_file, self._csv_file)):
+            videos = self._write_videos() if self.outputs.overlays else []
+            for path in filter(None, (self._coco_file, self._csv_file, *videos)):
                 console.print(f"written:  {path}", markup=False, soft_wrap=True)
         if unreadable:
             reasons = "\n".join(item.reason for item in sorted(unreadable))

@@ -20,6 +20,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
 from deeplab_lightning.inference import Ensemble
 from deeplab_lightning.inference.engines import EngineNet
+from deeplab_lightning.inference.exported import ExportedNet
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -229,9 +230,11 @@ class RunRecord(L.Callback):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         figures = _figures(metrics, stage, pl_module)
         engines = [part for part in pl_module.net.modules() if isinstance(part, EngineNet)]
+        exported = [part.file.path for part in pl_module.net.modules() if isinstance(part, ExportedNet)]
+        source = trainer.ckpt_path or next(iter(exported), "")
         result = {
             **describe_data(trainer),
-            "checkpoint": str(trainer.ckpt_path or ""),
+            "checkpoint": str(source),
             **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble | Tiled) else {}),
             **({"engine": engines[0].describe()} if engines else {}),
             **({"min_area": kept.describe()} if stage == "test" and (kept := pl_module.region_filter) else {}),
@@ -239,7 +242,7 @@ class RunRecord(L.Callback):
             "versions": versions(),
         }
         path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
-        _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {trainer.ckpt_path}", figures, path)
+        _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {source}", figures, path)
 
 
 def _checkpoint_of(row: dict[str, float] | None, trainer: L.Trainer) -> str | None:

@@ -21,6 +21,7 @@ from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.files import unused_path, write_text
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.out_of_fold import OutOfFold
+from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import table_console
 
@@ -34,7 +35,7 @@ def best(args: list[str]) -> None:
     """
     given = best_parser().parse_args(args)
     views = [Views.parse(text) for text in given.tta]
-    areas = _areas(given.min_areas)
+    areas, tiles = _areas(given.min_areas), Tiles.parse(given.tile, given.overlap)
     crf = None if given.crf is None else _read_crf(given.crf)
     path = given.output or unused_path(ExperimentFolder(given.experiments[0]).best_recipe)
     experiments = [OutOfFold(folder, trust=given.trust) for folder in dict.fromkeys(given.experiments)]
@@ -42,6 +43,7 @@ def best(args: list[str]) -> None:
         experiments,
         views,
         areas,
+        tiles,
         None if crf is None else DenseCRF(**crf["init_args"]),
         progress=lambda samples, count: tracked(samples, "Predicting held-out images", count),
     )
@@ -53,13 +55,13 @@ def best(args: list[str]) -> None:
     if last.recipe.has_crf and crf is not None:
         settings["model"] = {"postprocess": crf}
     command = ["deeplab", "predict", "-c", str(path), "--images", "FOLDER"]
-    promise = _promise(last, len(search.folds))
+    promise = _promise(last, search)
     comments = [f"# {promise}", f"# {shlex.join(command)}", f"# {_described(last.recipe, names)}"]
     write_text(path, "\n".join(comments) + "\n" + yaml.safe_dump(settings, sort_keys=False))
     record = {"experiments": list(map(str, given.experiments)), "steps": _records(steps, gains, names)}
     write_text(path.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     console = table_console()
-    console.print(_table(steps, gains, names))
+    console.print(_table(steps, gains, names, title=f"Steps, each chosen on the other {_units(search)}' images"))
     for line in (promise, f"Written to {path} and {path.with_suffix('.json').name}. To predict:", shlex.join(command)):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -90,16 +92,25 @@ def _described(recipe: Recipe, names: Sequence[str]) -> str:
     """Describe a recipe, such as `a + 2 b; flip; CRF; regions of 32 pixels`."""
     used = [(name, weight) for name, weight in zip(names, recipe.weights, strict=True) if weight]
     parts = [" + ".join(f"{weight} {name}" if weight > 1 else name for name, weight in used)]
-    parts += [text for text in (recipe.views.option, "CRF" if recipe.has_crf else None) if text]
+    tiles = str(recipe.tiles) if recipe.tiles else None
+    parts += [text for text in (recipe.views.option, tiles, "CRF" if recipe.has_crf else None) if text]
     return "; ".join([*parts, *([f"regions of {recipe.min_area} pixels"] if recipe.min_area else [])])
 
 
-def _promise(step: Step, num_images: int) -> str:
+def _units(search: Search) -> str:
+    return "parts" if search.is_single else "folds"
+
+
+def _promise(step: Step, search: Search) -> str:
+    limits = (
+        "It is that of one training, whose best epoch was chosen on these images; another training would give another."
+        if search.is_single
+        else "It is that of the networks of one fold; those of all folds predict new images."
+    )
     return (
-        f"mIoU {step.choice.miou:.3f} is to be expected on new images like these, measured on {num_images} held-out "
-        f"images, each by what the other folds chose; {max(step.choice.optimism, 0):.3f} of the "
-        f"{step.choice.selected_miou:.3f} on the images of the choice is due to the choice. It is that of the networks "
-        "of one fold; those of all folds predict new images."
+        f"mIoU {step.choice.miou:.3f} is to be expected on new images like these, measured on {search.num_images} "
+        f"held-out images, each by what the other {_units(search)} chose; {max(step.choice.optimism, 0):.3f} of the "
+        f"{step.choice.selected_miou:.3f} on the images of the choice is due to the choice. {limits}"
     )
 
 
@@ -124,9 +135,9 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _table(steps: Sequence[Step], gains: Sequence[Difference | None], names: Sequence[str]) -> Table:
+def _table(steps: Sequence[Step], gains: Sequence[Difference | None], names: Sequence[str], *, title: str) -> Table:
     """Build the printed table, with a row per step."""
-    table = Table(title="Steps, each chosen on the other folds' images", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("step")
     table.add_column("choice", overflow="fold")
     for column in ("mIoU", "gain", "95 % over images", "by choice", "s per image"):

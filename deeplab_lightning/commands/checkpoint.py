@@ -16,12 +16,14 @@ from deeplab_lightning.checkpoints import (
     read_checkpoint,
     saved_use,
 )
+from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import unused_path
+from deeplab_lightning.inference.exported import ExportedNet, is_exported, read_exported, trust_file
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.usage import usage_error
@@ -61,6 +63,8 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         if command != "fit" and "--print_config" not in args:
             usage_error(f"{command} needs a checkpoint: --ckpt_path runs/<name>/checkpoints/best.ckpt")
         return args
+    if is_exported(path):
+        return _add_exported_config(command, args, path, scratch)
     checkpoint = read_checkpoint(path)
     if not any(_names_network(config) for config in options(args, "-c", "--config")):
         config = _own_config(checkpoint, path, command, trust="--trust" in args)
@@ -71,6 +75,35 @@ def add_checkpoint_config(command: str, args: list[str], scratch: Path) -> list[
         overlay = {"data": {**_without_data(checkpoint), "test_dataset": None}}
         args = [*args, "-c", _yaml_file(scratch / "predict.yaml", overlay)]
     return args
+
+
+def _add_exported_config(command: str, args: list[str], path: str, scratch: Path) -> list[str]:
+    """Put the configuration of an exported file after the options, as the network without a checkpoint.
+
+    The run's folder has the name of the file unless the options name it.
+    """
+    if command == "fit":
+        raise UserError(f"{path} was exported and cannot be trained further; give a checkpoint.")
+    if "--trust" in args:
+        trust_file(path)
+    exported = read_exported(path)
+    if command != "predict" and exported.returns_labels:
+        raise UserError(
+            f"{path} returns labels, which have no loss and no calibration; export it without --argmax to {command} it."
+        )
+    network = {"class_path": class_path_of(ExportedNet), "init_args": {"file": str(exported.path)}}
+    transforms = {"class_path": class_path_of(EvalTransforms), "init_args": {"max_size": exported.max_size}}
+    data: dict[str, Any] = {"eval_transforms": transforms}
+    if (image_format := exported.value("image_format")) is not None:
+        data["image_format"] = image_format
+    classes = {CLASSES_KEY: exported.classes.to_dict()}
+    args = ["-c", _yaml_file(scratch / "name.yaml", {"name": exported.path.stem}), *args]
+    if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
+        args = ["-c", _yaml_file(scratch / "data.yaml", {"data": _without_data(classes)}), *args]
+    if command == "predict":
+        data |= {**_without_data(classes), "test_dataset": None}
+    overlay = {"model": {"net": network}, "data": data, "ckpt_path": None}
+    return [*args, "-c", _yaml_file(scratch / "exported.yaml", overlay)]
 
 
 def _configured_checkpoint(args: list[str]) -> str | None:

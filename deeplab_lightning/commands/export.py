@@ -6,9 +6,12 @@ from pathlib import Path
 
 from deeplab_lightning.checkpoints import gaps, network_problem, read_checkpoint
 from deeplab_lightning.commands.parsers import export_parser
+from deeplab_lightning.data.datasets import ImageFolderDataset
+from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
 from deeplab_lightning.export.formats import quietly, run_onnx, run_program, write_onnx, write_program
+from deeplab_lightning.export.quantization import MAX_IMAGES, agreement, prepared, quantize
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.module import SegmentationModule
 
@@ -26,8 +29,12 @@ def export(args: list[str]) -> None:
     given = export_parser().parse_args(args)
     if given.format == "onnx":
         _require_onnx()
+    if given.int8 is not None and given.format != "onnx":
+        raise UserError(f"--int8 writes ONNX files; leave out --format {given.format}.")
+    module = _load(Path(given.ckpt_path), trust=given.trust)
+    dataset = None if given.int8 is None else _calibration_images(given.int8, module)
     model = InferenceModel(
-        _load(Path(given.ckpt_path), trust=given.trust),
+        module,
         has_preprocessing=given.preprocess == "graph",
         has_argmax=given.argmax,
     )
@@ -41,8 +48,35 @@ def export(args: list[str]) -> None:
         write, load = (write_onnx, run_onnx) if given.format == "onnx" else (write_program, run_program)
         write(trace(model), model.metadata(), file)
         difference = compare(model, load(file))
+        if dataset is not None:
+            difference = _quantize(model, file, dataset)
         file.replace(output)
     print(f"Written to {output}, {output.stat().st_size / 1e6:.1f} MB; {difference}.")
+
+
+def _calibration_images(folder: str, module: SegmentationModule) -> ImageFolderDataset:
+    """Choose images of a folder evenly.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        DataError: If it holds no image.
+    """
+    given = module.net.preprocess.image_format
+    dataset = ImageFolderDataset([folder], PLAIN if given is None else ImageFormat(**given))
+    step = max(1, -(-len(dataset) // MAX_IMAGES))
+    dataset.names, dataset.paths = dataset.names[::step], dataset.paths[::step]
+    return dataset
+
+
+def _quantize(model: InferenceModel, file: Path, dataset: ImageFolderDataset) -> str:
+    """Replace an ONNX file by one of 8 bits, and return how far its labels are those of the network."""
+    inputs = (prepared(model, dataset.read_image(index)) for index in range(len(dataset)))
+    quantized = file.with_name("quantized.onnx")
+    quantize(file, quantized, inputs)
+    quantized.replace(file)
+    inputs = (prepared(model, dataset.read_image(index)) for index in range(len(dataset)))
+    share = agreement(model, run_onnx(file), inputs)
+    return f"in 8 bits, with the labels of the network on {share:.2%} of the pixels of {len(dataset)} images"
 
 
 def _load(path: Path, *, trust: bool) -> SegmentationModule:

@@ -138,12 +138,12 @@ def best_parser() -> OptionParser:
     """Build the parser of `deeplab best`."""
     parser = OptionParser(
         prog="deeplab best",
-        description="Find how to predict with the networks of experiments that share their folds: which to average, "
-        "with which weights and views, and what comes after. Nothing is judged by the images that it was chosen on. "
-        "Writes the options of `deeplab predict`.",
+        description="Find how to predict with the networks of experiments that share their folds, or of runs that "
+        "share their validation images: which to average, with which weights and views, and what comes after. Nothing "
+        "is judged by the images that it was chosen on. Writes the options of `deeplab predict`.",
     )
     parser.add_argument(
-        "experiments", nargs="+", metavar="EXPERIMENT", type=Path, help="folders of `deeplab kfold`, at most 6"
+        "experiments", nargs="+", metavar="EXPERIMENT", type=Path, help="folders of `deeplab kfold` or runs, at most 6"
     )
     parser.add_argument(
         "--tta",
@@ -156,6 +156,10 @@ def best_parser() -> OptionParser:
     parser.add_argument(
         "--min_areas", default="32,128,512", help="pixels of the smallest region to try (32,128,512); '' for none"
     )
+    parser.add_argument(
+        "--tile", type=int, help="size of the tiles to try for larger images, as `predict --tile` takes it"
+    )
+    parser.add_argument("--overlap", type=int, help="pixels that neighbouring tiles share (an eighth of --tile)")
     parser.add_argument("--crf", type=Path, help="crf.yaml of `deeplab tune-crf`, to try with and without it")
     parser.add_argument("--output", type=Path, help="file to write (best.yaml in the first experiment's folder)")
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
@@ -177,6 +181,34 @@ def pseudo_parser() -> OptionParser:
     )
     parser.add_argument("--tta", help="views of each image, as `predict --tta` takes them")
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
+
+
+def masks_parser() -> OptionParser:
+    """Build the parser of `deeplab masks`."""
+    parser = OptionParser(
+        prog="deeplab masks",
+        description="Turn the CSV file of a competition, as `predict --csv` writes it, back into masks: palette PNGs "
+        "whose values are the class ids, which MaskFolderDataset reads. Nothing is written if a row cannot be used.",
+    )
+    parser.add_argument(
+        "csv",
+        metavar="CSV",
+        type=Path,
+        help="rows of image and class ids (image_id, PredictionString), or of image, class and runs as Kaggle counts "
+        "them (ImageId, ClassId, EncodedPixels)",
+    )
+    parser.add_argument("--output", type=Path, required=True, help="new folder for the masks")
+    parser.add_argument(
+        "--images", type=Path, help="folder of the images: masks are enlarged to the size of each, to the nearest pixel"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="pixels of the masks in the file (a square of ids; with runs the image's own)",
+    )
     return parser
 
 
@@ -288,6 +320,12 @@ def export_parser() -> OptionParser:
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     parser.add_argument(
+        "--int8",
+        metavar="IMAGES",
+        help="compute with integers of 8 bits, whose ranges are those on up to 64 images of this folder, best some of "
+        "the training; ONNX alone",
+    )
+    parser.add_argument(
         "--preprocess",
         choices=PLACES,
         default="graph",
@@ -390,6 +428,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "report": report_parser,
     "best": best_parser,
     "pseudo": pseudo_parser,
+    "masks": masks_parser,
     "suspects": suspects_parser,
     "calibrate": calibrate_parser,
     "wandb-report": wandb_report_parser,

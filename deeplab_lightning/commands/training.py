@@ -25,6 +25,7 @@ from deeplab_lightning.commands.checkpoint import (
     refuse_other_classes,
 )
 from deeplab_lightning.commands.option_values import check_values
+from deeplab_lightning.commands.options import option
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -45,7 +46,9 @@ from deeplab_lightning.data.images import LARGE_PIXELS
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
+from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.engines import check_engine
+from deeplab_lightning.inference.exported import is_exported, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -150,7 +153,10 @@ def load_checkpoint(args: list[str]) -> tuple[SegmentationModule, SegmentationDa
 
     Raises:
         FileNotFoundError: If a configuration file or the checkpoint does not exist.
+        ValueError: If it is an exported file.
     """
+    if (path := option(args, "--ckpt_path")) is not None and is_exported(path):
+        raise UserError(f"{path} was exported; give the checkpoint that it was exported from.")
     with surroundings(args) as scratch:
         cli = DeepLabCLI("validate", add_checkpoint_config("validate", args, scratch))
     checkpoint = read_checkpoint(cli.config["validate"].ckpt_path)
@@ -279,6 +285,8 @@ class DeepLabCLI(LightningCLI):
             )
         self.model.config = yaml.safe_load(self._config_text)
         config = self.config[self._command]
+        if self._command != "fit":
+            self._check_exported()
         if self._command == "fit":
             refuse_unknown_monitors(self.trainer.callbacks, self.model.logged_names())  # type: ignore[attr-defined]
         else:
@@ -293,6 +301,18 @@ class DeepLabCLI(LightningCLI):
                 "an ensemble cannot be tested on the validation part, on whose images its other members may have been "
                 "trained: set data.test_dataset."
             )
+
+    def _check_exported(self) -> None:
+        """Refuse options that the network of an exported file cannot follow."""
+        config = self.config[self._command]
+        wanted = ("ensemble", "probabilities", "confidence")
+        refuse_impossible(
+            self.model.net,
+            views=Views.parse(config.tta),
+            is_averaged=any(config.get(key) for key in wanted) or self.model.postprocess is not None,
+            is_tiled=config.tile is not None,
+            engine=config.engine,
+        )
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Skip: `run` does it, so that building and running are two steps."""

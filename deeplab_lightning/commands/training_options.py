@@ -45,7 +45,7 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             "--images",
             type=list[str] | str | None,
             default=None,
-            help="Folder, image file or .txt list to predict, or a list of them: '[a, b.jpg]'.",
+            help="Folder, image file, video (extra video) or .txt list to predict, or a list of them: '[a, b.jpg]'.",
         )
         parser.add_argument(
             "--output",
@@ -86,8 +86,8 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             "--ensemble",
             type=list[str] | None,
             default=None,
-            help="Further checkpoints whose probabilities are averaged: '[b.ckpt, c.ckpt]'. --experiment FOLDER, "
-            "instead of --ckpt_path, takes the best of all folds of an experiment.",
+            help="Further checkpoints or exported files whose probabilities are averaged: '[b.ckpt, c.onnx]'. "
+            "--experiment FOLDER, instead of --ckpt_path, takes the best of all folds of an experiment.",
         )
         parser.add_argument(
             "--ensemble_weights",

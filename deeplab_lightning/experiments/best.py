@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.recipes import PLAIN, Postprocess, Progress, Recipe, Table, measure
-from deeplab_lightning.experiments.selection import Choice, choose
+from deeplab_lightning.experiments.selection import Choice, choose, split_into_parts
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.out_of_fold import OutOfFold
+from deeplab_lightning.inference.tiles import Tiles
 
 Ints = npt.NDArray[np.int64]
 MAX_EXPERIMENTS = 6
@@ -56,24 +57,28 @@ def taken(steps: Sequence[Step]) -> Step:
 class Search:
     """Search for the best way to predict with the networks of experiments, on the images that each fold held out.
 
-    Every image is judged by a choice that was made on the images of the other folds. Its probabilities come from the
-    networks that held it out, so they are one per experiment and seed, while a prediction of new images averages those
-    of all folds.
+    Every image is judged by a choice that was made on the images of the other folds; of a single training, whose
+    validation images are no folds, on the other parts of these images, see `split_into_parts`. Its probabilities come
+    from the networks that held it out, so they are one per experiment and seed, while a prediction of new images
+    averages those of all folds.
 
     Args:
         experiments: Experiments with the same folds, at most `MAX_EXPERIMENTS`.
         views: Views to choose from, besides the image itself.
+        tiles: Tiles to process larger images in, besides whole images; None to try none.
         min_areas: Smallest regions to choose from, in pixels.
         crf: Refines the probabilities; None to try none.
         progress: See `Progress`.
 
     Raises:
-        DataError: If the experiments hold out other images or other folds, or there are fewer than two folds.
+        DataError: If the experiments hold out other images or other folds, or there are fewer than two groups.
+        ValueError: If there are too many experiments, or both tiles and a CRF.
     """
 
     experiments: Sequence[OutOfFold]
     views: Sequence[Views]
     min_areas: Sequence[int] = ()
+    tiles: Tiles | None = None
     crf: Postprocess | None = None
     progress: Progress = lambda samples, count: samples
     _names: list[str] = field(init=False)
@@ -91,23 +96,42 @@ class Search:
                     f"{other.folder} holds out other images than {first.folder} ({differing} of {len(other.folds)} "
                     "differ). Train both on one split: data.fold_file, or the same data, n_folds and split_seed."
                 )
-        if len(first.fold_numbers) < 2:
-            raise DataError(
-                f"{first.folder} has one finished fold; a choice that is not judged by the images that it was made on "
-                "needs two or more. Train more folds by `deeplab kfold`."
-            )
+        if self.tiles is not None and self.crf is not None:
+            raise UserError("--tile and --crf cannot be tried together, since predict applies a CRF within each tile.")
         self._names = list(first.folds)
+        if self.is_single and len(np.unique(self.groups)) < 2:
+            raise DataError(
+                f"{first.folder} has {len(self._names)} validation images in one group; a choice that is not judged by "
+                "the images that it was made on needs two groups. Validate on more images, or train folds by `deeplab "
+                "kfold`."
+            )
 
     @property
-    def folds(self) -> Ints:
-        """Return the (N,) fold of each image."""
-        return np.array([self.experiments[0].folds[name] for name in self._names])
+    def is_single(self) -> bool:
+        """Check whether the images are those of a single training instead of folds."""
+        return len(self.experiments[0].fold_numbers) < 2
+
+    @property
+    def num_images(self) -> int:
+        """Return the number of held-out images N."""
+        return len(self._names)
+
+    def _folds(self, table: Table) -> Ints:
+        """Return the (N,) fold of each image, or the part of a single training's images with equal classes."""
+        if not self.is_single:
+            return np.array([self.experiments[0].folds[name] for name in self._names])
+        return split_into_parts(table.margins[0, :, 1], self.groups)
 
     @property
     def groups(self) -> Ints:
         """Return the (N,) number of the group of each image; an image without a group is one of its own."""
         data = self.experiments[0].data
-        labels = data.fold_table.groups if data.split == "folds" else {}
+        labels: Mapping[str, str] = {}
+        if data.split == "folds":
+            labels = data.fold_table.groups
+        elif data.groups is not None:
+            own = self.experiments[0].dataset
+            labels = dict(zip(own.names, data.groups.labels(own), strict=True))
         numbers: dict[tuple[bool, str], int] = {}
         return np.array(
             [numbers.setdefault((not labels.get(n), labels.get(n) or n), len(numbers)) for n in self._names]
@@ -135,7 +159,9 @@ class Search:
         return measure(self.experiments, recipes, crf=self.crf, progress=self.progress)
 
     def _afterwards(self) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-        """Yield the steps that come after the mean, each with the changes of a recipe that it tries."""
+        """Yield the steps that come after the views, each with the changes of a recipe that it tries."""
+        if self.tiles is not None:
+            yield "tiles", [{}, {"tiles": self.tiles}]
         if self.crf is not None:
             yield "CRF", [{}, {"has_crf": True}]
         if areas := [area for area in self.min_areas if area > 1]:
@@ -145,7 +171,7 @@ class Search:
         self, name: str, table: Table, is_candidate: Callable[[Recipe], bool], steps: Sequence[Step] = ()
     ) -> Step:
         candidates = [index for index, recipe in enumerate(table.recipes) if is_candidate(recipe)]
-        choice = choose(table.margins, self.folds, table.seconds, candidates)
+        choice = choose(table.margins, self._folds(table), table.seconds, candidates)
         final = table.recipes[choice.final]
         return Step(name, final, choice, table.seconds[choice.final], table.recipes, taken(steps) if steps else None)
 
@@ -168,6 +194,8 @@ def recipe_settings(recipe: Recipe, experiments: Sequence[OutOfFold]) -> dict[st
         "ensemble": [str(path) for path in checkpoints[1:]] or None,
         "ensemble_weights": None if len(set(shares)) == 1 else [round(share / smallest, 6) for share in shares],
         "tta": recipe.views.option,
+        "tile": recipe.tiles.size if recipe.tiles else None,
+        "overlap": recipe.tiles.overlap if recipe.tiles else None,
         "min_area": str(recipe.min_area) if recipe.min_area > 1 else None,
     }
     return {key: value for key, value in settings.items() if value is not None}

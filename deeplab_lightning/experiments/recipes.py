@@ -15,12 +15,14 @@ from deeplab_lightning.inference import View, Views
 from deeplab_lightning.inference.model import Model
 from deeplab_lightning.inference.out_of_fold import OutOfFold
 from deeplab_lightning.inference.regions import RegionFilter
+from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.metrics.confusion import per_image_confusion
 
 Ints = npt.NDArray[np.int64]
 Postprocess = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[Iterator[Sample], int], Iterable[Sample]]
 """Function that yields the samples that it is given, a number of them, while it shows how far they are."""
+_Seen = tuple[int, Views, Tiles | None]  # experiment, views, tiles
 PLAIN = Views()
 """The image itself."""
 
@@ -32,12 +34,14 @@ class Recipe:
     Attributes:
         weights: Weight of each experiment in the mean; 0 leaves it out.
         views: Views of each image that are averaged.
+        tiles: Tiles in which larger images are processed; None for whole images.
         min_area: Pixels of the smallest region that is kept; 0 keeps all.
         has_crf: Whether the given CRF refines the labels.
     """
 
     weights: tuple[int, ...]
     views: Views = PLAIN
+    tiles: Tiles | None = None
     min_area: int = 0
     has_crf: bool = False
 
@@ -98,48 +102,47 @@ class _Clock:
 
     def __init__(self, experiments: Sequence[OutOfFold]) -> None:
         self._networks = [len(experiment.checkpoints) for experiment in experiments]
-        self._of_view: dict[tuple[int, View], float] = {}
+        self._of_view: dict[tuple[int, View, Tiles | None], float] = {}
         self.after: dict[Recipe, float] = {}
 
-    def add(self, experiment: int, view: View, seconds: float, networks: int) -> None:
-        """Add the seconds that a number of networks took."""
-        key = (experiment, view)
+    def add(self, key: tuple[int, View, Tiles | None], seconds: float, networks: int) -> None:
+        """Add the seconds that a number of networks of an experiment took for a view, whole or in tiles."""
         self._of_view[key] = self._of_view.get(key, 0.0) + seconds / networks
 
     def seconds(self, recipe: Recipe, num_images: int) -> float:
         """Return the seconds per image of a prediction with all networks of the experiments."""
         views = recipe.views.single()
         used = [index for index, weight in enumerate(recipe.weights) if weight]
-        total = sum(self._networks[index] * self._of_view[index, view] for index in used for view in views)
+        total = sum(
+            self._networks[index] * self._of_view[index, view, recipe.tiles] for index in used for view in views
+        )
         return (total + self.after.get(recipe, 0.0)) / num_images
 
 
-def _means(
-    models: dict[int, Model], image: Tensor, recipes: Sequence[Recipe], clock: _Clock
-) -> dict[tuple[int, Views], Tensor]:
-    """Compute the mean probabilities (K, H, W) of one image by experiment and views."""
-    wanted = {(i, recipe.views) for recipe in recipes for i in models if recipe.weights[i]}
-    means: dict[tuple[int, Views], Tensor] = {}
-    for index, model in models.items():
-        own = [views for i, views in wanted if i == index]
-        for view in sorted({view for views in own for view in views.single()}):
-            started = time.perf_counter()
-            probabilities = model.of_view(image, view)
-            if model.device.type == "cuda":
-                torch.cuda.synchronize(model.device)
-            clock.add(index, view, time.perf_counter() - started, model.num_networks)
-            for views in own:
-                if view in views.single():
-                    share = probabilities / len(views.single())
-                    means[index, views] = means[index, views] + share if (index, views) in means else share
+def _means(models: dict[int, Model], image: Tensor, recipes: Sequence[Recipe], clock: _Clock) -> dict[_Seen, Tensor]:
+    """Compute the mean probabilities (K, H, W) of one image by experiment, views and tiles."""
+    wanted = {(i, recipe.views, recipe.tiles) for recipe in recipes for i in models if recipe.weights[i]}
+    means: dict[_Seen, Tensor] = {}
+    passes = dict.fromkeys((i, view, tiles) for i, views, tiles in sorted(wanted, key=str) for view in views.single())
+    for index, view, tiles in passes:
+        model = models[index]
+        started = time.perf_counter()
+        probabilities = model.of_view(image, view, tiles=tiles)
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        clock.add((index, view, tiles), time.perf_counter() - started, model.num_networks)
+        for key in wanted:
+            if key[0] == index and key[2] == tiles and view in key[1].single():
+                share = probabilities / len(key[1].single())
+                means[key] = means[key] + share if key in means else share
     return means
 
 
 def _labels(
-    recipe: Recipe, image: Tensor, means: dict[tuple[int, Views], Tensor], clock: _Clock, crf: Postprocess | None
+    recipe: Recipe, image: Tensor, means: dict[_Seen, Tensor], clock: _Clock, crf: Postprocess | None
 ) -> Tensor:
-    """Find the labels (H, W) of an image from the mean probabilities (K, H, W) of experiments and views."""
-    parts = [means[index, recipe.views] * weight for index, weight in enumerate(recipe.weights) if weight]
+    """Find the labels (H, W) of an image from the mean probabilities (K, H, W) of experiments, views and tiles."""
+    parts = [means[index, recipe.views, recipe.tiles] * weight for index, weight in enumerate(recipe.weights) if weight]
     mean = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
     started = time.perf_counter()
     if recipe.has_crf:

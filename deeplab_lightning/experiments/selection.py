@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from deeplab_lightning.data.folds import stratified_folds
 from deeplab_lightning.experiments.contributions import Contributions
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.metrics.iou import iou_of_counts, nan_mean
@@ -14,6 +15,25 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 TOLERANCE = 0.001
 """mIoU that a cheaper way to predict may be below the best one and still be chosen."""
+
+
+NUM_PARTS = 5
+"""Largest number of parts of the validation images of a single training."""
+
+
+def split_into_parts(pixels: Ints, groups: Ints) -> Ints:
+    """Split the validation images of a single training into parts with like classes, which stand in for folds.
+
+    Args:
+        pixels: (N, K) pixels of each class in each image.
+        groups: (N,) number of the group of each image; at least two groups, each of which stays in one part.
+
+    Returns:
+        (N,) part of each image.
+    """
+    count = min(NUM_PARTS, len(np.unique(groups)))
+    parts = stratified_folds((pixels > 0).astype(np.int64), pixels.astype(np.float64), count, groups=groups)
+    return np.asarray(parts, dtype=np.int64)
 
 
 @dataclass(frozen=True)

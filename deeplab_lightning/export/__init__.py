@@ -126,6 +126,7 @@ class InferenceModel(nn.Module):
             "mean": json.dumps([round(float(v) / scale, 6) for v in self.mean.flatten()]),
             "std": json.dumps([round(float(v) / scale, 6) for v in self.std.flatten()]),
             "max_size": json.dumps(self.max_size),
+            "image_format": json.dumps(self.net.preprocess.image_format),
             "input": f"images: (B, {channels}, H, W) {pixels}; {size}",
             "output": output,
             "network": f"{net.__module__}.{net.__qualname__}",

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,23 @@ Runner = Callable[[Tensor], Tensor]
 METADATA_FILE = "metadata.json"
 """Name of the metadata among the extra files of a `torch.export` archive."""
 AXES = ("batch", "channels", "height", "width")
+Size = tuple[int | None, int | None, int | None]
+"""Batch size, height and width that a graph is fixed to; None for those that it takes any of."""
 _OPSET = 18  # of 2022, the first whose Resize and Pad need no conversion; every runtime since then reads it
+
+
+class Opened(NamedTuple):
+    """Hold an exported file.
+
+    Attributes:
+        run: Computes its outputs.
+        metadata: What the file says of itself; empty in a file of another program.
+        size: What its graph is fixed to.
+    """
+
+    run: Runner
+    metadata: dict[str, str]
+    size: Size
 
 
 def write_program(program: ExportedProgram, metadata: Mapping[str, str], file: Path) -> None:
@@ -27,11 +43,17 @@ def write_program(program: ExportedProgram, metadata: Mapping[str, str], file: P
         torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(dict(metadata), indent=1)})
 
 
+def open_program(file: Path) -> Opened:
+    """Load an archive of `torch.export`, which may run code that lies in it."""
+    extra = {METADATA_FILE: ""}
+    with quietly():
+        module = torch.export.load(file, extra_files=extra).module()
+    return Opened(lambda images: module(images), json.loads(extra[METADATA_FILE] or "{}"), (None, None, None))
+
+
 def run_program(file: Path) -> Runner:
     """Load an archive of `torch.export` as a function."""
-    with quietly():
-        module = torch.export.load(file).module()
-    return lambda images: module(images)
+    return open_program(file).run
 
 
 def write_onnx(program: ExportedProgram, metadata: Mapping[str, str], file: Path) -> None:
@@ -57,12 +79,25 @@ def write_onnx(program: ExportedProgram, metadata: Mapping[str, str], file: Path
     onnx.save(model, file)
 
 
-def run_onnx(file: Path) -> Runner:
-    """Load an ONNX file as a function, which onnxruntime computes on the CPU."""
+def open_onnx(file: Path) -> Opened:
+    """Load an ONNX file, which onnxruntime computes on the CPU with the threads of PyTorch."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    entry = session.get_inputs()[0]
+    sizes = [length if isinstance(length, int) else None for length in entry.shape]
+    return Opened(
+        lambda images: torch.from_numpy(session.run(None, {entry.name: images.numpy()})[0]),
+        dict(session.get_modelmeta().custom_metadata_map),
+        (sizes[0], *sizes[-2:]) if len(sizes) == len(AXES) else (None, None, None),  # type: ignore[arg-type]
+    )
+
+
+def run_onnx(file: Path) -> Runner:
+    """Load an ONNX file as a function, which onnxruntime computes on the CPU."""
+    return open_onnx(file).run
 
 
 def _dims(value: Any) -> Any:

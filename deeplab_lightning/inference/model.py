@@ -22,6 +22,7 @@ from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference import Ensemble, View, Views
 from deeplab_lightning.inference.engines import EngineName, EngineNet, check_engine
+from deeplab_lightning.inference.exported import read_module, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled, Tiles
 from deeplab_lightning.kernels import Door
@@ -158,9 +159,16 @@ class Model:
         return len(self.net.nets)
 
     @torch.no_grad()
-    def of_view(self, image: Tensor, view: View) -> Tensor:
-        """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8."""
-        return self._at_own_size(image, lambda shrunk: self.net.of_view(shrunk, view))
+    def of_view(self, image: Tensor, view: View, *, tiles: Tiles | None = None) -> Tensor:
+        """Compute the mean probabilities (K, H, W) float32 of one view of an image (C, H, W) uint8, or of its tiles."""
+
+        def compute(part: Tensor) -> Tensor:
+            return self.net.of_view(part, view)
+
+        tiled = None if tiles is None else Tiled(self.net, tiles)
+        return self._at_own_size(
+            image, lambda x: compute(x) if tiled is None or tiled.is_whole(x) else tiled.assembled(x, compute).exp()
+        )
 
     def _at_own_size(self, image: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute (K, H, W) of an image at its own size by a function of the shrunk images (1, C, h, w)."""
@@ -219,12 +227,13 @@ def load(
     """Load a trained network, or several whose probabilities are averaged.
 
     Args:
-        source: A checkpoint, a list of checkpoints, or the folder of a run or of a K-fold experiment, of which the
-            best checkpoints are taken.
+        source: A checkpoint or a file of `deeplab export`, a list of them, or the folder of a run or of a K-fold
+            experiment, of which the best checkpoints are taken.
         device: Device to compute on; if None a GPU, if there is one and the engine is torch, else the CPU.
         tta: Views of each picture that are averaged: `flip`, `scales=[0.75,1,1.25]`, or both with a comma.
         engine: What computes the networks: `torch`, or on the CPU, in fp32, `openvino` or `onnx`, see `EngineNet`.
-        trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`.
+        trust: Whether the checkpoints may name classes of any package, see `SegmentationModule.load_from_checkpoint`,
+            and archives of `torch.export` be loaded, which runs code that lies in them.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
@@ -237,7 +246,9 @@ def load(
     check_engine(engine, chosen)
     if not paths:
         raise UserError("an ensemble needs at least one network.")
-    modules = [SegmentationModule.load_from_checkpoint(path, map_location="cpu", trust=trust) for path in paths]
+    modules = [read_module(path, trust=trust) for path in paths]
+    for module in modules:
+        refuse_impossible(module.net, views=Views.parse(tta), is_averaged=len(modules) > 1, engine=engine)
     return Model(modules, Views.parse(tta), chosen, engine)
 
 

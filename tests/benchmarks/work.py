@@ -20,6 +20,9 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 import deeplab_lightning
 from deeplab_lightning import SegmentationDataModule, SegmentationModule
 from deeplab_lightning.data import Batch, ClassTable, MaskFolderDataset
+from deeplab_lightning.export import InferenceModel, trace
+from deeplab_lightning.export.formats import run_onnx, write_onnx
+from deeplab_lightning.export.quantization import quantize
 from deeplab_lightning.inference.engines import EngineName, EngineNet, Precision
 from deeplab_lightning.kernels import open_door, speed_up
 from deeplab_lightning.kernels.depthwise import use_depthwise_kernels
@@ -80,6 +83,18 @@ def predictions_by_engines(member: str, arguments: dict[str, Any], count: int, s
         found = EngineNet(net, engine, precision)  # type: ignore[arg-type]
         calls[f"{engine} {found.precision}"] = prediction_of_module(found, batch, is_half=False, is_open=False)
     return calls
+
+
+def exported_files(member: str, arguments: dict[str, Any], count: int, side: int, folder: Path) -> dict[str, Call]:
+    """Logits of a batch by an exported ONNX file in floats, and by its copy in 8 bits."""
+    module = SegmentationModule(model(member, **arguments))  # type: ignore[arg-type]
+    exported = InferenceModel(module, has_preprocessing=False, has_argmax=False)
+    files = {"floats": folder / "floats.onnx", "8 bits": folder / "int8.onnx"}
+    write_onnx(trace(exported), exported.metadata(), files["floats"])
+    images = [exported.example_images(1, side, side + index) for index in range(4)]
+    quantize(files["floats"], files["8 bits"], images)
+    batch = exported.example_images(count, side, side)
+    return {name: partial(run_onnx(file), batch) for name, file in files.items()}
 
 
 def placed(net: nn.Module, images: Tensor, layout: str) -> Tensor:

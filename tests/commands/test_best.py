@@ -11,10 +11,16 @@ from PIL import Image
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.data.images import read_image
+from deeplab_lightning.experiments.best import recipe_settings
+from deeplab_lightning.experiments.recipes import Recipe, measure
+from deeplab_lightning.experiments.selection import pooled_miou
+from deeplab_lightning.inference.out_of_fold import OutOfFold
+from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.metrics.iou import class_iou
-from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, noise_config, train_noise_experiment
+from tests.commands.test_engines import draw_picture
+from tests.conftest import draw_noise_data, noise_config, train_noise_experiment, write_mask
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -101,9 +107,13 @@ def test_what_cannot_be_searched_is_refused_in_one_line(root: Path, tmp_path: Pa
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     run_program("kfold", "-c", str(tmp_path / "other.yaml"), "--name", "other", check=True)
     (tmp_path / "crf.yaml").write_text("data: {}\n")
+    crf = tmp_path / "real.yaml"
+    entry = {"class_path": "deeplab_lightning.DenseCRF", "init_args": {}}
+    crf.write_text(yaml.safe_dump({"model": {"postprocess": entry}}))
     cases = [
         ([str(good), str(tmp_path / "other")], "holds out other images than"),
-        ([str(good / "fold_0")], "has one finished fold"),
+        ([str(good), "--tile", "64", "--crf", str(crf)], "--tile and --crf cannot be tried together"),
+        ([str(good), "--overlap", "8"], "--overlap needs the size of the tiles"),
         ([str(tmp_path / "nothing")], "no finished run with a best.ckpt"),
         ([str(good), "--tta", "turn"], "--tta must be flip"),
         ([str(good), "--min_areas", "a"], "--min_areas must be numbers of pixels"),
@@ -123,3 +133,54 @@ def test_what_cannot_be_searched_is_refused_in_one_line(root: Path, tmp_path: Pa
         "--ensemble_weights needs a positive number for --ckpt_path and for each checkpoint of --ensemble, 1 in all"
         in " ".join(wrong.stderr.split())
     )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A single training, whose five validation images are larger than a tile of 64 pixels."""
+    root = tmp_path_factory.mktemp("large")
+    for index in range(10):
+        draw_picture(root / "images" / f"{index:02d}.png", (80, 112), seed=index)
+        mask = np.zeros((80, 112), dtype=np.uint8)
+        mask[40 + index :] = 1
+        write_mask(root / "masks" / f"{index:02d}.png", mask)
+    config = noise_config(root, trainer={"max_epochs": 6, "num_sanity_val_steps": 0}, data={"fold": 0})
+    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
+    (root / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("fit", "-c", str(root / "config.yaml"), "--name", "single", check=True)
+    return RunFolder(root / "runs" / "single")
+
+
+def test_a_single_training_is_judged_by_parts_of_its_images(large: RunFolder, tmp_path: Path) -> None:
+    """The promise names its limits, and the printed command predicts in the tiles that were chosen."""
+    words = ("--tta", "flip", "--tile", "64", "--output", str(tmp_path / "best.yaml"))
+    done = run_program("best", str(large.path), *words, check=True)
+    text = " ".join(done.stdout.split())
+    assert "Steps, each chosen on the other parts' images" in text
+    assert "measured on 5 held-out images, each by what the other parts chose" in text
+    assert "It is that of one training, whose best epoch was chosen on these images" in text
+    record = json.loads((tmp_path / "best.json").read_text())
+    assert [step["step"] for step in record["steps"]] == ["best experiment", "views", "tiles", "smallest region"]
+    trained = json.loads(large.result.read_text())
+    assert record["steps"][0]["miou"] == pytest.approx(trained["val"]["miou"], abs=0.002)  # there is no choice yet
+    settings = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert settings["ckpt_path"] == str(large.best)
+    assert ("tile" in settings) == ("tiles of 64" in record["steps"][2]["choice"])
+    out = tmp_path / "out"
+    images = str(large.path.parents[1] / "images")
+    run_program("predict", "-c", str(tmp_path / "best.yaml"), "--images", images, "--output", str(out), check=True)
+    assert len(list((out / "masks").iterdir())) == 10
+
+
+def test_tiles_are_measured_as_validate_processes_them(large: RunFolder) -> None:
+    tiled, plain = Recipe((1,), tiles=Tiles(64, 32)), Recipe((1,))
+    found = OutOfFold(large.path)
+    table = measure([found], [tiled, plain], crf=None, progress=lambda samples, count: samples)
+    mious = [float(pooled_miou(margins.sum(axis=0))) for margins in table.margins]
+    words = ("--ckpt_path", str(large.best), "--tile", "64", "--overlap", "32")
+    run_program("validate", *words, check=True)
+    result = json.loads((large.path / "result_validate.json").read_text())
+    assert mious[0] == pytest.approx(result["val"]["miou"], abs=0.002)
+    assert abs(mious[0] - mious[1]) > 0.004  # so that this test can fail
+    settings = recipe_settings(tiled, [found])
+    assert (settings["tile"], settings["overlap"]) == (64, 32)

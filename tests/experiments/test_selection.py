@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from deeplab_lightning.experiments.selection import TOLERANCE, choose, gain, pooled_miou
+from deeplab_lightning.experiments.selection import NUM_PARTS, TOLERANCE, choose, gain, pooled_miou, split_into_parts
 
 Ints = npt.NDArray[np.int64]
 
@@ -67,3 +67,15 @@ def test_a_gain_has_the_interval_of_its_groups() -> None:
     pairs = gain(parts[0], parts[1], np.arange(40) // 2)
     assert pairs.mean == pytest.approx(alone.mean, abs=1e-9)
     assert pairs.low != alone.low
+
+
+def test_parts_keep_groups_and_share_the_classes() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 3)
+    pixels = rng.integers(0, 100, (60, 2))
+    pixels[:, 1] *= np.repeat(np.arange(20) % 4 == 0, 3)  # a class in five of the groups
+    parts = split_into_parts(pixels, groups)
+    assert set(parts) == set(range(NUM_PARTS))
+    assert all(len(set(parts[groups == group])) == 1 for group in range(20))
+    assert all(pixels[parts == part, 1].any() for part in range(NUM_PARTS))
+    assert sorted(set(split_into_parts(pixels[:6], groups[:6]))) == [0, 1]  # of two groups

@@ -1,8 +1,11 @@
 """Read images without masks, for predict."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
@@ -10,8 +13,9 @@ from torchvision import tv_tensors
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, MAX_PIXELS, read_image
+from deeplab_lightning.data.images import IMAGE_SUFFIXES, MAX_PIXELS, planar, read_image
 from deeplab_lightning.data.problems import Problem, data_error
+from deeplab_lightning.data.video import VIDEO_SUFFIXES, Video
 from deeplab_lightning.errors import MissingFileError
 from deeplab_lightning.files import read_lines
 
@@ -20,17 +24,25 @@ class ImageFolderDataset(Dataset[Sample]):
     """Read images from folders, list files and single files, sorted by name.
 
     Args:
-        sources: Folders (searched with their subfolders), image files, and `.txt` files with one image path
-            per line, relative to the text file's folder, or a path and the image's key with a tab between them.
+        sources: Folders (searched with their subfolders), image files, videos, whose frames are images, and `.txt`
+            files with one image path per line, relative to the text file's folder, or a path and the image's key with
+            a tab between them.
         image_format: Channels and values of the images.
         max_pixels: Largest number of pixels of an image that is read.
 
     Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
-    error when it is asked for, so that the others can be predicted.
+    error when it is asked for, so that the others can be predicted. Videos are taken where they are named themselves.
+
+    Attributes:
+        names: Keys of the images; those of a video's frames are the video's name and their number.
+        paths: Their files; those of frames lie in the video's path.
+        videos: The videos by their paths.
 
     Raises:
         FileNotFoundError: If a source does not exist.
         DataError: If no image was found.
+        ValueError: If a video cannot be read, or the images have other channels than its frames.
+        RuntimeError: If the package that reads videos is missing.
     """
 
     def __init__(
@@ -38,8 +50,15 @@ class ImageFolderDataset(Dataset[Sample]):
     ) -> None:
         self.image_format, self.max_pixels = image_format, max_pixels
         found: dict[str, Path] = {}
+        self.videos: dict[Path, Video] = {}
         for source in map(Path, sources):
-            for name, path in _images(source).items():
+            if source.is_file() and source.suffix.lower() in VIDEO_SUFFIXES:
+                self.videos[source] = Video(source)
+                count = self.videos[source].num_frames
+                own = {f"{source.stem}/{name}": source / name for name in map("{:06d}.png".format, range(count))}
+            else:
+                own = _images(source)
+            for name, path in own.items():
                 key = name if found.get(name, path) == path else path.as_posix()
                 found[key] = path
         if not found:
@@ -60,7 +79,17 @@ class ImageFolderDataset(Dataset[Sample]):
 
     def read_image(self, index: int) -> Tensor:
         """Read image `index` as (C, H, W) uint8."""
-        return read_image(self.paths[index], self.image_format, max_pixels=self.max_pixels)
+        path = self.paths[index]
+        if (video := self.videos.get(path.parent)) is not None:
+            pixels = self.image_format.from_array(video.frame(int(path.stem)), video.path)
+            return planar(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))
+        return read_image(path, self.image_format, max_pixels=self.max_pixels)
+
+    def reopened(self) -> "ImageFolderDataset":
+        """Return the same images with readers of the videos that have places of their own."""
+        other = copy.copy(self)
+        other.videos = {path: video.fresh() for path, video in self.videos.items()}
+        return other
 
     def __getitem__(self, index: int) -> Sample:
         image = self.read_image(index)
