@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from rich.table import Table
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_text
 from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
@@ -44,6 +45,8 @@ class CrossValidation:
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
         notes: Limits of the result, such as folds that are left out because their files are damaged.
+        details: Contours and objects by size of the held-out images at the last epoch; None if a fold has none, and
+            where `epoch` is `best`.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
     """
 
@@ -57,6 +60,7 @@ class CrossValidation:
     epoch: Epoch = "best"
     best_miou: float = math.nan
     notes: tuple[str, ...] = ()
+    details: PerImageDetails | None = None
     seeds: "tuple[CrossValidation, ...]" = ()
 
     @property
@@ -182,7 +186,17 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         epoch="last" if has_last else "best",
         best_miou=_pooled_miou(best) if has_last else math.nan,
         notes=tuple(notes),
+        details=_details(runs) if has_last else None,
     )
+
+
+def _details(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> PerImageDetails | None:
+    """Read the details of the images of all folds; None if a fold has none, or damaged ones."""
+    with suppress(DataError):
+        parts = [run.read_last_details() for run, _ in runs]
+        if known := [part for part in parts if part is not None]:
+            return PerImageDetails.joined(known) if len(known) == len(parts) else None
+    return None
 
 
 def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, is_outdated, read_cv
 from deeplab_lightning.experiments.comparison_notes import class_notes, fold_notes, seed_notes
 from deeplab_lightning.experiments.contributions import Contributions, image_margins
+from deeplab_lightning.experiments.details import compare_details
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.names import folder_label, recipe_label
 from deeplab_lightning.experiments.pairing import (
@@ -117,7 +118,7 @@ def compare_results(
     for recipe, label, result, images in zip(recipes, labels, results, sets, strict=True):
         entries.append(_entry(recipe, label, result, images, entries[0] if entries else None))
     folds_decide = all(are_folds_compared(entries[0], entry) for entry in entries[1:])
-    known, basis = [images for images in sets if images is not None], "folds"
+    known, basis, details = [images for images in sets if images is not None], "folds", None
     if known:
         groups = next(filter(None, (read_groups(folder, known[0].names) for folder in folders)), None)
         basis = "images" if groups is None else "groups of images"
@@ -129,12 +130,15 @@ def compare_results(
         if not folds_decide:
             entries = [_classes_over_images(entry, of_units, index) for index, entry in enumerate(entries)]
         found_notes = [*found_notes, *resampled.notes]
+        details = compare_details(
+            results, known[0].names, groups, are_folds_compared=folds_decide, num_resamples=num_resamples
+        )
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
     all_notes = [*damaged, *class_notes(entries), *found_notes, *fold_notes(entries), *seed_notes(entries), *notes]
     class_basis = "folds" if folds_decide else basis
-    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes)
+    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes, details=details)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -246,7 +250,7 @@ def _over_images(entry: Entry, resampled: Resampled, index: int, of_units: Seque
         index: Its place among the experiments.
         of_units: (U, 3, K) margins of the images or groups of each experiment, see `margins`.
     """
-    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.iou[index]), entry.miou))
+    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.figures[index]), entry.miou))
     if index == 0:
         return entry
     return replace(entry, over_images=Contributions.of(of_units[0], of_units[index]).miou())
