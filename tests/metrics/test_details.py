@@ -54,8 +54,9 @@ def test_the_boundary_is_that_of_boundary_iou() -> None:
     blobs = [
         torch.from_numpy((ndimage.uniform_filter(rng.random((2, 60, 60)), 9) > 0.5).astype(np.uint8)) for _ in "ab"
     ]
-    shared, truth, predicted = image_details(*blobs, 2)[:, 0].sum(dim=0).double()
-    assert (shared / (truth + predicted - shared)).tolist() == pytest.approx(boundary_iou(*blobs, 2).tolist())
+    preds, mask = blobs
+    shared, truth, predicted = image_details(preds, mask, 2)[:, 0].sum(dim=0).double()
+    assert (shared / (truth + predicted - shared)).tolist() == pytest.approx(boundary_iou(preds, mask, 2).tolist())
 
 
 def test_details_are_read_as_they_were_written_and_nothing_else_is(tmp_path: Path) -> None:
