@@ -70,7 +70,7 @@ test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and mu
 
 bench: install-dev  ## measure folds, verdicts, loader, memory, parity, backbones, speed, suspects, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
-		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py
+		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py tests/benchmarks/test_cheap.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py tests/benchmarks/test_suspects.py
 	$(BENCH) tests/benchmarks/test_engines.py

@@ -500,6 +500,8 @@ class ExperimentFolder(_Folder):
         self.suspects = SuspectsFolder(self.path / "suspects")
         self.calibration, self.calibration_figure = self.path / "calibration.json", self.path / "calibration.png"
         """Temperature of the probabilities, and how well they agree with the labels before and after."""
+        self.stopped = self.path / "stopped.json"
+        """Why `kfold --cheap` does not train the other folds."""
         self.queue, self.queue_logs = self.path / "queue.json", self.path / "queue_logs"
         """Folds that a cluster's queue trains with the ids of their jobs, and what the jobs printed."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
@@ -554,6 +556,25 @@ class ExperimentFolder(_Folder):
         except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
+
+    def write_stopped(self, content: Mapping[str, Any]) -> None:
+        """Write `stopped.json`."""
+        write_text(self.stopped, json.dumps(content, indent=1) + "\n")
+
+    def read_stopped(self) -> dict[str, Any] | None:
+        """Read `stopped.json`; None without one.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        if not self.stopped.is_file():
+            return None
+        try:
+            content = json.loads(self.stopped.read_text(encoding="utf-8"))
+            known = {"baseline": str(content["baseline"]), "chance": float(content["chance"])}
+            return known | {key: [int(fold) for fold in content[key]] for key in ("folds", "planned")}
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise DataError(f"{self.stopped}: is damaged ({error}). Delete it to train the other folds.") from error
 
     def is_logged(self, key: str) -> bool:
         """Check whether W&B got the result with this key last."""

@@ -97,6 +97,7 @@ FLOORS = (
             *("experiments.names", "experiments.resampling", "experiments.details", "experiments.entries"),
             "experiments.pairing",
             *("experiments.comparison_notes", "experiments.comparison"),
+            "experiments.early_stop",
             "experiments.pairs",
         ),
         *("experiments.comparison_table", "experiments.report.axes", "experiments.report.charts"),

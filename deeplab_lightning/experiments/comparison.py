@@ -1,10 +1,11 @@
 """Compare experiments on the same images, with intervals of their mIoU and of the differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from deeplab_lightning.experiments.significance import (
     detectable_difference,
     holm,
 )
-from deeplab_lightning.experiments.verdict import decide, differing_settings, no_verdict
+from deeplab_lightning.experiments.verdict import decide, differing_settings, no_verdict, stopped_verdict
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
@@ -178,9 +179,10 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
     """
     base, configs = entries[0], [read_config(entry.folder) for entry in entries]
+    stopped = [next((own.label for own in (entry, base) if own.cv.stopped), "") for entry in entries]
     decided = [
-        (UNKNOWN, "") if others else _deciding(base, entry, basis)
-        for entry, others in zip(entries, other_truths, strict=True)
+        (UNKNOWN, "") if others or early else _deciding(base, entry, basis)
+        for entry, others, early in zip(entries, other_truths, stopped, strict=True)
     ]
     adjusted = holm([math.nan, *(difference.p for difference, _ in decided[1:])])
     judged = [base]
@@ -188,6 +190,9 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         entry, (difference, over) = entries[index], decided[index]
         if other_truths[index]:
             judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
+            continue
+        if stopped[index]:
+            judged.append(_untested(entry, base, stopped[index], differing_settings(configs[0], configs[index])))
             continue
         verdict = decide(
             (entry.label, base.label),
@@ -200,6 +205,21 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         class_p = tuple(map(float, holm([item.p for item in entry.per_class or ()])))
         judged.append(replace(entry, adjusted_p=float(adjusted[index]), adjusted_class_p=class_p, verdict=verdict))
     return judged
+
+
+def _untested(entry: Entry, base: Entry, stopped: str, differing: Mapping[str, tuple[Any, Any]]) -> Entry:
+    """Return an entry without intervals and p-values of differences, which early stopping makes wrong."""
+    known = [entry.over_folds, entry.over_images, *(entry.per_class or ())]
+    over_folds, over_images, *per_class = (
+        None if own is None else Difference(own.mean, math.nan, math.nan, math.nan) for own in known
+    )
+    return replace(
+        entry,
+        over_folds=over_folds,
+        over_images=over_images,
+        per_class=None if entry.per_class is None else [own for own in per_class if own is not None],
+        verdict=stopped_verdict((entry.label, base.label), stopped, entry.difference, differing),
+    )
 
 
 def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:

@@ -135,6 +135,7 @@ def _pooled(parts: Sequence[CrossValidation]) -> CrossValidation:
         images=PerImageConfusion(sets[0].names, counts),
         best_miou=float(np.mean([part.best_miou for part in parts])),
         notes=tuple(note for part in parts for note in part.notes),
+        stopped=next((part.stopped for part in parts if part.stopped), ""),
         details=_pooled_details(parts),
         seeds=tuple(parts),
     )
