@@ -134,8 +134,9 @@ def pool(experiments: Sequence[Experiment], failed: Sequence[JobState]) -> None:
     for state in failed:
         _print_failure(state)
     for experiment in experiments:  # last, since it may wait for a server
-        if all(experiment.is_finished(fold) for fold in experiment.folds):
-            log_cv(results[experiment.folder], experiment.folder, experiment.config, group=experiment.group)
+        result = results.get(experiment.folder)
+        if result and (result.stopped or all(experiment.is_finished(fold) for fold in experiment.folds)):
+            log_cv(result, experiment.folder, experiment.config, group=experiment.group)
     if failed:
         sys.exit(1)
 

@@ -39,6 +39,7 @@ def kfold(args: list[str]) -> None:
             print_cv(aggregate(files.path), files.path)
         return
     refuse_under_a_launcher()
+    _refuse_in_a_sweep(is_in_process=given.in_process, has_seeds=given.seeds is not None)
     check_name(given.name)
     baseline = _baseline(given.cheap, given.baseline, placement)
     check_cluster(placement)
@@ -152,6 +153,19 @@ def refuse_under_a_launcher() -> None:
         raise UnavailableError(
             "deeplab kfold starts one process per fold itself; run it without torchrun or srun, and set "
             "trainer.devices for the processes of each fold."
+        )
+
+
+def _refuse_in_a_sweep(*, is_in_process: bool, has_seeds: bool) -> None:
+    """Refuse what would log several trainings or results as the one run of a trial.
+
+    Raises:
+        ValueError: If an agent of a W&B sweep started this process with such options.
+    """
+    if "WANDB_SWEEP_ID" in os.environ and (is_in_process or has_seeds):
+        raise UserError(
+            "a trial of a W&B sweep is one run, the pooled result of one experiment: leave out --in_process and "
+            "--seeds. A seed can be a parameter of the sweep: seed_everything."
         )
 
 

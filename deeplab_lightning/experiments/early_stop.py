@@ -129,23 +129,34 @@ class EarlyStop:
     Args:
         baseline: The experiment to beat.
         experiments: The experiment, one per seed, with the same folds.
+
+    Raises:
+        DataError: If an earlier decision is damaged.
     """
 
     def __init__(self, baseline: Baseline, experiments: Sequence[Experiment]) -> None:
         self._baseline, self._experiments = baseline, list(experiments)
         self._started: set[int] = set()
+        self._has_record()  # before anything runs
 
     def is_wanted(self, fold: int) -> bool:
         """Check whether a fold is to be trained; one that another seed has started is, so that seeds stay paired."""
         if self._is_started(fold):
             return True
-        if any(ExperimentFolder(own.folder).read_stopped() is not None for own in self._experiments):
+        if self._has_record():
             return False
         with suppress(DataError, MissingFileError):  # without results there is nothing to decide by
             if self._has_stopped():
                 return False
         self._started.add(fold)
         return True
+
+    def _has_record(self) -> bool:
+        """Check whether a decision to stop was recorded."""
+        records = [
+            ExperimentFolder(own.folder).read_stopped() for own in self._experiments
+        ]  # all, to find damaged ones
+        return any(record is not None for record in records)
 
     def _is_started(self, fold: int) -> bool:
         return fold in self._started or any(own.is_finished(fold) for own in self._experiments)

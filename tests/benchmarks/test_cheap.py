@@ -94,7 +94,7 @@ def test_stopping_saves_trainings_and_finds_as_much(name: str, compared: Compare
 
 
 def p_values(differences: Floats, n_folds: int) -> Floats:
-    """Return the (R, K) two-sided p-values of (R, K) differences after each number of folds, as `weighted_t` has them."""
+    """Return the two-sided p-values of (R, K) differences after each number of folds, as `weighted_t` has them."""
     found = np.ones(differences.shape)
     for count in range(2, n_folds + 1):
         part = differences[:, :count]
