@@ -87,7 +87,8 @@ test-versions:  ## run the fast tests with the lowest versions, then with the ne
 
 bench: install-dev  ## measure folds, verdicts, scale, loader, memory, parity, backbones, speed, suspects, in minutes
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
-		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py tests/benchmarks/test_scale.py
+		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py tests/benchmarks/test_scale.py \
+		tests/benchmarks/test_cheap.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py tests/benchmarks/test_suspects.py
 	$(BENCH) tests/benchmarks/test_engines.py

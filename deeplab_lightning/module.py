@@ -13,13 +13,15 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, find_in_tiles, find_labels, label_images
+from deeplab_lightning.last_validation import may_be_last
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.calibration import ConfidenceCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
+from deeplab_lightning.metrics.details import image_details
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS, class_iou, foreground_figures, summarize
 from deeplab_lightning.metrics.mean import WeightedMean
-from deeplab_lightning.metrics.per_image import ImageMatrices
+from deeplab_lightning.metrics.per_image import ImageDetails, ImageMatrices
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, default_optimizer, parameter_groups
@@ -117,6 +119,8 @@ class SegmentationModule(SavedModule):
         self.confidences = ConfidenceCounts()  # in `validate` and `test`, likewise
         self.per_image = ImageMatrices(net.num_classes)
         """Confusion matrices of the images of this process in the last evaluation."""
+        self.details: ImageDetails | None = None
+        """Contours and objects by size of the images of this process, in the last validation of a training."""
         self.cpu_kernels, self.door = cpu_kernels, kernels.Door()
 
     def setup(self, stage: str) -> None:
@@ -233,6 +237,7 @@ class SegmentationModule(SavedModule):
     def on_validation_epoch_start(self) -> None:
         """Discard the counts of the previous evaluation."""
         self.per_image.clear()
+        self.details = ImageDetails(self.net.num_classes) if may_be_last(self.trainer) else None
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -267,6 +272,8 @@ class SegmentationModule(SavedModule):
             matrices = per_image_confusion(labels, batch.mask, self.net.num_classes)  # (B, K, K)
             self.confusion[stage].update(matrices)  # type: ignore[operator]
             self.per_image.add(batch.names, matrices)
+            if self.details is not None:
+                self.details.add(batch.names, image_details(labels, batch.mask, self.net.num_classes))
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]

@@ -19,13 +19,14 @@ import yaml
 from deeplab_lightning.data.folds.balance import balance_fault
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import make_unused_folder, read_lines, unused_path, write_text
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
 from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read_rows
 
 RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"
 """Environment variable with the run's folder, for the processes that Lightning starts for DDP."""
 _FOLDS, _BALANCE, _IMAGES, _LAST_IMAGES = "folds.csv", "balance.csv", "image_matrices.npz", "last_image_matrices.npz"
-RECORD_FILES = (_IMAGES, _LAST_IMAGES, _FOLDS, _BALANCE)
+_LAST_DETAILS = "last_image_details.npz"
+RECORD_FILES = (_IMAGES, _LAST_IMAGES, _LAST_DETAILS, _FOLDS, _BALANCE)
 """Files of a run that `deeplab compare` reads in addition to its result; a W&B run keeps copies of them."""
 _EVALUATIONS = {"val": "result_validate.json", "test": "result_test.json"}  # stage -> result of a later evaluation
 _MAX_WAIT = 300  # seconds for the first process to choose a folder
@@ -274,6 +275,8 @@ class RunFolder(_Folder):
         """Confusion matrix of each validation image at the best epoch."""
         self.last_images = self.path / _LAST_IMAGES
         """The same at the last epoch."""
+        self.last_details = self.path / _LAST_DETAILS
+        """Contours and objects by size of each validation image at the last epoch."""
         self.result = self.path / "result.json"
         self.checkpoints = self.path / "checkpoints"
         self.best, self.last = self.checkpoints / "best.ckpt", self.checkpoints / "last.ckpt"
@@ -457,6 +460,22 @@ class RunFolder(_Folder):
         """Read the matrices of the validation images at the last epoch; None for a run of an earlier version."""
         return PerImageConfusion.read(self.last_images) if self.last_images.is_file() else None
 
+    def write_last(self, images: PerImageConfusion, details: PerImageDetails | None) -> None:
+        """Write the matrices of the last epoch, and its details in place of an earlier epoch's.
+
+        Args:
+            images: Matrices of the validation images.
+            details: Contours and objects of the same images; None if they were not counted.
+        """
+        self.last_details.unlink(missing_ok=True)  # first, so that a kill leaves none of another epoch
+        images.write(self.last_images)
+        if details is not None:
+            details.write(self.last_details)
+
+    def read_last_details(self) -> PerImageDetails | None:
+        """Read contours and objects of the validation images at the last epoch; None if they were not counted."""
+        return PerImageDetails.read(self.last_details) if self.last_details.is_file() else None
+
 
 def _result_fault(result: Any) -> str | None:
     """Describe why a value is no content of `result.json`; None if it is."""
@@ -495,6 +514,8 @@ class ExperimentFolder(_Folder):
         self.suspects = SuspectsFolder(self.path / "suspects")
         self.calibration, self.calibration_figure = self.path / "calibration.json", self.path / "calibration.png"
         """Temperature of the probabilities, and how well they agree with the labels before and after."""
+        self.stopped = self.path / "stopped.json"
+        """Why `kfold --cheap` does not train the other folds."""
         self.queue, self.queue_logs = self.path / "queue.json", self.path / "queue_logs"
         """Folds that a cluster's queue trains with the ids of their jobs, and what the jobs printed."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
@@ -549,6 +570,25 @@ class ExperimentFolder(_Folder):
         except (OSError, ValueError, RecursionError):
             return None
         return content if isinstance(content, dict) else None
+
+    def write_stopped(self, content: Mapping[str, Any]) -> None:
+        """Write `stopped.json`."""
+        write_text(self.stopped, json.dumps(content, indent=1) + "\n")
+
+    def read_stopped(self) -> dict[str, Any] | None:
+        """Read `stopped.json`; None without one.
+
+        Raises:
+            DataError: If it is damaged.
+        """
+        if not self.stopped.is_file():
+            return None
+        try:
+            content = json.loads(self.stopped.read_text(encoding="utf-8"))
+            known = {"baseline": str(content["baseline"]), "chance": float(content["chance"])}
+            return known | {key: [int(fold) for fold in content[key]] for key in ("folds", "planned")}
+        except (ValueError, RecursionError, TypeError, KeyError) as error:
+            raise DataError(f"{self.stopped}: is damaged ({error}). Delete it to train the other folds.") from error
 
     def is_logged(self, key: str) -> bool:
         """Check whether W&B got the result with this key last."""

@@ -140,6 +140,7 @@ def test_results_come_back(tmp_path: Path) -> None:
         ("confusion_matrix.csv", RunFolder.read_confusion),
         ("folds.csv", RunFolder.read_groups),
         ("balance.csv", RunFolder.read_balance),
+        ("stopped.json", lambda run: ExperimentFolder(run.path).read_stopped()),
         ("predictions.csv", lambda run: PredictionFolder(run.path).read_masks()),
     ],
 )

@@ -23,7 +23,7 @@ from deeplab_lightning.inference.engines import EngineNet
 from deeplab_lightning.inference.exported import ExportedNet
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.metrics.iou import FOREGROUND_KEYS
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import Kind
 from deeplab_lightning.models.cost import network_cost
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
@@ -96,8 +96,9 @@ class RunRecord(L.Callback):
     last: if it exists, the training is finished. Its `val` block, `confusion_matrix.csv` and `image_matrices.npz` (the
     confusion matrix of each image) belong to the epoch with the best `val/miou`, whose weights are in
     `checkpoints/best.ckpt`; its `last` block and `last_image_matrices.npz` to the last epoch, which was not chosen on
-    the images that it is reported on. Later validations and tests write `result_validate.json` and `result_test.json`,
-    numbered if they exist.
+    the images that it is reported on. `last_image_details.npz` holds contours and objects by size, which are counted
+    where a validation may be the last (see `may_be_last`). Later validations and tests write `result_validate.json` and
+    `result_test.json`, numbered if they exist.
 
     Args:
         seed: Seed of the training, written to `result.json`.
@@ -168,8 +169,9 @@ class RunRecord(L.Callback):
             images = None if module is None else _gather(module.per_image.collect())
             folder = RunFolder(trainer.default_root_dir)
             is_written = trainer.is_global_zero and not _is_dry_run(trainer)
+            details = None if module is None or module.details is None else _gather(module.details.collect())
             if images is not None and is_written:
-                images.write(folder.last_images)
+                folder.write_last(images, details)
             figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             earlier = self._progress.figures
             if earlier and best_row([earlier, figures], trainer) is earlier:
@@ -263,13 +265,13 @@ def _cost(net: nn.Module) -> dict[str, float | None]:
         return {"mega_parameters": round(sum(p.numel() for p in net.parameters()) / 1e6, 3), "giga_macs": None}
 
 
-def _gather(images: PerImageConfusion) -> PerImageConfusion:
+def _gather(images: Kind) -> Kind:
     """Return the images of all processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return images
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, images)
-    return PerImageConfusion.joined(parts)
+    return type(images).joined(parts)
 
 
 def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:

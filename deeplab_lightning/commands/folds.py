@@ -2,6 +2,8 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from deeplab_lightning.commands.placement import Placement
@@ -9,6 +11,7 @@ from deeplab_lightning.commands.queueing import queue_folds, watch
 from deeplab_lightning.commands.training import run_training_command, try_to_build
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv
+from deeplab_lightning.experiments.early_stop import Baseline, EarlyStop
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.experiments.job_table import JobTable
 from deeplab_lightning.experiments.jobs import Interrupted, Job, JobState, Launcher, run_jobs
@@ -29,6 +32,8 @@ def run_experiments(
     command: str,
     has_predictions: bool = False,
     resume_command: str = "run the same command again",
+    is_cheap: bool = False,
+    baseline: Baseline | None = None,
 ) -> bool:
     """Train the folds that are not finished, and pool the results.
 
@@ -39,6 +44,8 @@ def run_experiments(
         command: `kfold` or `grid`.
         has_predictions: Whether the out-of-fold predictions are written too.
         resume_command: Command that continues after an interruption, for the message.
+        is_cheap: Whether experiments are stopped that can hardly be found better any more.
+        baseline: What they have to beat; the first experiment, with its seeds, if None.
 
     Returns:
         Whether the trainings have ended; False if they were left in a queue, whose last job pools them.
@@ -54,7 +61,10 @@ def run_experiments(
         states = watch(folder) if ExperimentFolder(folder).queue.is_file() else []
         pool(experiments, [state for state in states if state.state != "finished"])
         return True
-    everything = [e.job(fold, has_predictions=has_predictions) for e in experiments for fold in e.folds]
+    if is_cheap:
+        everything = _cheap_jobs(experiments, baseline, has_predictions=has_predictions)
+    else:
+        everything = [e.job(fold, has_predictions=has_predictions) for e in experiments for fold in e.folds]
     jobs = [job for job in everything if job.commands]
     if len(jobs) < len(everything):
         table_console().print(f"{len(everything) - len(jobs)} of {len(everything)} folds are finished already.")
@@ -63,10 +73,36 @@ def run_experiments(
     return True
 
 
+def _cheap_jobs(experiments: Sequence[Experiment], baseline: Baseline | None, *, has_predictions: bool) -> list[Job]:
+    """Return the jobs of experiments fold by fold, with all seeds of one together; each asks whether it is wanted."""
+    recipes: dict[str, list[Experiment]] = {}
+    for experiment in experiments:
+        recipes.setdefault(_hash_without_seeds(experiment), []).append(experiment)
+    first = next(iter(recipes.values()))
+    jobs = []
+    for recipe in recipes.values():
+        stop = None
+        if baseline is not None or recipe is not first:
+            own = baseline or Baseline(first[0].folder.name, [own.folder for own in first])
+            stop = EarlyStop(own, recipe)
+        for fold in recipe[0].folds:
+            of_fold = [experiment.job(fold, has_predictions=has_predictions) for experiment in recipe]
+            jobs += of_fold if stop is None else [replace(j, is_wanted=partial(stop.is_wanted, fold)) for j in of_fold]
+    return jobs
+
+
+def _hash_without_seeds(experiment: Experiment) -> str:
+    """Return the hash of the settings of an experiment that is not of its seeds."""
+    data = {**experiment.config["data"], "seed": None}
+    return settings_hash({**experiment.config, "seed_everything": None, "data": data})
+
+
 def _run_attached(jobs: Sequence[Job], placement: Placement, resume_command: str) -> list[JobState]:
     """Run jobs that end with this process, and return the failed ones."""
     if placement.is_in_process:
         for job in jobs:
+            if not job.is_wanted():
+                continue
             job.folder.mkdir(parents=True, exist_ok=True)
             with locked(job.folder):
                 for command in job.commands:
@@ -98,8 +134,9 @@ def pool(experiments: Sequence[Experiment], failed: Sequence[JobState]) -> None:
     for state in failed:
         _print_failure(state)
     for experiment in experiments:  # last, since it may wait for a server
-        if all(experiment.is_finished(fold) for fold in experiment.folds):
-            log_cv(results[experiment.folder], experiment.folder, experiment.config, group=experiment.group)
+        result = results.get(experiment.folder)
+        if result and (result.stopped or all(experiment.is_finished(fold) for fold in experiment.folds)):
+            log_cv(result, experiment.folder, experiment.config, group=experiment.group)
     if failed:
         sys.exit(1)
 
@@ -128,9 +165,8 @@ def _try_to_build(experiments: Sequence[Experiment], *, is_elsewhere: bool = Fal
     for experiment in experiments:
         folds = [f for f in experiment.folds if not experiment.is_finished(f)]
         new = [run for run in map(experiment.fold_folder, folds) if not run.last.is_file()]
-        config = {**experiment.config, "seed_everything": None, "data": {**experiment.config["data"], "seed": None}}
-        if new and settings_hash(config) not in tried:
-            tried.add(settings_hash(config))
+        if new and (settings := _hash_without_seeds(experiment)) not in tried:
+            tried.add(settings)
             try_to_build(["-c", str(new[0].job), *(machine if is_elsewhere else [])])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
 from deeplab_lightning.commands.folds import run_experiments
-from deeplab_lightning.commands.kfold import check_place
+from deeplab_lightning.commands.kfold import check_machine, refuse_cheap_queue
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.parsers import grid_parser
 from deeplab_lightning.commands.placement import Placement
@@ -18,6 +18,7 @@ from deeplab_lightning.commands.queueing import check_cluster, refuse_queued
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.config import read_config
 from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.experiments.early_stop import check_number_of_folds
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.runs import ExperimentFolder
 
@@ -116,10 +117,11 @@ def grid(args: list[str]) -> None:
         for name, options in chosen.items():
             print(f"{name}: {shlex.join(options)}")
         return
-    check_place()
+    check_machine()
     for name in (given.name or grid_file.name, *chosen):
         check_name(name)
     folder = Path(given.output_dir or grid_file.output_dir) / (given.name or grid_file.name)
+    refuse_cheap_queue(given.cheap, placement)
     check_cluster(placement)
     refuse_queued(folder, placement)
     experiments = []
@@ -129,12 +131,19 @@ def grid(args: list[str]) -> None:
             config["data"]["n_folds"] = grid_file.n_folds
         placement.refuse_several_nodes(config)
         folds = fold_list(grid_file.folds, config["data"]["n_folds"])
+        if given.cheap:
+            check_number_of_folds(folds)
         # With the grid's name, since different grids often use the same labels.
         experiments.append(Experiment.prepare(folder / name, config, folds, name=f"{folder.name}/{name}"))
     has_ended = True
     try:
         has_ended = run_experiments(
-            experiments, placement, folder=folder, command="grid", has_predictions=grid_file.predictions
+            experiments,
+            placement,
+            folder=folder,
+            command="grid",
+            has_predictions=grid_file.predictions,
+            is_cheap=given.cheap,
         )
     finally:
         if has_ended and not isinstance(sys.exception(), KeyboardInterrupt):

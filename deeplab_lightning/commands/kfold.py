@@ -18,6 +18,7 @@ from deeplab_lightning.commands.queueing import check_cluster, refuse_queued
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
+from deeplab_lightning.experiments.early_stop import Baseline
 from deeplab_lightning.experiments.experiment import Experiment, fold_list
 from deeplab_lightning.experiments.folder_choice import give_back, lock_folder, take_folder
 from deeplab_lightning.experiments.locks import check_system
@@ -38,8 +39,10 @@ def kfold(args: list[str]) -> None:
         for files in ExperimentFolder(given.aggregate).seeds() or [ExperimentFolder(given.aggregate)]:
             print_cv(aggregate(files.path), files.path)
         return
-    check_place()
+    check_machine()
+    _refuse_in_a_sweep(is_in_process=given.in_process, has_seeds=given.seeds is not None)
     check_name(given.name)
+    baseline = _baseline(given.cheap, given.baseline, placement)
     check_cluster(placement)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
@@ -54,6 +57,8 @@ def kfold(args: list[str]) -> None:
         refuse_queued(folder, placement)
         try:
             experiments = _prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]), seeds)
+            if baseline is not None:
+                baseline.check(experiments)
         except BaseException:
             give_back(folder)
             raise
@@ -63,6 +68,8 @@ def kfold(args: list[str]) -> None:
             folder=folder,
             command="kfold",
             has_predictions=given.predictions,
+            is_cheap=given.cheap,
+            baseline=baseline,
             resume_command=shlex.join(
                 ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
             ),
@@ -82,6 +89,28 @@ def finish_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
         _print_seeds(folder, experiments)
         if any(run.result.is_file() for seed in ExperimentFolder(folder).seeds() for run in seed.runs()):
             write_page_of(folder)
+
+
+def _baseline(is_cheap: bool, folder: Path | None, placement: Placement) -> Baseline | None:
+    """Find the experiment that `--cheap` compares with; None without the option.
+
+    Raises:
+        ValueError: If one option is given without the other, or the folds train in a queue.
+    """
+    if is_cheap != (folder is not None):
+        raise UserError("--cheap and --baseline go together: --cheap --baseline runs/A stops what cannot beat runs/A.")
+    refuse_cheap_queue(is_cheap, placement)
+    return None if folder is None else Baseline.find(folder)
+
+
+def refuse_cheap_queue(is_cheap: bool, placement: Placement) -> None:
+    """Refuse `--cheap` where all folds are queued at once, so that none waits for the others' results.
+
+    Raises:
+        ValueError: If it is given with `--launcher slurm`.
+    """
+    if is_cheap and placement.slurm is not None:
+        raise UserError("--cheap decides between folds, and --launcher slurm queues all at once: use local or ray.")
 
 
 def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list[int] | None) -> list[Experiment]:
@@ -115,7 +144,7 @@ def _print_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
         )
 
 
-def check_place() -> None:
+def check_machine() -> None:
     """Refuse to run under torchrun or srun, where every process would start all folds, and on Windows.
 
     Raises:
@@ -126,6 +155,19 @@ def check_place() -> None:
         raise UnavailableError(
             "deeplab kfold starts one process per fold itself; run it without torchrun or srun, and set "
             "trainer.devices for the processes of each fold."
+        )
+
+
+def _refuse_in_a_sweep(*, is_in_process: bool, has_seeds: bool) -> None:
+    """Refuse what would log several trainings or results as the one run of a trial.
+
+    Raises:
+        ValueError: If an agent of a W&B sweep started this process with such options.
+    """
+    if "WANDB_SWEEP_ID" in os.environ and (is_in_process or has_seeds):
+        raise UserError(
+            "a trial of a W&B sweep is one run, the pooled result of one experiment: leave out --in_process and "
+            "--seeds. A seed can be a parameter of the sweep: seed_everything."
         )
 
 

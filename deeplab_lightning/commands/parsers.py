@@ -34,6 +34,12 @@ def kfold_parser() -> OptionParser:
     )
     parser.add_argument("--predictions", action="store_true", help="also write the out-of-fold predictions")
     parser.add_argument("--aggregate", metavar="FOLDER", help="only pool the finished folds of an experiment")
+    parser.add_argument(
+        "--cheap",
+        action="store_true",
+        help="train no further fold once the experiment can hardly be found better than --baseline any more",
+    )
+    parser.add_argument("--baseline", type=Path, help="folder of the experiment to beat, for --cheap")
     _add_launcher_options(parser)
     return parser
 
@@ -48,6 +54,11 @@ def grid_parser() -> OptionParser:
     parser.add_argument("-c", "--config", required=True, help="grid file, such as configs/grids/backbones.yaml")
     parser.add_argument("--name", help="name of the grid's folder; that of the grid file if not given")
     parser.add_argument("--output_dir", help="folder that holds the grid's folder; that of the grid file if not given")
+    parser.add_argument(
+        "--cheap",
+        action="store_true",
+        help="train no further fold of an experiment that can hardly be found better than the first one any more",
+    )
     parser.add_argument("--list", action="store_true", help="list the experiments with their options, and stop")
     _add_launcher_options(parser)
     return parser

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +15,7 @@ from rich.table import Table
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_text
 from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
@@ -44,6 +45,9 @@ class CrossValidation:
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
         notes: Limits of the result, such as folds that are left out because their files are damaged.
+        stopped: Name of the baseline that `kfold --cheap` stopped the experiment for, if folds are missing since then.
+        details: Contours and objects by size of the held-out images at the last epoch; None if a fold has none, and
+            where `epoch` is `best`.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
     """
 
@@ -57,6 +61,8 @@ class CrossValidation:
     epoch: Epoch = "best"
     best_miou: float = math.nan
     notes: tuple[str, ...] = ()
+    stopped: str = ""
+    details: PerImageDetails | None = None
     seeds: "tuple[CrossValidation, ...]" = ()
 
     @property
@@ -163,6 +169,8 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
             )
     notes += _epoch_notes(folder, results)
     folds = [result["fold"] or 0 for result in results]
+    stopped = _stopped(folder, folds)
+    notes += [stopped[1]] if stopped else []
     best, last = [record.best for record in records], [record.last for record in records]
     has_last = epoch == "last" and all(part is not None for part in last)
     parts = last if has_last else best
@@ -182,7 +190,32 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         epoch="last" if has_last else "best",
         best_miou=_pooled_miou(best) if has_last else math.nan,
         notes=tuple(notes),
+        stopped=stopped[0] if stopped else "",
+        details=_details(runs) if has_last else None,
     )
+
+
+def _stopped(folder: Path, folds: Sequence[int]) -> tuple[str, str] | None:
+    """Return the baseline that an experiment was stopped for, and a note; None if all planned folds are there."""
+    try:
+        found = ExperimentFolder(folder).read_stopped()
+    except DataError as error:
+        return "an unknown baseline", str(error)
+    if found is None or set(found["planned"]) <= set(folds):
+        return None
+    return found["baseline"], (
+        f"{folder.name} was stopped early after {len(found['folds'])} of {len(found['planned'])} folds: its chance to "
+        f"be found better than {found['baseline']} was {found['chance']:.3f}. --resume without --cheap trains the rest."
+    )
+
+
+def _details(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> PerImageDetails | None:
+    """Read the details of the images of all folds; None if a fold has none, or damaged ones."""
+    with suppress(DataError):
+        parts = [run.read_last_details() for run, _ in runs]
+        if known := [part for part in parts if part is not None]:
+            return PerImageDetails.joined(known) if len(known) == len(parts) else None
+    return None
 
 
 def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:

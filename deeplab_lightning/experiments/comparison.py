@@ -1,10 +1,11 @@
 """Compare experiments on the same images, with intervals of their mIoU and of the differences."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, is_outdated, read_cv
 from deeplab_lightning.experiments.comparison_notes import class_notes, fold_notes, seed_notes
 from deeplab_lightning.experiments.contributions import Contributions, image_margins
+from deeplab_lightning.experiments.details import compare_details
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.names import folder_label, recipe_label
 from deeplab_lightning.experiments.pairing import (
@@ -30,7 +32,7 @@ from deeplab_lightning.experiments.significance import (
     detectable_difference,
     holm,
 )
-from deeplab_lightning.experiments.verdict import decide, differing_settings, no_verdict
+from deeplab_lightning.experiments.verdict import decide, differing_settings, no_verdict, stopped_verdict
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
@@ -117,7 +119,7 @@ def compare_results(
     for recipe, label, result, images in zip(recipes, labels, results, sets, strict=True):
         entries.append(_entry(recipe, label, result, images, entries[0] if entries else None))
     folds_decide = all(are_folds_compared(entries[0], entry) for entry in entries[1:])
-    known, basis = [images for images in sets if images is not None], "folds"
+    known, basis, details = [images for images in sets if images is not None], "folds", None
     if known:
         groups = next(filter(None, (read_groups(folder, known[0].names) for folder in folders)), None)
         basis = "images" if groups is None else "groups of images"
@@ -129,12 +131,15 @@ def compare_results(
         if not folds_decide:
             entries = [_classes_over_images(entry, of_units, index) for index, entry in enumerate(entries)]
         found_notes = [*found_notes, *resampled.notes]
+        details = compare_details(
+            results, known[0].names, groups, are_folds_compared=folds_decide, num_resamples=num_resamples
+        )
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
     all_notes = [*damaged, *class_notes(entries), *found_notes, *fold_notes(entries), *seed_notes(entries), *notes]
     class_basis = "folds" if folds_decide else basis
-    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes)
+    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes, details=details)
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -174,9 +179,10 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
     """
     base, configs = entries[0], [read_config(entry.folder) for entry in entries]
+    stopped = [next((own.label for own in (entry, base) if own.cv.stopped), "") for entry in entries]
     decided = [
-        (UNKNOWN, "") if others else _deciding(base, entry, basis)
-        for entry, others in zip(entries, other_truths, strict=True)
+        (UNKNOWN, "") if others or early else _deciding(base, entry, basis)
+        for entry, others, early in zip(entries, other_truths, stopped, strict=True)
     ]
     adjusted = holm([math.nan, *(difference.p for difference, _ in decided[1:])])
     judged = [base]
@@ -184,6 +190,9 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         entry, (difference, over) = entries[index], decided[index]
         if other_truths[index]:
             judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
+            continue
+        if stopped[index]:
+            judged.append(_untested(entry, base, stopped[index], differing_settings(configs[0], configs[index])))
             continue
         verdict = decide(
             (entry.label, base.label),
@@ -196,6 +205,21 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         class_p = tuple(map(float, holm([item.p for item in entry.per_class or ()])))
         judged.append(replace(entry, adjusted_p=float(adjusted[index]), adjusted_class_p=class_p, verdict=verdict))
     return judged
+
+
+def _untested(entry: Entry, base: Entry, stopped: str, differing: Mapping[str, tuple[Any, Any]]) -> Entry:
+    """Return an entry without intervals and p-values of differences, which early stopping makes wrong."""
+    known = [entry.over_folds, entry.over_images, *(entry.per_class or ())]
+    over_folds, over_images, *per_class = (
+        None if own is None else Difference(own.mean, math.nan, math.nan, math.nan) for own in known
+    )
+    return replace(
+        entry,
+        over_folds=over_folds,
+        over_images=over_images,
+        per_class=None if entry.per_class is None else [own for own in per_class if own is not None],
+        verdict=stopped_verdict((entry.label, base.label), stopped, entry.difference, differing),
+    )
 
 
 def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:
@@ -246,7 +270,7 @@ def _over_images(entry: Entry, resampled: Resampled, index: int, of_units: Seque
         index: Its place among the experiments.
         of_units: (U, 3, K) margins of the images or groups of each experiment, see `margins`.
     """
-    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.iou[index]), entry.miou))
+    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.figures[index]), entry.miou))
     if index == 0:
         return entry
     return replace(entry, over_images=Contributions.of(of_units[0], of_units[index]).miou())

@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from deeplab_lightning.experiments.details import KEYS
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.tables import csv_text_of_dicts
 
@@ -11,7 +12,7 @@ from deeplab_lightning.tables import csv_text_of_dicts
 def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
     """Return one row per experiment, as in the CSV file: figures by column, nan or None if unknown."""
     rows = []
-    for entry in comparison.entries:
+    for index, entry in enumerate(comparison.entries):
         folds, images = entry.over_folds, entry.over_images
         row: dict[str, Any] = {
             "experiment": entry.label,
@@ -38,6 +39,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "detectable_difference": entry.verdict.detectable if entry.verdict else math.nan,
             **entry.cost,
         }
+        if comparison.details is not None:
+            row |= dict(zip(KEYS, map(float, comparison.details[index].means), strict=True))
         row |= {f"iou/{name}": float(v) for name, v in zip(comparison.class_names, entry.iou, strict=True)}
         rows.append(row)
     return rows

@@ -8,9 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab_lightning.experiments.aggregate import CrossValidation
-from deeplab_lightning.experiments.significance import (
-    Difference,
-)
+from deeplab_lightning.experiments.details import Details
+from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import LEVEL, Verdict
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -98,6 +97,7 @@ class Comparison:
         class_basis: What the differences of the classes are over: `folds`, `images` or `groups of images`.
         notes: Limits of the comparison, one sentence each.
         pairs: Verdicts of every pair; None if they were not asked for.
+        details: Contours and objects by size of each experiment; None if any has none.
     """
 
     entries: list[Entry]
@@ -107,6 +107,7 @@ class Comparison:
     class_basis: str
     notes: list[str]
     pairs: list[Verdict] | None = None
+    details: list[Details] | None = None
 
     @property
     def sentences(self) -> list[str]:

@@ -18,7 +18,7 @@ from deeplab_lightning.runs import RunFolder
 _REDRAW_SECONDS = 0.5
 _OTHER_LINES = 6  # lines of the terminal for the table's frame, its header and its caption
 # The last states are hidden first.
-_ORDER = {"running": 0, "failed": 1, "lost": 2, "stopped": 3, "waiting": 4, "finished": 5}
+_ORDER = {"running": 0, "failed": 1, "lost": 2, "stopped": 3, "waiting": 4, "skipped": 5, "finished": 6}
 _COLORS = {"finished": "green", "failed": "red", "running": "cyan"}
 
 

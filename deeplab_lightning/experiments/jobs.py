@@ -26,12 +26,14 @@ class Job:
             out.
         is_finished: Function that checks whether the result exists. An exit status of 0 is not enough,
             since a process may end before its result is written.
+        is_wanted: Function that checks, when its turn comes, whether the job is still worth running.
     """
 
     name: str
     commands: Sequence[Sequence[str]]
     folder: Path
     is_finished: Callable[[], bool]
+    is_wanted: Callable[[], bool] = lambda: True
 
 
 class Process(Protocol):
@@ -66,7 +68,8 @@ class JobState:
 
     Attributes:
         job: The job.
-        state: `waiting`, `running`, `finished`, `failed`, `stopped`, or `lost` by a cluster, which starts it again.
+        state: `waiting`, `running`, `finished`, `failed`, `stopped`, `skipped` since nobody wants it any more,
+            or `lost` by a cluster, which starts it again.
         started: Start time of the first command, by `time.monotonic`.
         seconds: Time since the start in seconds.
         error: Reason why it could not be started, or the signal that ended it.
@@ -131,6 +134,9 @@ def run_jobs(
             while not received and (waiting or any(state.state == "running" for state in states)):
                 while waiting and slots:
                     state = waiting.popleft()
+                    if not state.job.is_wanted():
+                        state.state = "skipped"
+                        continue
                     state._slot, state.started = slots.popleft(), time.monotonic()
                     state._commands = deque(state.job.commands)
                     if not _start(state, launcher):

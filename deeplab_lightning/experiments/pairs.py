@@ -37,7 +37,7 @@ def compare_pairs(folders: Sequence[Path], *, epoch: Epoch = "last", num_resampl
     adjusted = holm([verdict.deciding.p for _, verdict in found])
     return [
         verdict
-        if math.isnan(verdict.deciding.mean)
+        if math.isnan(verdict.deciding.p)
         else replace(
             decide(names, verdict.deciding, verdict.basis, float(p), verdict.detectable, verdict.differing),
             basis=verdict.basis,

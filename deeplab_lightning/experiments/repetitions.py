@@ -16,7 +16,7 @@ from deeplab_lightning.experiments.aggregate import CrossValidation
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import SEEDS, differing_settings
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
 from deeplab_lightning.runs import ExperimentFolder
 
 Floats = npt.NDArray[np.float64]
@@ -135,5 +135,15 @@ def _pooled(parts: Sequence[CrossValidation]) -> CrossValidation:
         images=PerImageConfusion(sets[0].names, counts),
         best_miou=float(np.mean([part.best_miou for part in parts])),
         notes=tuple(note for part in parts for note in part.notes),
+        stopped=next((part.stopped for part in parts if part.stopped), ""),
+        details=_pooled_details(parts),
         seeds=tuple(parts),
     )
+
+
+def _pooled_details(parts: Sequence[CrossValidation]) -> PerImageDetails | None:
+    """Add up the details of the seeds of a recipe; None if a seed has none."""
+    known = [part.details for part in parts if part.details is not None]
+    if len(known) < len(parts) or any(own.names != known[0].names for own in known):
+        return None
+    return PerImageDetails(known[0].names, sum((own.counts for own in known[1:]), known[0].counts))

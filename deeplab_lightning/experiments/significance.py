@@ -1,7 +1,7 @@
 """Estimate intervals and p-values of paired differences, over folds and over images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,10 @@ from scipy.optimize import brentq
 
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.metrics.iou import truth_iou
-from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.metrics.per_image import PerImageCounts
 
 Floats = npt.NDArray[np.float64]
+Figure = Callable[[Floats], Floats]
 MIN_BOOTSTRAP_UNITS = 20
 """Fewer images or groups than these are left out one by one (jackknife) instead of resampled. A percentile interval of
 so few would be too narrow: with 4 groups, it excludes zero in one of four comparisons without any difference."""
@@ -47,6 +48,12 @@ class Difference:
 
 
 UNKNOWN = Difference(math.nan, math.nan, math.nan, math.nan)
+
+
+def pooled_iou(counts: Floats) -> Floats:
+    """Compute the (R, K) IoU of summed confusion matrices, (R, K * K)."""
+    k = round(counts.shape[-1] ** 0.5)
+    return truth_iou(counts.reshape(-1, k, k))
 
 
 def weighted_t(
@@ -134,23 +141,25 @@ def detectable_difference(found: Difference, *, level: float = 0.95, power: floa
     return float(errors) * error
 
 
-def bootstrap_iou(
-    sets: Sequence[PerImageConfusion],
+def bootstrap(
+    sets: Sequence[PerImageCounts],
     *,
+    figure: Figure = pooled_iou,
     groups: Sequence[str] | None = None,
     num_resamples: int = 2000,
     seed: int = 0,
-) -> npt.NDArray[np.float64]:
-    """Compute the IoU of bootstrap resamples of the images, with the same resamples for every set.
+) -> Floats:
+    """Compute figures, such as the IoU, of bootstrap resamples of the images, with the same ones for every set.
 
     Args:
-        sets: M sets of matrices of the same N images in the same order.
+        sets: M sets of counts of the same N images in the same order.
+        figure: Function of counts that are summed over images, (R, C) -> (R, F).
         groups: (N,) labels; images of one label are drawn together, as neighbours in a video must be.
         num_resamples: Number of resamples R.
         seed: Seed of the resamples.
 
     Returns:
-        (M, R, K) IoU of the pooled matrices; nan for classes that a resample lacks.
+        (M, R, F) figures; nan for classes that a resample lacks.
 
     Raises:
         ValueError: If the sets hold different images.
@@ -158,8 +167,7 @@ def bootstrap_iou(
     names = sets[0].names
     if any(other.names != names for other in sets):
         raise UserError("the sets hold different images; select the common ones with PerImageConfusion.keep.")
-    counts = [matrices.counts.astype(np.float64) for matrices in sets]
-    k = sets[0].num_classes
+    counts = [own.counts.astype(np.float64) for own in sets]
     labels = np.arange(len(names)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     num_units = int(labels.max()) + 1
     rng = np.random.default_rng(seed)
@@ -169,24 +177,24 @@ def bootstrap_iou(
         size = min(chunk, num_resamples - start)
         draws = rng.multinomial(num_units, np.full(num_units, 1 / num_units), size=size)
         weights = draws[:, labels.reshape(-1)].astype(np.float64)  # (size, N) number of draws of each image
-        parts.append(np.stack([truth_iou((weights @ values).reshape(size, k, k)) for values in counts]))
+        parts.append(np.stack([figure(weights @ values) for values in counts]))
     return np.concatenate(parts, axis=1)
 
 
-def leave_out_iou(sets: Sequence[PerImageConfusion], groups: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Compute the IoU without the images of one group, for each group in turn.
+def leave_out(sets: Sequence[PerImageCounts], groups: Sequence[str], *, figure: Figure = pooled_iou) -> Floats:
+    """Compute figures, such as the IoU, without the images of one group, for each group in turn.
 
     Args:
-        sets: M sets of matrices of the same N images in the same order.
+        sets: M sets of counts of the same N images in the same order.
         groups: (N,) labels of G groups, or the names of the images.
+        figure: See `bootstrap`.
 
     Returns:
-        (M, G, K) IoU of the pooled matrices; nan for classes that only the omitted group has.
+        (M, G, F) figures; nan for classes that only the omitted group has.
     """
     labels = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
     weights = (np.arange(labels.max() + 1)[:, None] != labels).astype(np.float64)  # (G, N)
-    k = sets[0].num_classes
-    return np.stack([truth_iou((weights @ values.counts.astype(np.float64)).reshape(-1, k, k)) for values in sets])
+    return np.stack([figure(weights @ own.counts.astype(np.float64)) for own in sets])
 
 
 def jackknife(values: npt.NDArray[np.float64], observed: float, *, level: float = 0.95) -> Difference:

@@ -95,6 +95,24 @@ def no_verdict(name: str, num_images: int) -> Verdict:
     return Verdict(text, Difference(math.nan, math.nan, math.nan, math.nan), "", math.nan, {})
 
 
+def stopped_verdict(
+    names: tuple[str, str], stopped: str, difference: float, differing: Mapping[str, tuple[Any, Any]]
+) -> Verdict:
+    """Say how far a comparison came that was stopped early, which tests nothing: bad luck is what stopped it.
+
+    Args:
+        names: Names of the experiment and of the baseline.
+        stopped: Name of the one that `kfold --cheap` stopped.
+        difference: Pooled difference over the folds so far.
+        differing: See `Verdict`.
+    """
+    text = (
+        f"{names[0]} - {names[1]}: {difference:+.3f} mIoU over the folds so far; {stopped} was stopped early, so this "
+        "is no test."
+    )
+    return Verdict(text, Difference(difference, math.nan, math.nan, math.nan), "", math.nan, dict(differing))
+
+
 def differing_settings(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the settings of two configurations that a result depends on and that differ, by dotted key.
 

@@ -66,6 +66,17 @@ def boundary_counts(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_r
     Returns:
         (B, 2, K) int64: pixels in the boundaries of truth and prediction, and in at least one of them.
     """
+    shared, truth, predicted = boundary_margins(preds, mask, num_classes, dilation_ratio=dilation_ratio).unbind(dim=1)
+    return torch.stack([shared, truth + predicted - shared], dim=1)
+
+
+def boundary_margins(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_ratio: float = 0.02) -> Tensor:
+    """Count the pixels in both boundaries and in each, per image; the arguments are those of `boundary_iou`.
+
+    Returns:
+        (B, 3, K) int64: pixels in the boundaries of truth and prediction, in that of the truth, in that of the
+        prediction.
+    """
     if not dilation_ratio > 0:
         raise UserError(f"dilation_ratio must be positive, got {dilation_ratio}.")
     target = mask.long()
@@ -75,7 +86,7 @@ def boundary_counts(preds: Tensor, mask: Tensor, num_classes: int, *, dilation_r
     truth = _count(target, truth_near, num_classes)
     predicted = _count(labels, labels_near, num_classes)
     shared = _count(target, truth_near & labels_near & (target == labels), num_classes)
-    return torch.stack([shared, truth + predicted - shared], dim=1)
+    return torch.stack([shared, truth, predicted], dim=1)
 
 
 def _is_near_contour(labels: Tensor, reach: int) -> Tensor:

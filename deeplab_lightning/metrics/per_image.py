@@ -1,9 +1,9 @@
-"""Store confusion matrices per image, to pool folds and to compare runs on the same images."""
+"""Store confusion matrices and other counts per image, to pool folds and to compare runs on the same images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,31 +13,32 @@ from torch import Tensor
 
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_atomically
+from deeplab_lightning.metrics.details import PARTS
 
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class PerImageConfusion:
-    """Hold the counts of (truth, prediction) pairs of each image.
+class PerImageCounts:
+    """Hold counts of each image.
 
     Attributes:
         names: N image keys, sorted.
-        counts: (N, K * K) int64, sparse: column t * K + p counts an image's pixels of class t predicted as p.
+        counts: (N, C) int64, sparse; what a column counts is for subclasses to say.
     """
 
     names: list[str]
     counts: csr_matrix
 
     @classmethod
-    def of(cls, images: Iterable[tuple[str, Any]]) -> "PerImageConfusion":
-        """Build the counts from pairs of name and (K, K) matrix, in any order."""
-        names, matrices = zip(*images, strict=True)
-        rows = [csr_matrix(np.asarray(matrix, dtype=np.int64).reshape(1, -1)) for matrix in matrices]
-        return cls._sorted(list(names), vstack(rows, format="csr"))
+    def of(cls, images: Iterable[tuple[str, Any]]) -> Self:
+        """Build the counts from pairs of name and array, in any order."""
+        names, arrays = zip(*images, strict=True)
+        rows = [csr_matrix(np.asarray(array, dtype=np.int64).reshape(1, -1)) for array in arrays]
+        return cls.sorted(list(names), vstack(rows, format="csr"))
 
     @classmethod
-    def read(cls, path: Path) -> "PerImageConfusion":
+    def read(cls, path: Path) -> Self:
         """Read a file that `write` wrote.
 
         Raises:
@@ -52,20 +53,21 @@ class PerImageConfusion:
                 counts = csr_matrix(arrays, tuple(map(int, content["shape"])))
                 names = [str(name) for name in content["names"]]
             counts.check_format(full_check=True)  # indices out of range crash the interpreter later
-            _check_counts(names, counts)
+            _check_counts(names, counts, cls._num_classes(counts.shape[1]))
         except Exception as error:  # the readers raise errors of many kinds for damaged files
             reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-            raise DataError(f"{path}: is damaged or holds no confusion matrices of images ({reason}).") from error
+            raise DataError(f"{path}: is damaged or holds no {cls._content()} of images ({reason}).") from error
         return cls(names, counts)
 
     @classmethod
-    def joined(cls, parts: Sequence["PerImageConfusion"]) -> "PerImageConfusion":
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """Join the images of several sets, sorted by name."""
         names = [name for part in parts for name in part.names]
-        return cls._sorted(names, vstack([part.counts for part in parts], format="csr"))
+        return cls.sorted(names, vstack([part.counts for part in parts], format="csr"))
 
     @classmethod
-    def _sorted(cls, names: list[str], counts: csr_matrix) -> "PerImageConfusion":
+    def sorted(cls, names: list[str], counts: csr_matrix) -> Self:
+        """Sort the images by name."""
         order = sorted(range(len(names)), key=names.__getitem__)
         return cls([names[i] for i in order], counts[order])
 
@@ -80,23 +82,78 @@ class PerImageConfusion:
         }
         write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
 
+    def keep(self, names: Sequence[str]) -> Self:
+        """Select images by name, in the order of the names."""
+        row_of = {name: row for row, name in enumerate(self.names)}
+        return type(self)(list(names), self.counts[[row_of[name] for name in names]])
+
     @property
     def num_classes(self) -> int:
         """Return the number of classes K."""
-        return round(self.counts.shape[1] ** 0.5)
+        return self._num_classes(self.counts.shape[1])
+
+    @staticmethod
+    def _num_classes(columns: int) -> int:
+        """Return the number of classes that columns belong to.
+
+        Raises:
+            ValueError: If these cannot be their number.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def _content() -> str:
+        """Name what is counted, for messages."""
+        raise NotImplementedError
+
+
+class PerImageConfusion(PerImageCounts):
+    """Hold the counts of (truth, prediction) pairs of each image: column t * K + p, of pixels of class t seen as p."""
 
     def total(self) -> Ints:
         """Sum the counts over all images, (K, K)."""
         sums = np.asarray(self.counts.sum(axis=0), dtype=np.int64)
         return sums.reshape(self.num_classes, self.num_classes)
 
-    def keep(self, names: Sequence[str]) -> "PerImageConfusion":
-        """Select images by name, in the order of the names."""
-        row_of = {name: row for row, name in enumerate(self.names)}
-        return PerImageConfusion(list(names), self.counts[[row_of[name] for name in names]])
+    @staticmethod
+    def _num_classes(columns: int) -> int:
+        k = round(columns**0.5)
+        if k**2 != columns:
+            raise ValueError(f"{columns} columns are no square matrix")
+        return k
+
+    @staticmethod
+    def _content() -> str:
+        return "confusion matrices"
 
 
-def _check_counts(names: Sequence[str], counts: csr_matrix) -> None:
+class PerImageDetails(PerImageCounts):
+    """Hold the counts of `image_details` of each image, flattened to one row."""
+
+    def of_units(self, units: Ints) -> Ints:
+        """Add up the counts of units of images, such as folds.
+
+        Args:
+            units: (N,) unit of each image, in [0, U).
+
+        Returns:
+            (U, 4, 3, K), see `image_details`.
+        """
+        add = csr_matrix((np.ones(len(units), dtype=np.int64), (units, np.arange(len(units)))))
+        return np.asarray((add @ self.counts).toarray(), dtype=np.int64).reshape(-1, len(PARTS), 3, self.num_classes)
+
+    @staticmethod
+    def _num_classes(columns: int) -> int:
+        if columns % (3 * len(PARTS)):
+            raise ValueError(f"{columns} columns are no counts of {len(PARTS)} parts")
+        return columns // (3 * len(PARTS))
+
+    @staticmethod
+    def _content() -> str:
+        return "boundaries and objects"
+
+
+def _check_counts(names: Sequence[str], counts: csr_matrix, num_classes: int) -> None:
     """Check that counts can be those of images.
 
     Raises:
@@ -104,41 +161,67 @@ def _check_counts(names: Sequence[str], counts: csr_matrix) -> None:
     """
     if len(names) != counts.shape[0] or len(set(names)) != len(names):
         raise ValueError(f"{len(set(names))} names of {counts.shape[0]} images")
-    if round(counts.shape[1] ** 0.5) ** 2 != counts.shape[1]:
-        raise ValueError(f"{counts.shape[1]} columns are no square matrix")
+    if num_classes < 1:
+        raise ValueError("no class")
     if not np.issubdtype(counts.dtype, np.integer) or (counts.data < 0).any():
         raise ValueError("negative or fractional counts")
 
 
-class ImageMatrices:
-    """Collect the confusion matrices of the images of a set.
+Kind = TypeVar("Kind", bound=PerImageCounts)
 
-    Matrices on a GPU stay there until `collect`, since each copy would wait for the device; others are kept sparse.
+
+class _Collector(Generic[Kind]):
+    """Collect the counts of the images of a set.
+
+    Counts on a GPU stay there until `collect`, since each copy would wait for the device; others are kept sparse.
+
+    Args:
+        kind: Class of the counts.
+        num_columns: Number of counts of an image.
+    """
+
+    def __init__(self, kind: type[Kind], num_columns: int) -> None:
+        self._kind, self._num_columns = kind, num_columns
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all images."""
+        self._names: list[str] = []
+        self._sparse: list[csr_matrix] = [csr_matrix((0, self._num_columns), dtype=np.int64)]
+        self._on_device: list[Tensor] = []
+
+    def add(self, names: Sequence[str], counts: Tensor) -> None:
+        """Add B images by name, with counts (B, ...) int64."""
+        self._names.extend(names)
+        flat = counts.flatten(1)
+        if flat.device.type == "cpu":
+            self._sparse.append(csr_matrix(flat.numpy()))
+        else:
+            self._on_device.append(flat.to(torch.int32))  # an image has fewer than 2**31 pixels
+
+    def collect(self) -> Kind:
+        """Return the counts of all images, which stay."""
+        moved = [csr_matrix(torch.cat(self._on_device).cpu().long().numpy())] if self._on_device else []
+        return self._kind.sorted(list(self._names), vstack([*self._sparse, *moved], format="csr"))
+
+
+class ImageMatrices(_Collector[PerImageConfusion]):
+    """Collect the confusion matrices (B, K, K) of the images of a set.
 
     Args:
         num_classes: Number of classes K.
     """
 
     def __init__(self, num_classes: int) -> None:
-        self._num_classes = num_classes
-        self.clear()
+        super().__init__(PerImageConfusion, num_classes**2)
 
-    def clear(self) -> None:
-        """Forget all images."""
-        self._names: list[str] = []
-        self._sparse: list[csr_matrix] = [csr_matrix((0, self._num_classes**2), dtype=np.int64)]
-        self._on_device: list[Tensor] = []
 
-    def add(self, names: Sequence[str], matrices: Tensor) -> None:
-        """Add B images by name, with counts (B, K, K) int64."""
-        self._names.extend(names)
-        flat = matrices.flatten(1)
-        if flat.device.type == "cpu":
-            self._sparse.append(csr_matrix(flat.numpy()))
-        else:
-            self._on_device.append(flat.to(torch.int32))  # an image has fewer than 2**31 pixels
+class ImageDetails(_Collector[PerImageDetails]):
+    """Collect the counts (B, 4, 3, K) of `image_details` of the images of a set.
 
-    def collect(self) -> PerImageConfusion:
-        """Return the counts of all images, which stay."""
-        moved = [csr_matrix(torch.cat(self._on_device).cpu().long().numpy())] if self._on_device else []
-        return PerImageConfusion._sorted(list(self._names), vstack([*self._sparse, *moved], format="csr"))
+    Args:
+        num_classes: Number of classes K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(PerImageDetails, 3 * len(PARTS) * num_classes)

@@ -1,5 +1,7 @@
 """Log the pooled result of a K-fold experiment as an extra W&B run."""
 
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.experiments.aggregate import CrossValidation
-from deeplab_lightning.runs import ExperimentFolder, confusion_rows
+from deeplab_lightning.runs import ExperimentFolder, RunFolder, confusion_rows
 from deeplab_lightning.tracking.mode import choose_mode
 
 
 def log_cv(result: CrossValidation, folder: Path, config: dict[str, Any], *, group: str) -> None:
-    """Log table, confusion matrix, figure and report page once, in the W&B group of the folds.
+    """Log figures, table, confusion matrix, figure and report page once, in the W&B group of the folds.
 
+    If folds are trained further, the same run gets the new result. In a trial of a W&B sweep, it is the trial's run.
     Nothing is logged if W&B is disabled. A failure only causes a warning: the folder holds everything, and the same
     command tries again.
 
@@ -48,9 +51,12 @@ def _log(
 ) -> None:
     import wandb
 
+    own = RunFolder(folder).read_wandb_run() or {}
     run = wandb.init(
         project=arguments.get("project"),
         entity=arguments.get("entity"),
+        id=own.get("id"),  # of the earlier result, if folds were trained further
+        resume="allow",
         name=f"{group}/cv",
         group=group,
         job_type="cv",
@@ -59,19 +65,22 @@ def _log(
         config=config,
         reinit="finish_previous",
     )
-    table = [[name, float(v)] for name, v in zip(result.class_names, result.pooled_iou, strict=True)]
+    if run.id and "WANDB_SWEEP_ID" not in os.environ:  # the run of a trial is not ours to continue
+        RunFolder(folder).write_wandb_run({"project": run.project, "entity": run.entity or None, "id": run.id})
+    iou = dict(zip(result.class_names, result.pooled_iou.tolist(), strict=True))
     header, *rows = confusion_rows(result.matrix, result.class_names)
     folds = [[fold, float(miou)] for fold, miou in zip(result.folds, result.miou, strict=True)]
     run.log(
         {
-            "cv/iou": wandb.Table(["class", "iou"], table),
+            "cv/miou": result.pooled_miou,
+            **{f"cv/iou/{name}": value for name, value in iou.items() if not math.isnan(value)},
+            "cv/iou": wandb.Table(["class", "iou"], [list(pair) for pair in iou.items()]),
             "cv/folds": wandb.Table(["fold", "miou"], folds),
             "cv/confusion_matrix": wandb.Table(header, rows),
             "cv/figure": wandb.Image(str(ExperimentFolder(folder).figure)),
             "cv/report": wandb.Html(_page(folder), inject=False),  # W&B would add its own style
         }
     )
-    run.summary["cv/miou"] = result.pooled_miou
     run.summary["cv/miou_mean"] = float(result.miou.mean())
     if len(result.miou) > 1:
         run.summary["cv/miou_std"] = result.miou_std

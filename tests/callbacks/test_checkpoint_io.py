@@ -30,7 +30,7 @@ def test_a_moved_run_knows_its_best_epoch(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"epoch": 1}, path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="pickle|local object"):
         io.save_checkpoint({"epoch": lambda: 2}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]

@@ -29,7 +29,7 @@ from deeplab_lightning.data.images import read_image
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.experiments.aggregate import read_cv
 from deeplab_lightning.metrics.per_image import PerImageConfusion
-from deeplab_lightning.runs import PredictionFolder, RunFolder
+from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder
 from tests.campaign.world import DAMAGES, Case, World, damaged, write_coco
 from tests.conftest import CLASSES, write_image
 
@@ -215,6 +215,10 @@ READERS: dict[str, tuple[Callable[[Path, Any], None], Callable[[], Any]]] = {
     "run_config": (_record("config.yaml", RunFolder.read_config), lambda: _text_or(b"a: 1\nb: [1, 2]\n")),
     "job": (_record("job.yaml", RunFolder.read_job), lambda: _text_or(b"a: 1\nb: [1, 2]\n")),
     "wandb_run": (_record("wandb_run.json", RunFolder.read_wandb_run), lambda: _text_or(b'{"id": "a"}')),
+    "stopped": (
+        _record("stopped.json", lambda run: ExperimentFolder(run.path).read_stopped()),
+        lambda: _text_or(b'{"baseline": "a", "chance": 0.01, "folds": [0, 1], "planned": [0, 1, 2]}'),
+    ),
     "val_images": (_record("val_images.txt", RunFolder.read_val_images), lambda: _text_or(b"/a/b.png\tb.png\n")),
     "predictions": (
         _record("predictions.csv", lambda run: PredictionFolder(run.path).read_masks()),

@@ -8,11 +8,11 @@ from statsmodels.stats.multitest import multipletests
 
 from deeplab_lightning.experiments.significance import (
     Difference,
-    bootstrap_iou,
+    bootstrap,
     detectable_difference,
     holm,
     jackknife,
-    leave_out_iou,
+    leave_out,
     weighted_t,
 )
 from deeplab_lightning.metrics.per_image import PerImageConfusion
@@ -111,7 +111,7 @@ def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups
         sets = [
             PerImageConfusion(groups, csr_matrix(np.stack([r, 500 - r, 0 * r, 0 * r + 500], axis=1))) for r in right
         ]
-        iou = leave_out_iou(sets, groups).mean(axis=-1)
+        iou = leave_out(sets, groups).mean(axis=-1)
         difference = jackknife(iou[1] - iou[0], _miou(sets[1].total()) - _miou(sets[0].total()))
         assert (difference.p < 0.05) == (difference.low > 0 or difference.high < 0)
         fired.append(difference.p < 0.05)
@@ -136,11 +136,11 @@ def _miou(matrix: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]") -> float:
 
 def test_the_bootstrap_covers_the_observed_and_repeats() -> None:
     a, b = images(1, 0.7), images(2, 0.75)
-    iou = bootstrap_iou([a, b], num_resamples=500)
+    iou = bootstrap([a, b], num_resamples=500)
     assert iou.shape == (2, 500, 3)
     low, high = np.quantile(iou.mean(-1), [0.025, 0.975], axis=1)
     assert low[0] < _miou(a.total()) < high[0] < _miou(b.total()) < high[1]
-    assert np.array_equal(iou, bootstrap_iou([a, b], num_resamples=500))
+    assert np.array_equal(iou, bootstrap([a, b], num_resamples=500))
 
 
 def test_resamples_pool_like_a_loop_over_images() -> None:
@@ -149,23 +149,23 @@ def test_resamples_pool_like_a_loop_over_images() -> None:
     draws = rng.multinomial(6, np.full(6, 1 / 6), size=3)
     dense = np.asarray(a.counts.todense()).reshape(6, 3, 3)
     expected = [_miou(sum(n * m for n, m in zip(row, dense, strict=True))) for row in draws]
-    assert bootstrap_iou([a], num_resamples=3).mean(-1)[0] == pytest.approx(expected)
+    assert bootstrap([a], num_resamples=3).mean(-1)[0] == pytest.approx(expected)
 
 
 def test_groups_are_drawn_together() -> None:
     a = images(1, 0.7, num_images=40)
     apart, together = (
-        bootstrap_iou([a], groups=groups, num_resamples=800)[0].mean(-1).std()
+        bootstrap([a], groups=groups, num_resamples=800)[0].mean(-1).std()
         for groups in (None, [f"{i // 10}" for i in range(40)])
     )
-    one_group = bootstrap_iou([a], groups=["x"] * 40, num_resamples=20)[0].mean(-1)
+    one_group = bootstrap([a], groups=["x"] * 40, num_resamples=20)[0].mean(-1)
     assert np.ptp(one_group) == 0
     assert together != apart
 
 
 def test_different_images_stop() -> None:
     with pytest.raises(ValueError, match="hold different images"):
-        bootstrap_iou([images(1, 0.7), images(1, 0.7, num_images=39)])
+        bootstrap([images(1, 0.7), images(1, 0.7, num_images=39)])
 
 
 def test_holm_is_that_of_statsmodels() -> None:

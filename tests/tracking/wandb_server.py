@@ -18,6 +18,7 @@ class WandbServer:
         summaries: Summary of each run.
         configs: Configuration of each run, as text.
         groups: Group and job type of each run.
+        sweeps: Sweep of each run that is a trial.
         files: Content of the uploaded files, by run and name.
         reports: Variables of the saved reports.
         questions: Unknown queries.
@@ -29,6 +30,7 @@ class WandbServer:
         self.configs: dict[str, str] = {}
         self.groups: dict[str, tuple[str | None, str | None]] = {}
         self.names: dict[str, str] = {}
+        self.sweeps: dict[str, str] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.reports: list[dict[str, Any]] = []
         self.questions: list[str] = []
@@ -95,6 +97,8 @@ class WandbServer:
                 self.names[name] = variables["displayName"]
             if variables.get("groupName") or variables.get("jobType"):
                 self.groups[name] = (variables.get("groupName"), variables.get("jobType"))
+            if variables.get("sweep"):
+                self.sweeps[name] = variables["sweep"]
             project = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": "team"}}
             bucket = {
                 "id": name, "name": name, "displayName": variables.get("displayName") or name, "description": "",

@@ -4,9 +4,11 @@ import os
 
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE
 
+SWEEP_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH")
+"""What an agent of a W&B sweep sets for a trial: the trial is one run, and each of its folds another one."""
 # Variables that another launcher, another training or W&B in this process set for their own children.
 _FOREIGN = {"LOCAL_RANK", "RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NODE_RANK", "MASTER_ADDR",
-            "MASTER_PORT", "PL_GLOBAL_SEED", RUN_FOLDER_VARIABLE, "WANDB_SERVICE"}  # fmt: skip
+            "MASTER_PORT", "PL_GLOBAL_SEED", RUN_FOLDER_VARIABLE, "WANDB_SERVICE", *SWEEP_VARIABLES}  # fmt: skip
 _FOREIGN_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "PMI_", "PMIX_", "OMPI_", "RAY_", "TORCHELASTIC_")
 _KEPT = {"SLURM_CONF"}  # where the cluster is, which holds in every process
 

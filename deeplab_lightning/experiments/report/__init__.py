@@ -20,10 +20,12 @@ from deeplab_lightning.experiments.comparison_table import (
     minutes_text,
     p_text,
 )
+from deeplab_lightning.experiments.details import missing_details
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.report import charts
 from deeplab_lightning.experiments.report.class_table import MAX_OPACITY, class_rows
 from deeplab_lightning.experiments.report.confusion import confusion_data, worst_pairs
+from deeplab_lightning.experiments.report.detail_table import detail_classes, detail_rows
 from deeplab_lightning.experiments.report.gallery import make_gallery
 from deeplab_lightning.experiments.report.origin import all_settings, folder_link, origin_rows, settings_rows
 from deeplab_lightning.experiments.report.training_curves import training_curve
@@ -48,6 +50,10 @@ _TERMS = {
     "pictures": "Held-out images that show the class",
     "objects": "Annotated objects, or connected regions of the masks",
     "area": "Share of the pixels that are not ignored",
+    "boundary IoU": "IoU of the pixels within 2 % of the image's diagonal of the contours of their class",
+    "recall of small objects": "Share of their pixels that are found; objects of less than 1/300 of the image",
+    "recall of medium objects": "Share of their pixels that are found; objects of 1/300 to 3/100 of the image",
+    "recall of large objects": "Share of their pixels that are found; objects of 3/100 of the image or more",
 }
 
 
@@ -76,6 +82,9 @@ def write_report(comparison: Comparison, path: Path) -> None:
         basis=comparison.basis,
         class_basis=comparison.class_basis,
         class_rows=class_rows(comparison),
+        detail_rows=detail_rows(comparison),
+        detail_classes=detail_classes(comparison),
+        missing_details=missing_details(labels, [entry.cv for entry in entries]),
         pairs=worst_pairs(comparison),
         confusion=_json(confusion_data(comparison)),
         **_charts(comparison),

@@ -1,0 +1,152 @@
+"""`kfold --cheap` and `grid --cheap`, by the real commands: what is trained, what is said, and what is claimed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from deeplab_lightning.experiments.early_stop import chance_of_better
+from deeplab_lightning.metrics.per_image import PerImageConfusion
+from deeplab_lightning.runs import ExperimentFolder
+from tests.conftest import draw_noise_data, noise_config
+from tests.processes import run_program
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an experiment of three folds, and two like it whose pixels are nearly all right, and all wrong."""
+    folder = tmp_path_factory.mktemp("cheap")
+    draw_noise_data(folder)
+    config = noise_config(folder, trainer={"max_epochs": 1, "num_sanity_val_steps": 0}, data={"n_folds": 3})
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("kfold", "-c", str(folder / "config.yaml"), "--name", "own", "--in_process", check=True)
+    _copy_with(folder, "strong", [0, 1, 2])
+    _copy_with(folder, "weak", [1, 2, 0])
+    return folder
+
+
+def _copy_with(root: Path, name: str, predicted: list[int]) -> None:
+    """Copy the experiment, with matrices in which pixels of class t are seen as `predicted[t]`, all but some."""
+    copy = ExperimentFolder(shutil.copytree(root / "runs" / "own", root / "runs" / name))
+    rng = np.random.default_rng(0)
+    for run in copy.runs():
+        images = run.read_images()
+        assert images is not None
+        rows = []
+        for row, key in enumerate(images.names):
+            truth = images.counts[[row]].toarray().reshape(3, 3).sum(axis=1)
+            matrix = np.zeros((3, 3), dtype=np.int64)
+            lost = min(truth[0], rng.integers(0, 40))  # so that the folds differ
+            matrix[range(3), predicted] = truth - [lost, 0, 0]
+            matrix[0, 2] += lost
+            rows.append((key, matrix))
+        for path in (run.images, run.last_images):
+            PerImageConfusion.of(rows).write(path)
+
+
+def cheap(root: Path, name: str, baseline: str, *more: str) -> str:
+    """Train an experiment that has to beat a baseline, and return what it printed."""
+    words = ("kfold", "-c", str(root / "config.yaml"), "--name", name, "--in_process", "--cheap", "--baseline")
+    return " ".join(run_program(*words, str(root / "runs" / baseline), *more, check=True).stdout.split())
+
+
+def finished(folder: Path) -> list[int]:
+    """Return the folds with a result."""
+    return [index for index, run in enumerate(ExperimentFolder(folder).runs()) if run.result.is_file()]
+
+
+@pytest.fixture(scope="module")
+def stopped(root: Path) -> tuple[Path, str]:
+    """An experiment that was stopped in the table of processes, and what was printed."""
+    words = ("kfold", "-c", str(root / "config.yaml"), "--name", "hopeless", "--cheap", "--baseline")
+    done = run_program(*words, str(root / "runs" / "strong"), check=True)
+    return root / "runs" / "hopeless", " ".join(done.stdout.split())
+
+
+def test_a_hopeless_experiment_is_stopped_after_two_folds(stopped: tuple[Path, str]) -> None:
+    folder, output = stopped
+    assert finished(folder) == [0, 1]
+    assert "hopeless/fold_2: skipped" in output
+    assert "hopeless was stopped early after 2 of 3 folds: its chance to be found better than strong was 0.0" in output
+    record = json.loads((folder / "stopped.json").read_text())
+    assert (record["folds"], record["planned"], record["baseline"]) == ([0, 1], [0, 1, 2], "strong")
+    assert max(record["differences"]) < 0
+    assert record["chance"] == chance_of_better(record["differences"], 3, overlap=1 / 3) < 0.05
+
+
+def test_a_stopped_experiment_is_not_judged(stopped: tuple[Path, str], root: Path) -> None:
+    """Bad luck in the first folds would be called worse, if what was stopped for it counted as a sample."""
+    folder, _ = stopped
+    for baseline in ("strong", "own"):
+        table = root / "table.json"
+        words = (str(root / "runs" / baseline), str(folder), "--all_pairs", "--json", str(table))
+        output = " ".join(run_program("compare", *words, check=True).stdout.split())
+        assert "mIoU over the folds so far; hopeless was stopped early, so this is no test." in output
+        content = json.loads(table.read_text())
+        assert not [text for text in content["verdicts"] if " is better " in text or " is worse " in text]
+        row = content["experiments"][1]
+        assert [row[key] for key in ("p_folds", "p_images", "p_holm", "difference_low_folds")] == [None] * 4
+        assert any("stopped early after 2 of 3 folds" in note for note in content["notes"])
+
+
+def test_resume_says_so_and_without_cheap_trains_the_rest(stopped: tuple[Path, str], root: Path) -> None:
+    folder = shutil.copytree(stopped[0], root / "runs" / "again")
+    output = cheap(root, "again", "strong", "--resume")
+    assert finished(folder) == [0, 1]
+    assert "stopped early after 2 of 3 folds" in output
+    done = run_program("kfold", "--resume", "--name", "again", "--output_dir", str(root / "runs"), "--in_process")
+    assert done.returncode == 0, done.stderr
+    assert finished(folder) == [0, 1, 2]
+    assert "stopped early" not in done.stdout
+    compared = run_program("compare", str(root / "runs" / "strong"), str(folder), check=True).stdout
+    assert "again is worse than strong" in compared
+    assert "stopped early" not in compared
+
+
+def test_a_promising_experiment_is_trained_to_its_end(root: Path) -> None:
+    output = cheap(root, "promising", "weak")
+    assert finished(root / "runs" / "promising") == [0, 1, 2]
+    assert "stopped early" not in output
+    assert not (root / "runs" / "promising" / "stopped.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--cheap",), "--cheap and --baseline go together"),
+        (("--baseline", "own"), "--cheap and --baseline go together"),
+        (("--cheap", "--baseline", "nothing"), "nothing: no finished fold there"),
+        (("--cheap", "--baseline", "own", "--folds", "0,1"), "needs 3 folds or more, got 2"),
+        (("--cheap", "--baseline", "own", "--data.split_seed", "5"), "has other folds than this experiment"),
+        (("--cheap", "--baseline", "hopeless"), "hopeless has not finished fold 2"),
+        (("--cheap", "--baseline", "own", "--launcher", "slurm"), "local or ray"),
+    ],
+)
+def test_a_baseline_that_cannot_be_compared_is_refused(
+    stopped: tuple[Path, str], root: Path, words: tuple[str, ...], message: str
+) -> None:
+    known = {"own", "nothing", "hopeless"}
+    given = [str(root / "runs" / word) if word in known else word for word in words]
+    done = run_program("kfold", "-c", str(root / "config.yaml"), "--name", "refused", *given)
+    assert done.returncode == 1
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not (root / "runs" / "refused" / "fold_0" / "metrics.csv").exists()
+
+
+def test_a_grid_stops_what_cannot_beat_its_first_experiment(root: Path) -> None:
+    folder = root / "runs" / "grid"
+    axes = {"net": {"first": "", "second": "--model.net.init_args.aspp_channels 9"}}
+    grid = {"name": "grid", "output_dir": str(root / "runs"), "options": f"-c {root / 'config.yaml'}", "axes": axes}
+    (root / "grid.yaml").write_text(yaml.safe_dump(grid))
+    shutil.copytree(root / "runs" / "strong", folder / "first")  # trained already, by the same settings
+    done = run_program("grid", "-c", str(root / "grid.yaml"), "--cheap", "--in_process")
+    assert done.returncode == 0, done.stderr
+    assert finished(folder / "first") == [0, 1, 2]
+    assert finished(folder / "second") == [0, 1]
+    assert "second - first: -0" in done.stdout
