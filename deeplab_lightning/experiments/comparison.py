@@ -162,12 +162,13 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
         note = f"figures are of the best epochs, chosen on these images: the last ones of {', '.join(old)} are unknown."
         return [read_cv(folder, "best") for folder in folders], [*outdated, note]
     known = [
-        (folder_label(f, folders), r.optimism)
+        (folder_label(f, folders), f"{r.optimism:+.3f}")
         for f, r in zip(folders, results, strict=True)
         if not math.isnan(r.optimism)
     ]
-    added = ", ".join(f"{name} {optimism:+.3f}" for name, optimism in known) or "an unknown amount"
-    return results, [*outdated, f"figures are of the last epoch; the best one, chosen on these images, adds {added}."]
+    added = ", ".join(f"{name} {optimism}" for name, optimism in known if optimism != "+0.000")
+    more = f", adds {added}" if added else ", adds nothing" if known else ", adds an unknown amount"
+    return results, [*outdated, f"figures are of the last epoch; the best one, chosen on these images{more}."]
 
 
 def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:

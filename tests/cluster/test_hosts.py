@@ -82,6 +82,13 @@ def start(folder: Path, host: int, *words: str, pause: str) -> "subprocess.Popen
         )
 
 
+def end(part: "subprocess.Popen[str]") -> None:
+    """Kill a process and all below it."""
+    for pid in [part.pid, *descendants(part.pid)]:
+        kill(pid, signal.SIGKILL)
+    part.wait()
+
+
 def epochs(run: RunFolder) -> list[int]:
     return [int(row["epoch"]) for row in run.read_metrics()]
 
@@ -92,9 +99,7 @@ def test_a_training_ends_when_a_host_is_lost_and_goes_on_to_the_result_of_one_ma
     parts = [start(folder, host, *words, pause="1") for host in (0, 1)]
     try:
         wait_for(lambda: len(epochs(run)) == 2)
-        for pid in [parts[1].pid, *descendants(parts[1].pid)]:
-            kill(pid, signal.SIGKILL)
-        parts[1].wait()
+        end(parts[1])
         assert parts[0].wait(timeout=60) == 1, "the other host went on, or hung"
         assert run.last.is_file()
         assert run.read_result() is None
@@ -102,9 +107,7 @@ def test_a_training_ends_when_a_host_is_lost_and_goes_on_to_the_result_of_one_ma
         assert [part.wait(timeout=240) for part in parts] == [0, 0], (folder / "host-0.log").read_text()[-3000:]
     finally:
         for part in parts:
-            for pid in [*descendants(part.pid), part.pid]:
-                kill(pid, signal.SIGKILL)
-            part.wait()
+            end(part)
     assert epochs(run) == list(range(EPOCHS))
     assert [path.name for path in run.path.parent.iterdir()] == ["two"]
 
@@ -129,7 +132,5 @@ def test_an_unnamed_training_has_one_folder_though_a_host_starts_later(folder: P
         assert [part.wait(timeout=240) for part in parts] == [0, 0], (folder / "host-0.log").read_text()[-3000:]
     finally:
         for part in parts:
-            for pid in [*descendants(part.pid), part.pid]:
-                kill(pid, signal.SIGKILL)
-            part.wait()
+            end(part)
     assert len([*runs.iterdir()]) == 1

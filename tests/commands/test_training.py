@@ -190,7 +190,7 @@ def test_best_is_the_best_epoch_whatever_else_is_kept(folder: Path, top_k: int, 
     assert epochs_of(run.checkpoints) == {"last.ckpt": 3, **best, **{n: e for n, e in TOP.items() if e in kept}}
     result = run.read_result()
     assert result is not None
-    assert Path(result["checkpoint"]) == (run.best if top_k else run.last)
+    assert result["checkpoint"] == (str(run.best) if top_k else None)  # none holds the epoch of its figures
 
 
 @pytest.mark.slow

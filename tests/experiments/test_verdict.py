@@ -237,6 +237,12 @@ def test_the_last_epoch_is_quoted_and_the_optimism_of_the_best_is_said(
     assert comparison.entries[1].difference == 0
     added = ", ".join(f"{name} {read_cv(folder).optimism:+.3f}" for name, folder in zip("ab", folders, strict=True))
     assert comparison.notes[-1].endswith(f"the best one, chosen on these images, adds {added}.")
+    unchanged = [write(name, images(0.85)) for name in "cd"]
+    for folder in unchanged:
+        for run in ExperimentFolder(folder).runs():
+            run.last_images.write_bytes(run.images.read_bytes())
+    assert compare_experiments([*folders, *unchanged], num_resamples=20).notes[-1].endswith(f"adds {added}.")
+    assert compare_experiments(unchanged, num_resamples=20).notes[-1].endswith("these images, adds nothing.")
     assert compare_experiments(folders, num_resamples=20, epoch="best").entries[1].difference != 0
     next(iter(ExperimentFolder(folders[1]).runs())).last_images.unlink()
     assert "the last ones of b are unknown" in compare_experiments(folders, num_resamples=20).notes[-1]
