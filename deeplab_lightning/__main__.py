@@ -44,7 +44,7 @@ def _first_process() -> int | None:
 
 
 def _is_reported_by(first: int | None) -> bool:
-    """Wait whether the first process ends too: it then has shown the same error; no other line is needed."""
+    """Check, for some seconds, whether the first process of the training ends: then it has shown the same error."""
     end = time.monotonic() + _SECONDS_TO_END
     while first is not None and time.monotonic() < end:
         if os.getppid() != first:

@@ -283,8 +283,8 @@ class RunFolder(_Folder):
         self.predictions = self.path / "predictions"
         self.wandb_run = self.path / "wandb_run.json"
         """Project, entity and id of the W&B run, which a resumed training and evaluations continue."""
-        self.mlflow_run = self.path / "mlflow_run.txt"
-        """Id of the MLflow run, which a resumed training continues."""
+        self.mlflow_run = self.path / "mlflow_run.json"
+        """Address of the MLflow store and id of the run there, which a resumed training continues."""
         self.crf, self.crf_trials = self.path / "crf.yaml", self.path / "crf.csv"
         # Files of a fold that `deeplab kfold` trains:
         self.job, self.log, self.lock = self.path / "job.yaml", self.path / "log.txt", self.path / ".lock"
@@ -367,27 +367,23 @@ class RunFolder(_Folder):
         Raises:
             DataError: If the file is damaged.
         """
-        if not self.wandb_run.is_file():
-            return None
-        try:
-            content = json.loads(self.wandb_run.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.wandb_run}: is damaged ({error}). Delete it to log to a new W&B run.") from error
-        if not isinstance(content, dict):
-            raise DataError(f"{self.wandb_run}: is damaged. Delete it to log to a new W&B run.")
-        return content
+        return _read_logged(self.wandb_run, "W&B")
 
     def write_wandb_run(self, arguments: Mapping[str, Any]) -> None:
         """Write `project`, `entity` and `id` of the W&B run."""
         write_text(self.wandb_run, json.dumps(arguments) + "\n")
 
-    def read_mlflow_run(self) -> str | None:
-        """Read the id of the MLflow run of this training; None without one."""
-        return self.mlflow_run.read_text(encoding="utf-8").strip() or None if self.mlflow_run.is_file() else None
+    def read_mlflow_run(self) -> dict[str, Any] | None:
+        """Read `tracking_uri` and `run_id` of the MLflow run of this training; None without one.
 
-    def write_mlflow_run(self, run_id: str) -> None:
-        """Write the id of the MLflow run."""
-        write_text(self.mlflow_run, run_id + "\n")
+        Raises:
+            DataError: If the file is damaged.
+        """
+        return _read_logged(self.mlflow_run, "MLflow")
+
+    def write_mlflow_run(self, content: Mapping[str, Any]) -> None:
+        """Write `tracking_uri` and `run_id` of the MLflow run."""
+        write_text(self.mlflow_run, json.dumps(content) + "\n")
 
     def write_evaluation(self, result: Mapping[str, Any], stage: str) -> Path:
         """Write the result of `deeplab validate` or `deeplab test`, numbered if the file exists.
@@ -475,6 +471,23 @@ class RunFolder(_Folder):
     def read_last_details(self) -> PerImageDetails | None:
         """Read contours and objects of the validation images at the last epoch; None if they were not counted."""
         return PerImageDetails.read(self.last_details) if self.last_details.is_file() else None
+
+
+def _read_logged(path: Path, tracker: str) -> dict[str, Any] | None:
+    """Read the file that names the run of a tracker; None without one.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged ({error}). Delete it to log to a new {tracker} run.") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: is damaged. Delete it to log to a new {tracker} run.")
+    return content
 
 
 def _result_fault(result: Any) -> str | None:

@@ -35,7 +35,8 @@ class SaveConfig(L.Callback):
         content: dict[str, Any] = yaml.safe_load(self.config)
         for logger in trainer.loggers:
             if isinstance(logger, MLFlowLogger):
-                if folder.read_mlflow_run() is not None:
-                    continue  # MLflow refuses other values, such as more epochs
-                folder.write_mlflow_run(str(logger.run_id))
+                own = {"tracking_uri": logger.experiment.tracking_uri, "run_id": logger.run_id}
+                if folder.read_mlflow_run() == own:
+                    continue  # of a run that goes on, MLflow refuses other values, such as more epochs
+                folder.write_mlflow_run(own)
             logger.log_hyperparams(content)

@@ -1,7 +1,7 @@
 """Stop an experiment between its folds once it can hardly be found better than the baseline any more.
 
-Stopping for a lack of prospects alone (futility) never claims anything early: a verdict needs all folds, so no
-repetition is wrong that would not be wrong without it, whatever the rule is and whatever it assumes.
+Stopping for a lack of prospects alone (futility) never claims anything early: a verdict needs all folds. So no verdict
+is wrong that would not be wrong without it, whatever the rule is and whatever it assumes.
 """
 
 from collections.abc import Sequence
@@ -153,9 +153,8 @@ class EarlyStop:
 
     def _has_record(self) -> bool:
         """Check whether a decision to stop was recorded."""
-        records = [
-            ExperimentFolder(own.folder).read_stopped() for own in self._experiments
-        ]  # all, to find damaged ones
+        # All are read, to find damaged ones.
+        records = [ExperimentFolder(own.folder).read_stopped() for own in self._experiments]
         return any(record is not None for record in records)
 
     def _is_started(self, fold: int) -> bool:

@@ -1,5 +1,6 @@
 """Further loggers by one word, by the real command."""
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -34,6 +35,37 @@ def test_loggers_are_chosen_by_a_word_and_a_resumed_training_goes_on_in_them(mas
         assert store.execute("select count(*) from metrics where key = 'val/miou'").fetchone() == (2,)
     store.close()
     assert len([*(run.parent / "mlflow_files").rglob("epoch_*.png")]) == 2
+
+    other = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{mask_folder / 'other.db'}"}
+    more = [*words, "--trainer.max_epochs", "3", "--ckpt_path", "last", "--loggers", "mlflow"]
+    run_program(*more, env=other, cwd=mask_folder, check=True)
+    with sqlite3.connect(mask_folder / "other.db") as store:
+        assert store.execute("select count(*) from metrics where key = 'val/miou'").fetchone() == (1,)
+    store.close()
+    (run / "mlflow_run.json").write_bytes(b"\xff")
+    done = run_program(*more)
+    assert done.returncode == 1
+    assert "mlflow_run.json: is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_folds_that_start_together_share_a_store(mask_folder: Path) -> None:
+    """Both made the tables of the new store, and one of them failed."""
+    config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "max_epochs": 1})
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump({"loggers": "mlflow", **config}))
+    run_program("kfold", "-c", str(mask_folder / "c.yaml"), "--name", "cv", "--jobs", "2", check=True)
+    with sqlite3.connect(mask_folder / "runs" / "mlflow.db") as store:
+        assert sorted(store.execute("select name from runs")) == [("cv/fold_0",), ("cv/fold_1",)]
+    store.close()
+
+
+def test_a_server_that_does_not_answer_is_named_at_once(mask_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client would try again for minutes."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump(noise_config(mask_folder, trainer={"max_epochs": 1})))
+    with pytest.raises(UnavailableError, match=r"127.0.0.1:9 does not answer within 2 s"):
+        main(["fit", "-c", str(mask_folder / "c.yaml"), "--loggers", "mlflow"])
 
 
 def test_a_logger_whose_package_is_missing_is_refused_with_the_package(
