@@ -74,6 +74,11 @@ class StopOnSigterm(L.Callback):
 
     def _note(self, number: int, *_: Any) -> None:
         self.received, self.is_limit = True, self.is_limit or number != signal.SIGTERM
+        # The same signal may end the reading processes, for which torch's handler would raise an error wherever this
+        # process is, such as while it stops. A loader that waits for one of them finds it dead within 5 seconds.
+        if hasattr(signal, "SIGCHLD"):  # not on Windows
+            # Not SIG_DFL: Python raises an error if the signal is on its way to a handler that is gone.
+            signal.signal(signal.SIGCHLD, lambda *_: None)
 
 
 class EndAtSecondInterrupt(L.Callback):

@@ -333,8 +333,6 @@ class DeepLabCLI(LightningCLI):
 
     def _end_after_sigterm(self) -> NoReturn:
         """End with the status of a process that SIGTERM ended, and say how to go on."""
-        if hasattr(signal, "SIGCHLD"):  # torch's handler raises an error wherever the reading processes are found dead
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not self.trainer.is_global_zero:
             sys.exit(0)  # another status makes Lightning kill the first process
         last = RunFolder(self.trainer.default_root_dir).last

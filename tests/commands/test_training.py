@@ -257,13 +257,13 @@ def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("devices", "is_group"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(("devices", "is_group"), [(1, False), (1, True), (2, False), (2, True)])
 def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
     folder: Path, devices: int, is_group: bool
 ) -> None:
     name = f"stopped-{devices}-{is_group}"
     words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500"]
-    words += ["--data.num_workers", "0"]
+    words += ["--data.num_workers", "1" if is_group else "0"]
     process = start(folder, *words, *(["--trainer.strategy", "ddp"] if devices > 1 else []))
     last = folder / "runs" / name / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
