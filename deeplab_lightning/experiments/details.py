@@ -10,8 +10,8 @@ from deeplab_lightning.experiments.aggregate import CrossValidation
 from deeplab_lightning.experiments.contributions import Contributions
 from deeplab_lightning.experiments.resampling import resample
 from deeplab_lightning.experiments.significance import Difference
-from deeplab_lightning.metrics.details import PARTS
 from deeplab_lightning.metrics.iou import nan_mean
+from deeplab_lightning.metrics.per_image import PARTS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

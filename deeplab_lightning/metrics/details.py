@@ -7,9 +7,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from deeplab_lightning.metrics.boundary import boundary_margins
+from deeplab_lightning.metrics.per_image import PARTS
 
-PARTS = ("boundary", "small", "medium", "large")
-"""What is counted of each class: pixels near contours, and those of objects of three sizes."""
 SIZE_LIMITS = (1 / 300, 3 / 100)
 """Share of the image from which on an object is medium, and large: COCO's 32x32 and 96x96 pixels of 640x480, as shares,
 so that an object keeps its size where images are evaluated at another one."""
@@ -40,7 +39,7 @@ def image_details(preds: Tensor, mask: Tensor, num_classes: int) -> Tensor:
 
 def _size_counts(labels: npt.NDArray[np.integer], truth: npt.NDArray[np.integer], k: int) -> npt.NDArray[np.int64]:
     """Count found pixels, pixels and number of the objects of each size, (3, 3, K), in labels and truth (H, W)."""
-    counts = np.zeros((len(SIZE_LIMITS) + 1, 3, k), dtype=np.int64)
+    counts = np.zeros((len(PARTS) - 1, 3, k), dtype=np.int64)
     limits = np.array(SIZE_LIMITS) * truth.size
     boxes = ndimage.find_objects(np.where(truth < k, truth.astype(np.int32) + 1, 0), k)
     for train_id, box in enumerate(boxes):

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_atomically
-from deeplab_lightning.metrics.details import PARTS
 
 Ints = npt.NDArray[np.int64]
+PARTS = ("boundary", "small", "medium", "large")
+"""What `image_details` counts of each class: pixels near contours, and those of objects of three sizes."""
 
 
 @dataclass(frozen=True)
