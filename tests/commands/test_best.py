@@ -19,7 +19,7 @@ from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.metrics.iou import class_iou
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import read_csv
-from tests.commands.test_engines import draw_picture
+from tests.commands.pictures import draw_picture, train_on_pictures
 from tests.conftest import draw_noise_data, noise_config, train_noise_experiment, write_mask
 from tests.processes import run_program
 
@@ -144,11 +144,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         mask = np.zeros((80, 112), dtype=np.uint8)
         mask[40 + index :] = 1
         write_mask(root / "masks" / f"{index:02d}.png", mask)
-    config = noise_config(root, trainer={"max_epochs": 6, "num_sanity_val_steps": 0}, data={"fold": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    run_program("fit", "-c", str(root / "config.yaml"), "--name", "single", check=True)
-    return RunFolder(root / "runs" / "single")
+    return train_on_pictures(root, "single")
 
 
 def test_a_single_training_is_judged_by_parts_of_its_images(large: RunFolder, tmp_path: Path) -> None:

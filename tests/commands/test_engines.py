@@ -14,7 +14,8 @@ from PIL import Image
 from deeplab_lightning import load
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
-from tests.conftest import draw_noise_data, noise_config
+from tests.commands.pictures import draw_picture, draw_pictures
+from tests.conftest import noise_config
 from tests.processes import run_program
 
 NETS: dict[str, tuple[str, float, dict[str, Any]]] = {  # class, learning rate, arguments
@@ -26,21 +27,11 @@ NETS: dict[str, tuple[str, float, dict[str, Any]]] = {  # class, learning rate, 
 PRODUCTS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 
 
-def draw_picture(path: Path, size: tuple[int, int], seed: int) -> None:
-    """Write noise whose lower half is brighter, which a short training learns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 128, (*size, 3), dtype=np.uint8)
-    pixels[size[0] // 2 :] += 120
-    Image.fromarray(pixels).save(path)
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """A trained network of each member, and a folder with images of three sizes, one of them odd."""
     root = tmp_path_factory.mktemp("engines")
-    draw_noise_data(root)
-    for index in range(10):
-        draw_picture(root / "images" / f"{index:02d}.png", (48, 64), seed=index)
+    draw_pictures(root)
     for index, size in enumerate([(48, 64), (97, 131), (150, 200)]):
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
     for name, (kind, rate, arguments) in NETS.items():

@@ -19,8 +19,7 @@ from deeplab_lightning.export import InferenceModel
 from deeplab_lightning.export.formats import run_onnx
 from deeplab_lightning.export.quantization import agreement, prepared, quantize
 from deeplab_lightning.runs import RunFolder
-from tests.commands.test_engines import draw_picture
-from tests.conftest import draw_noise_data, noise_config
+from tests.commands.pictures import draw_picture, draw_pictures, train_on_pictures
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -36,20 +35,11 @@ EXPORTS: dict[str, tuple[str, ...]] = {
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A trained network, whose images are shrunk to 96 pixels, with its exported files beside it, and new images."""
     root = tmp_path_factory.mktemp("exported")
-    draw_noise_data(root)
-    for index in range(10):
-        draw_picture(root / "images" / f"{index:02d}.png", (48, 64), seed=index)
+    draw_pictures(root)
     for index, size in enumerate([(48, 64), (97, 131), (20, 70), (96, 96)]):  # one is shrunk, one too small
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
-    config = noise_config(root, trainer={"max_epochs": 6, "num_sanity_val_steps": 0}, data={"fold": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    config["data"]["eval_transforms"] = {
-        "class_path": "deeplab_lightning.data.EvalTransforms",
-        "init_args": {"max_size": 96},
-    }
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "-c", str(root / "config.yaml"), "--name", "v3"])
-    run = RunFolder(root / "runs" / "v3")
+    shrunk = {"class_path": "deeplab_lightning.data.EvalTransforms", "init_args": {"max_size": 96}}
+    run = train_on_pictures(root, "v3", eval_transforms=shrunk)
     for name, words in EXPORTS.items():
         main(["export", "--ckpt_path", str(run.best), "--output", str(root / name), *words])
     write_labels_file(root / "graph.onnx", root / "labels.onnx")

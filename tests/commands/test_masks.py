@@ -12,8 +12,8 @@ from PIL import Image
 from deeplab_lightning.cli import main
 from deeplab_lightning.data import ClassTable, MaskFolderDataset
 from deeplab_lightning.data.transforms import resize_mask
-from tests.commands.test_engines import draw_picture
-from tests.conftest import CLASSES, draw_noise_data, noise_config, write_image
+from tests.commands.pictures import draw_picture, draw_pictures, train_on_pictures
+from tests.conftest import CLASSES, write_image
 from tests.processes import run_program
 
 SIZES = {"deep/a.png": (48, 64), "deep/b.jpg": (61, 45)}
@@ -23,16 +23,10 @@ SIZES = {"deep/a.png": (48, 64), "deep/b.jpg": (61, 45)}
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two new images in `new`, and their predictions with a CSV of ids in `ids`, and of runs in `rle`."""
     root = tmp_path_factory.mktemp("masks")
-    draw_noise_data(root)
-    for index in range(10):
-        draw_picture(root / "images" / f"{index:02d}.png", (48, 64), seed=index)
+    draw_pictures(root)
     for seed, (name, size) in enumerate(SIZES.items(), start=20):
         draw_picture(root / "new" / name, size, seed=seed)
-    config = noise_config(root, trainer={"max_epochs": 6, "num_sanity_val_steps": 0}, data={"fold": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "-c", str(root / "config.yaml"), "--name", "v3"])
-    best = str(root / "runs" / "v3" / "checkpoints" / "best.ckpt")
+    best = str(train_on_pictures(root, "v3").best)
     for kind, words in (("ids", ["--csv_size", "32"]), ("rle", ["--csv_format", "rle"])):
         given = ["--ckpt_path", best, "--images", str(root / "new"), "--output", str(root / kind)]
         main(["predict", *given, "--csv", "a.csv", *words])

@@ -9,15 +9,12 @@ import av
 import numpy as np
 import numpy.typing as npt
 import pytest
-import yaml
 from PIL import Image
 
-from deeplab_lightning.cli import main
 from deeplab_lightning.data import ImageFolderDataset
 from deeplab_lightning.data.video import Video, write_video
 from deeplab_lightning.runs import RunFolder
-from tests.commands.test_engines import draw_picture
-from tests.conftest import draw_noise_data, noise_config
+from tests.commands.pictures import draw_pictures, train_on_pictures
 from tests.processes import run_program
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,14 +40,8 @@ def frames_of(path: Path) -> list[Pixels]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     root = tmp_path_factory.mktemp("video")
-    draw_noise_data(root)
-    for index in range(10):
-        draw_picture(root / "images" / f"{index:02d}.png", (48, 64), seed=index)
-    config = noise_config(root, trainer={"max_epochs": 6, "num_sanity_val_steps": 0}, data={"fold": 0})
-    config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": 0.005}}
-    (root / "config.yaml").write_text(yaml.safe_dump(config))
-    main(["fit", "-c", str(root / "config.yaml"), "--name", "v3"])
-    return RunFolder(root / "runs" / "v3")
+    draw_pictures(root)
+    return train_on_pictures(root, "v3")
 
 
 @pytest.mark.slow

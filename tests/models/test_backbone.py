@@ -177,3 +177,8 @@ def test_bands_of_any_number_have_maps(name: str, channels: int) -> None:
 def test_channels_that_cannot_be_are_refused() -> None:
     with pytest.raises(ValueError, match="in_channels must be at least 1, got 0"):
         build_backbone("resnet18", output_stride=16, pretrained=False, in_channels=0)
+
+
+def test_encoders_that_were_trained_on_pixels_from_minus_one_to_one_say_so() -> None:
+    half = build_backbone("inceptionv4", output_stride=32, pretrained=False)
+    assert (half.mean, half.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -215,3 +215,30 @@ def test_arguments_of_several_members_have_the_same_description() -> None:
     differing = {name for name, descriptions in texts.items() if len(descriptions) > 1}
     assert differing == {"atrous_rates", "hidden_channels", "dropout"}
     assert all(len(texts[name]) == 2 for name in differing)  # dropout: v1 and v2, v3 and v3+
+
+
+@pytest.mark.parametrize("max_size", [None, 64])
+def test_predict_finds_the_highest_logits_without_all_of_them_at_once(
+    monkeypatch: pytest.MonkeyPatch, max_size: int | None
+) -> None:
+    torch.manual_seed(0)
+    net = DeepLabV3(21, backbone="test_resnet", aspp_channels=8, pretrained=False)
+    randomise(net)
+    net.preprocess.max_size = max_size
+    images = torch.randint(0, 256, (2, 3, 70, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = net.eval()(images).argmax(dim=1)
+    largest = 0
+
+    def interpolate(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal largest
+        result: torch.Tensor = original(*args, **kwargs)
+        if result.shape[-2:] == images.shape[-2:]:
+            largest = max(largest, result.shape[1])
+        return result
+
+    original = F.interpolate
+    monkeypatch.setattr(F, "interpolate", interpolate)
+    monkeypatch.setattr("deeplab_lightning.resizing._MAX_BYTES", 2 * 70 * 96 * 4 * 5)  # of five classes
+    assert torch.equal(net.predict(images), expected)
+    assert largest == 5
+    assert expected.unique().numel() > 2
