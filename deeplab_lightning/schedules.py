@@ -43,6 +43,7 @@ MONITOR = "val/miou"
 """Metric of schedules that wait for a plateau."""
 _OWN_PACKAGES = ("deeplab_lightning", "lightning", "pytorch_lightning")
 _LENGTHS = ("total_steps", "T_max", "t_initial")
+_DEV_RUN_LENGTH = 1_000_000  # steps or epochs: a schedule in the few steps of `fast_dev_run` is that of a long training
 _ANY_NUMBER = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _RATES = ("max_lr", "base_lr")  # of OneCycleLR and CyclicLR
 
@@ -348,6 +349,8 @@ def _set_rates(schedule: LRScheduler, rates: Sequence[Any]) -> None:
 def _training_length(trainer: L.Trainer, unit: Interval) -> int:
     """Return the length of a training in optimiser steps or epochs."""
     steps = trainer.estimated_stepping_batches
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return _DEV_RUN_LENGTH
     if steps == float("inf"):
         raise UserError("a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null.")
     if unit == "step":
