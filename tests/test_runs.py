@@ -299,7 +299,7 @@ def test_processes_of_srun_take_the_folder_of_the_first(tmp_path: Path, monkeypa
     found = []
     for rank in ("0", "1"):
         monkeypatch.setenv("SLURM_PROCID", rank)
-        monkeypatch.setattr("deeplab_lightning.runs._choices", itertools.count())
+        monkeypatch.setattr("deeplab_lightning.runs.choice._choices", itertools.count())
         monkeypatch.delenv(RUN_FOLDER_VARIABLE, raising=False)
         found.append(choose(tmp_path, name="a"))
     assert found == [tmp_path / "a-2"] * 2
