@@ -19,6 +19,7 @@ FLOORS = (
             "data.image_format",
             "data.images",
             "data.batch",
+            "data.folds.partition",
             "data.folds",
             "data.folds.balance",
         ),

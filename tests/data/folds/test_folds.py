@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from sklearn.metrics import adjusted_rand_score
 
 from deeplab_lightning import stratified_folds
-from deeplab_lightning.data.folds import FoldWeights, _integer_features
+from deeplab_lightning.data.folds.partition import FoldWeights, _integer_features
 from deeplab_lightning.errors import UserError
 
 Array = npt.NDArray[np.float64]
