@@ -90,6 +90,7 @@ FLOORS = (
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
+        "callbacks.weight_averaging",
         *("callbacks", "tracking.summary", "tracking.loggers"),
     ),
     (

@@ -105,6 +105,31 @@ def test_a_killed_training_resumes_to_the_same_weights(folder: Path, options: li
     assert_same(folder, "whole", "killed")
 
 
+AVERAGES = {
+    "ema": "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9}}]",
+    "swa": "[{class_path: deeplab_lightning.callbacks.EpochWeightAveraging, init_args: {start: 0.5}}]",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AVERAGES)
+def test_a_training_with_averaged_weights_resumes_to_the_same_average(folder: Path, name: str) -> None:
+    """The average is what `best.ckpt` holds, and what is validated in and after the training."""
+    options = ["--data.num_workers", "0", "--trainer.callbacks", AVERAGES[name]]
+    finish(folder, "whole", *LONG, *options)
+    last = kill_when(folder, "killed", "last.ckpt", *LONG, *options)
+    finish(folder, "killed", "--ckpt_path", str(last), *LONG, *options)
+    assert_same(folder, "whole", "killed")
+    checkpoints = folder / "runs" / "whole" / "checkpoints"
+    last_state = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    trained, average = last_state["current_model_state"], last_state["state_dict"]
+    assert not all(torch.equal(trained[key], average[key]) for key in average)
+    run_program("validate", "--ckpt_path", str(checkpoints / "last.ckpt"), env=ENVIRONMENT, check=True)
+    again = json.loads((folder / "runs" / "whole" / "result_validate.json").read_text())
+    rows = read_csv(folder / "runs" / "whole" / "metrics.csv")
+    assert again["val"]["miou"] == pytest.approx(float(rows[-1]["val/miou"]), abs=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("step", [3, 8, 11])  # within the first epoch of 8 steps, at its end, within the second

@@ -84,7 +84,7 @@ def test_a_training_with_a_thaw_resumes_to_the_same_weights(folder: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["freeze", "ema", "early_stopping"])
+@pytest.mark.parametrize("name", ["freeze", "ema", "swa", "early_stopping"])
 def test_the_overlays_add_their_callback_to_those_of_the_base(folder: Path, name: str) -> None:
     (folder / "panels.yaml").write_text(
         yaml.safe_dump({"trainer": {"callbacks": [{"class_path": "PredictionPanels"}]}})

@@ -1,0 +1,49 @@
+"""Validate, keep and predict with an average of the weights of the last epochs."""
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import WeightAveraging
+
+from deeplab_lightning.errors import UserError
+
+
+class EpochWeightAveraging(WeightAveraging):
+    """Average the weights at the ends of the last epochs, all with the same weight.
+
+    Stochastic weight averaging of Izmailov et al. 2018, arXiv:1803.05407, with the schedule that the training has. The
+    average is what is validated, drawn and saved, so that `best.ckpt` and the figures are about the same weights; those
+    that train are in checkpoints too, for resuming. The statistics of batch norms are averaged like weights.
+
+    Args:
+        start: Share of the epochs after which averaging starts, in [0, 1); before, the weights are as they are.
+
+    Raises:
+        ValueError: If `start` is outside its range; at the start, if the training has no number of epochs.
+    """
+
+    def __init__(self, *, start: float = 0.75) -> None:
+        if not 0 <= start < 1:
+            raise UserError(f"start must be a share of the epochs in [0, 1), got {start}.")
+        super().__init__()
+        self.start = start
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check that the first epoch of the average is known."""
+        if (trainer.max_epochs or 0) < 1:
+            raise UserError("EpochWeightAveraging needs a number of epochs: set trainer.max_epochs.")
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Copy the weights before the average starts, and add them to it after the last step of each later epoch."""
+        assert trainer.max_epochs is not None
+        assert self._average_model is not None
+        first = int(self.start * trainer.max_epochs)
+        if trainer.current_epoch < first or trainer.is_last_batch:
+            if trainer.current_epoch <= first:
+                self._average_model.n_averaged.zero_()  # so that the update is a copy
+            self._average_model.update_parameters(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the average alone: the epoch's validation, which comes before, has used it with this epoch."""

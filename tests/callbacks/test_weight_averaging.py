@@ -1,0 +1,53 @@
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from deeplab_lightning import SegmentationModule
+from deeplab_lightning.callbacks import EpochWeightAveraging
+from deeplab_lightning.errors import UserError
+from tests.test_module import TABLE, tiny_data, tiny_net, trainer
+
+
+class Ends(L.Callback):
+    """Keep a layer's weights after the last step of each epoch, and those that each validation used."""
+
+    def __init__(self) -> None:
+        self.trained: list[torch.Tensor] = []
+        self.validated: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        if trainer.is_last_batch:
+            self.trained.append(first_layer(pl_module))
+
+    def on_validation_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        del self.validated[trainer.current_epoch :]
+        self.validated.append(first_layer(pl_module))
+
+
+def first_layer(module: Any) -> torch.Tensor:
+    return next(module.net.parameters()).detach().clone()
+
+
+@pytest.mark.slow
+def test_each_epoch_validates_the_average_of_the_epochs_since_the_start(mask_folder: Path) -> None:
+    ends, averaging = Ends(), EpochWeightAveraging(start=0.5)
+    module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1), classes=TABLE)
+    fit = trainer(mask_folder, max_epochs=4, num_sanity_val_steps=0, callbacks=[averaging, ends])
+    fit.fit(module, tiny_data(mask_folder))
+    first, second, third, fourth = ends.trained
+    assert not torch.equal(third, fourth)
+    for validated, expected in zip(ends.validated, (first, second, third, (third + fourth) / 2), strict=True):
+        torch.testing.assert_close(validated, expected)
+    torch.testing.assert_close(first_layer(module), (third + fourth) / 2)
+
+
+def test_a_start_outside_the_training_is_refused(mask_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"in \[0, 1\), got 1"):
+        EpochWeightAveraging(start=1)
+    module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1), classes=TABLE)
+    endless = trainer(mask_folder, max_epochs=-1, max_steps=2, callbacks=[EpochWeightAveraging()])
+    with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
+        endless.fit(module, tiny_data(mask_folder))
