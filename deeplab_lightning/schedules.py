@@ -43,7 +43,7 @@ MONITOR = "val/miou"
 """Metric of schedules that wait for a plateau."""
 _OWN_PACKAGES = ("deeplab_lightning", "lightning", "pytorch_lightning")
 _LENGTHS = ("total_steps", "T_max", "t_initial")
-_DEV_RUN_LENGTH = 1_000_000  # steps or epochs: a schedule in the few steps of `fast_dev_run` is that of a long training
+_LONG = 1_000_000  # steps or epochs, where a schedule is built without the length of its training
 _ANY_NUMBER = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
 _RATES = ("max_lr", "base_lr")  # of OneCycleLR and CyclicLR
 
@@ -83,6 +83,15 @@ def schedule_config(
         # Not stepped by Lightning, which does so after the checkpoints of the epoch: see `step_plateaus`.
         config |= {"monitor": monitor, "reduce_on_plateau": True, "frequency": sys.maxsize}
     return config
+
+
+def check_schedule(factory: SchedulerFactory, optimizer: Optimizer, *, interval: Interval | None = None) -> None:
+    """Build a schedule as for a long training, to find wrong arguments before there is a trainer.
+
+    Raises:
+        ValueError: If an argument is missing or wrong.
+    """
+    build_schedule(factory, optimizer, lambda _: _LONG, interval)
 
 
 def nearest_figure(monitor: Any, names: Sequence[str], callbacks: Sequence[L.Callback]) -> str | None:
@@ -350,7 +359,7 @@ def _training_length(trainer: L.Trainer, unit: Interval) -> int:
     """Return the length of a training in optimiser steps or epochs."""
     steps = trainer.estimated_stepping_batches
     if trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return _DEV_RUN_LENGTH
+        return _LONG  # its few steps are the first ones of a long training
     if steps == float("inf"):
         raise UserError("a schedule needs an end: set trainer.max_epochs or max_steps, or lr_scheduler to null.")
     if unit == "step":

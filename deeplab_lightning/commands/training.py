@@ -53,7 +53,7 @@ from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.saved_module import follow
-from deeplab_lightning.schedules import PolyLR
+from deeplab_lightning.schedules import PolyLR, check_schedule
 from deeplab_lightning.usage import OneLineUsage
 
 _CHECKPOINT_DEFAULTS = {
@@ -139,8 +139,10 @@ def try_to_build(args: list[str]) -> None:
         logging.disable(logging.INFO)
         try:
             cli = DeepLabCLI("fit", [*args, *trial, "--output_dir", str(scratch)])
-            with user_mistakes(TypeError, ValueError):  # of the optimiser, whose arguments are the user's
-                cli.model.build_optimizer()
+            with user_mistakes(TypeError, ValueError):  # of optimiser and schedule, whose arguments are the user's
+                optimizer = cli.model.build_optimizer()
+                if cli.model.scheduler_factory is not None:
+                    check_schedule(cli.model.scheduler_factory, optimizer, interval=cli.model.lr_interval)
         finally:
             logging.disable(logging.NOTSET)
 

@@ -28,6 +28,9 @@ WRONG = {
     "loss": (WRONG_LOSS, "class_weights must hold 3 values"),
     "optimiser": (["--model.optimizer.class_path=torch.optim.SGD", "--model.optimizer.init_args.lr=0.1",
                    "--model.optimizer.init_args.nesterov=true"], "Nesterov"),
+    "schedule": (["--model.lr_scheduler.class_path=torch.optim.lr_scheduler.OneCycleLR",
+                  "--model.lr_scheduler.init_args.max_lr=0.1",
+                  "--model.lr_scheduler.init_args.pct_start=2"], "OneCycleLR: Expected float between 0 and 1"),
 }  # fmt: skip
 
 
