@@ -41,7 +41,7 @@ install: $(STAMP)  ## create .venv and install the package; TORCH=cpu without CU
 install-dev: $(DEV_STAMP)  ## install also what tests and checks need
 
 demo: install  ## train, validate and predict on built-in data, in minutes on a CPU
-	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/model/deeplabv3_efficientnet.yaml \
+	$(BIN)/deeplab fit $(CONFIGS) -c configs/data/synthetic.yaml -c configs/model/deeplabv3plus_efficientnet.yaml \
 		-c configs/trainer/cpu.yaml -c configs/demo.yaml
 	$(BIN)/deeplab data synthetic --output data/synthetic_new --num_images 12 --seed 1
 	@run=$$(ls -td runs/demo*/ | head -1) && set -x && \
