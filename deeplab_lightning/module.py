@@ -10,6 +10,7 @@ from deeplab_lightning import kernels
 from deeplab_lightning.data.batch import Batch, Unreadable
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.inference.calibration import PixelCollector
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, find_in_tiles, find_labels, label_images
@@ -117,6 +118,8 @@ class SegmentationModule(SavedModule):
         """Mean over the pixels of the evaluated set."""
         self.boundary = BoundaryCounts(net.num_classes)  # in test only: validation runs after every epoch
         self.confidences = ConfidenceCounts()  # in `validate` and `test`, likewise
+        self.pixels: PixelCollector | None = None
+        """Pixels that a temperature is fitted on, in a `validate` or `test` that is asked for one."""
         self.per_image = ImageMatrices(net.num_classes)
         """Confusion matrices of the images of this process in the last evaluation."""
         self.details: ImageDetails | None = None
@@ -263,6 +266,8 @@ class SegmentationModule(SavedModule):
                 self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
             if self.trainer.state.fn != "fit":
                 self.confidences.update(logits, batch.mask)
+                if self.pixels is not None:
+                    self.pixels.add(batch.names, logits, batch.mask)
             size = (batch.mask.shape[-2], batch.mask.shape[-1])
             postprocess = self.postprocess if stage == "test" else None
             labels = self._labels(logits, batch.image, size, postprocess)

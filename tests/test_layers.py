@@ -58,7 +58,7 @@ FLOORS = (
         *("data.init.config_text", "data.init"),
         "inference",
         "inference.tiles",
-        *("inference.regions", "inference.calibration", "inference.outputs"),
+        *("inference.regions", "inference.calibration", "inference.calibration_file", "inference.outputs"),
         "inference.csv_masks",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
@@ -86,7 +86,13 @@ FLOORS = (
         *("suspects", "suspects.evidence", "suspects.ranking", "suspects.files", "suspects.page"),
     ),
     (
-        *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
+        *(
+            "callbacks.calibration",
+            "callbacks.divergence",
+            "callbacks.checkpoint_io",
+            "callbacks.data_line",
+            "callbacks.exact_resume",
+        ),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),

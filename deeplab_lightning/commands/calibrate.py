@@ -1,6 +1,8 @@
 """Run `deeplab calibrate`: fit the temperature of the probabilities on held-out images."""
 
+import json
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +15,10 @@ from deeplab_lightning.drawing import draw_reliability
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.files import write_atomically
 from deeplab_lightning.inference.calibration import Calibration, PixelSample, calibrated, pixels_per_image
+from deeplab_lightning.inference.calibration_file import Averaged, calibration_document
 from deeplab_lightning.inference.out_of_fold import OutOfFold
-from deeplab_lightning.metrics.calibration import NUM_BINS
 from deeplab_lightning.runs import ExperimentFolder
-from deeplab_lightning.tables import or_null, shown, table_console
+from deeplab_lightning.tables import shown, table_console
 
 
 def calibrate(args: list[str]) -> None:
@@ -38,16 +40,48 @@ def calibrate(args: list[str]) -> None:
             {key: part.top for key, part in parts.items()}, result.after.classes, names, file
         ),
     )
-    files.write_calibration(_document(found, result, sum(len(own.labels) for own in groups)))
+    networks = found.networks(found.fold_numbers[0])
+    document = calibration_document(
+        result,
+        names,
+        Averaged(networks),
+        num_images=len(found.folds),
+        num_pixels=sum(len(own.labels) for own in groups),
+    )
+    files.write_calibration({**document, "folds": found.fold_numbers})
     console = table_console()
     title = f"Temperature {result.temperature:.3f}; each error is of images that the temperature was not fitted on"
     console.print(title, style="bold", highlight=False)
     console.print(_table(result, names))
     console.print(f"Written to {files.calibration} and {files.calibration_figure.name}", soft_wrap=True, markup=False)
-    is_ensemble = len(found.checkpoints) > 1
-    source = ["--experiment", str(given.folder)] if is_ensemble else ["--ckpt_path", str(found.checkpoints[0])]
-    words = ["deeplab", "predict", *source, "--images", "FOLDER", "--confidence", "--temperature"]
-    console.print(shlex.join([*words, str(files.calibration)]), soft_wrap=True, markup=False)
+    for line in _advice(found.checkpoints, networks, given.folder, files.calibration):
+        console.print(line, soft_wrap=True, markup=False)
+
+
+def _advice(checkpoints: list[Path], networks: int, folder: Path, file: Path) -> list[str]:
+    """Say how to predict at the temperature, and how to find that of the average of all folds.
+
+    Args:
+        checkpoints: Those of all folds, in their order.
+        networks: Number of them that held out the same fold.
+        folder: Folder of the experiment.
+        file: The temperature.
+    """
+    first, *others = map(str, checkpoints[:networks])
+    source = ["--ckpt_path", first, *(["--ensemble", json.dumps(others)] if others else [])]
+    if len(checkpoints) == networks > 1:
+        source = ["--experiment", str(folder)]
+    lines = [
+        shlex.join(["deeplab", "predict", *source, "--images", "FOLDER", "--confidence", "--temperature", str(file)])
+    ]
+    if len(checkpoints) > networks:
+        average = ["deeplab", "test", "--experiment", str(folder), "--calibration", str(folder / "average.json")]
+        lines.append(
+            f"The average of all {len(checkpoints)} networks is less sure, and held out no image. Its temperature is "
+            "found on data.test_dataset, with the options of the prediction (--tta, --ensemble_weights):"
+        )
+        lines.append(shlex.join(average))
+    return lines
 
 
 def _groups(found: OutOfFold, *, seed: int) -> list[PixelSample]:
@@ -68,29 +102,6 @@ def _groups(found: OutOfFold, *, seed: int) -> list[PixelSample]:
     if len(groups) < 2:
         raise DataError(f"{found.folder}: a temperature needs at least two held-out images with labels.")
     return groups
-
-
-def _document(found: OutOfFold, result: Calibration, num_pixels: int) -> dict[str, Any]:
-    """Return the content of `calibration.json`."""
-    names = found.classes.names
-
-    def figures(part: Any) -> dict[str, Any]:
-        per_class = {name: or_null(value) for name, value in zip(names, part.class_ece, strict=True)}
-        return {"ece": or_null(part.ece), "nll": or_null(part.nll), "class_ece": per_class}
-
-    return {
-        "temperature": result.temperature,
-        "cross_fitted": {
-            "temperatures": [round(value, 6) for value in result.temperatures],
-            "before": figures(result.before),
-            "after": figures(result.after),
-        },
-        "num_images": len(found.folds),
-        "num_pixels": num_pixels,
-        "num_bins": NUM_BINS,
-        "networks": found.networks(found.fold_numbers[0]),
-        "folds": found.fold_numbers,
-    }
 
 
 def _table(result: Calibration, names: Any) -> Table:

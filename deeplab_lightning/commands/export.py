@@ -10,16 +10,29 @@ from deeplab_lightning.data.datasets import ImageFolderDataset
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.export import InferenceModel, compare, trace
-from deeplab_lightning.export.formats import quietly, run_onnx, run_program, write_onnx, write_program
+from deeplab_lightning.export.formats import (
+    quietly,
+    run_onnx,
+    run_openvino,
+    run_program,
+    write_onnx,
+    write_openvino,
+    write_program,
+)
 from deeplab_lightning.export.quantization import MAX_IMAGES, agreement, prepared, quantize
 from deeplab_lightning.files import naming_errors
 from deeplab_lightning.module import SegmentationModule
 
-_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+_FORMATS = {  # name of a file, and the functions that write and load it
+    "onnx": ("model.onnx", write_onnx, run_onnx),
+    "openvino": ("model.xml", write_openvino, run_openvino),
+    "torch_export": ("model.pt2", write_program, run_program),
+}
 
 
 def export(args: list[str]) -> None:
-    """Write the network of a checkpoint, including what its images go through before, as one file.
+    """Write the network of a checkpoint, including what its images go through before, as a file.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
@@ -27,8 +40,11 @@ def export(args: list[str]) -> None:
         RuntimeError: If a package is missing, the network cannot be traced, or the file gives other results.
     """
     given = export_parser().parse_args(args)
-    if given.format == "onnx":
-        _require_onnx()
+    _require(given.format)
+    if given.format == "openvino" and Path(given.output).suffix.lower() != ".xml":
+        raise UserError(
+            f"--format openvino writes an .xml file and a .bin file beside it, got --output {given.output}."
+        )
     if given.int8 is not None and given.format != "onnx":
         raise UserError(f"--int8 writes ONNX files; leave out --format {given.format}.")
     module = _load(Path(given.ckpt_path), trust=given.trust)
@@ -44,12 +60,14 @@ def export(args: list[str]) -> None:
         naming_errors(output),
         tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
     ):
-        file = Path(scratch) / ("model.onnx" if given.format == "onnx" else "model.pt2")
-        write, load = (write_onnx, run_onnx) if given.format == "onnx" else (write_program, run_program)
+        name, write, load = _FORMATS[given.format]
+        file = Path(scratch) / name
         write(trace(model), model.metadata(), file)
         difference = compare(model, load(file))
         if dataset is not None:
             difference = _quantize(model, file, dataset)
+        if given.format == "openvino":
+            file.with_suffix(".bin").replace(output.with_suffix(".bin"))
         file.replace(output)
     print(f"Written to {output}, {output.stat().st_size / 1e6:.1f} MB; {difference}.")
 
@@ -92,15 +110,15 @@ def _load(path: Path, *, trust: bool) -> SegmentationModule:
         )
 
 
-def _require_onnx() -> None:
-    """Check that the packages of the ONNX format are installed.
+def _require(format: str) -> None:
+    """Check that the packages of a format are installed.
 
     Raises:
         RuntimeError: If one is missing.
     """
-    missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+    missing = [package for package in _PACKAGES.get(format, ()) if find_spec(package) is None]
     if missing:
         raise UnavailableError(
-            f"--format onnx needs {', '.join(missing)}: `pip install {' '.join(missing)}`, or in a checkout "
-            "`pip install .[export]`. --format torch_export needs no further package."
+            f"--format {format} needs {', '.join(missing)}: `pip install {' '.join(missing)}`, or in a checkout "
+            "`pip install .[export,openvino]`. --format torch_export needs no further package."
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 from deeplab_lightning.usage import OneLineUsage
 
 # Formats of exported files, and places of their preprocessing.
-FORMATS = ("onnx", "torch_export")
+FORMATS = ("onnx", "openvino", "torch_export")
 PLACES = ("graph", "metadata")
 WANDB_PROJECT = "deeplab_lightning"
 TRUST_HELP = "import the classes that the checkpoint names from any package, which runs their code"
@@ -325,9 +325,12 @@ def export_parser() -> OptionParser:
     )
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of a training; its data are not needed")
     parser.add_argument(
-        "--format", choices=FORMATS, default="onnx", help="format of the file: ONNX or torch.export (onnx)"
+        "--format",
+        choices=FORMATS,
+        default="onnx",
+        help="format of the file: ONNX, OpenVINO (an .xml file with a .bin file) or torch.export (onnx)",
     )
-    parser.add_argument("--output", required=True, help="file to write, such as model.onnx or model.pt2")
+    parser.add_argument("--output", required=True, help="file to write, such as model.onnx, model.xml or model.pt2")
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     parser.add_argument(

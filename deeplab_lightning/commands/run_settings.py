@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.environments import (
 )
 
 from deeplab_lightning.callbacks import EpochLines, PredictionWriter, RunRecord, SaveConfig, StopOnDivergence
+from deeplab_lightning.callbacks.calibration import FitTemperature
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO, RunCheckpoint, TopCheckpoint, name_with_score
 from deeplab_lightning.callbacks.cudnn_benchmark import CudnnBenchmarkInTraining
 from deeplab_lightning.callbacks.data_line import DataLine
@@ -31,6 +32,7 @@ from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.inference import Views
+from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
 from deeplab_lightning.inference.outputs import Outputs
 from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
@@ -231,6 +233,11 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     views = Views.parse(config.get("tta"))
     tiles = Tiles.parse(config.get("tile"), config.get("overlap"))
     weights, engine = config.get("ensemble_weights"), config.get("engine", "torch")
+    averaged = Averaged.of(1 + len(config.get("ensemble") or ()), weights, views)
+    if config.get("temperature") is not None:
+        check_temperature(config.temperature, averaged)
+    if config.get("calibration") is not None:
+        callbacks.append(FitTemperature(config.calibration, averaged))
     is_averaged = views != Views() or bool(config.get("ensemble")) or tiles is not None or weights is not None
     if is_averaged or engine != "torch":
         further = config.get("ensemble") or ()

@@ -81,6 +81,14 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
         default=None,
         help="Pixels that neighbouring tiles share, up to half of --tile; an eighth of it if null.",
     )
+    if command in {"validate", "test"}:
+        parser.add_argument(
+            "--calibration",
+            type=str | None,
+            default=None,
+            help="JSON file to write the temperature of the evaluated probabilities to, also of an average of networks "
+            "and views, for `predict --temperature`.",
+        )
     if command in {"test", "predict"}:
         parser.add_argument(
             "--ensemble",
@@ -122,8 +130,8 @@ def _add_outputs(parser: LightningArgumentParser) -> None:
         "--temperature",
         type=str | None,
         default=None,
-        help="Temperature of both: a calibration.json that `deeplab calibrate` wrote, or a number such as 1.5. It "
-        "changes no label.",
+        help="Temperature of both: a calibration.json that `deeplab calibrate` or `test --calibration` wrote for the "
+        "same average, or a number such as 1.5. It changes no label.",
     )
     parser.add_argument(
         "--coco",

@@ -1,10 +1,8 @@
 """Fit the temperature that makes probabilities agree with the share of pixels that are right (Guo et al. 2017)."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +12,7 @@ from scipy.special import log_softmax
 from torch import Tensor
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
-from deeplab_lightning.errors import DataError, MissingFileError, UserError
-from deeplab_lightning.metrics.calibration import NUM_BINS
+from deeplab_lightning.metrics.calibration import NUM_BINS, at_every_fourth
 
 Floats = npt.NDArray[np.float64]
 _RANGE = (0.05, 20.0)  # of temperatures
@@ -58,6 +55,38 @@ class PixelSample(NamedTuple):
         """Join the pixels of at least one sample."""
         logs, labels = zip(*parts, strict=True)
         return cls(np.concatenate(logs), np.concatenate(labels))
+
+
+class PixelCollector:
+    """Collect pixels of the images of an evaluation, from those that `ConfidenceCounts` counts.
+
+    Args:
+        num_images: Number of images, which limits how many pixels of each are kept.
+        num_classes: Number of classes K.
+        seed: Seed of the choice; processes need different ones.
+
+    Attributes:
+        samples: The pixels of each image by its key.
+    """
+
+    def __init__(self, num_images: int, num_classes: int, *, seed: int = 0) -> None:
+        self._count, self._rng = pixels_per_image(num_images, num_classes), np.random.default_rng(seed)
+        self.samples: dict[str, PixelSample] = {}
+
+    def add(self, names: Sequence[str], logits: Tensor, mask: Tensor, *, share: float = 1.0) -> None:
+        """Add pixels of images, or of parts of them.
+
+        Args:
+            names: Keys of the B images.
+            logits: (B, K, h, w) float, at the size of the mask or before the resize to it.
+            mask: (B, H, W) integer in [0, K), or 255 for ignored pixels.
+            share: Share of the image that is added.
+        """
+        values, target = at_every_fourth(logits, mask)
+        count = max(1, round(self._count * share))
+        for name, own, labels in zip(names, values.float().softmax(dim=1), target.cpu().numpy(), strict=True):
+            drawn = PixelSample.drawn(own, labels.astype(np.uint8), count, self._rng)
+            self.samples[name] = PixelSample.joined([self.samples[name], drawn]) if name in self.samples else drawn
 
 
 def pixels_per_image(num_images: int, num_classes: int) -> int:
@@ -173,33 +202,3 @@ def calibrated(groups: Sequence[PixelSample]) -> Calibration:
     before = Reliability.summed([Reliability.of(own) for own in groups])
     after = Reliability.summed([Reliability.of(own, t) for own, t in zip(groups, temperatures, strict=True)])
     return Calibration(fit_temperature(PixelSample.joined(groups)), temperatures, before, after)
-
-
-def read_temperature(given: str) -> float:
-    """Read a temperature: a number, or a file that `deeplab calibrate` wrote.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        DataError: If the file holds no temperature.
-        ValueError: If the number is not positive and finite.
-    """
-    try:
-        value = float(given)
-    except ValueError:
-        return _of_file(Path(given))
-    if not 0 < value < math.inf:
-        raise UserError(f"--temperature must be a positive number or a calibration.json, got {given}.")
-    return value
-
-
-def _of_file(path: Path) -> float:
-    if not path.is_file():
-        raise MissingFileError(f"--temperature must be a positive number or a file; no such file: {path.absolute()}.")
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-        value = float(content["temperature"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path}: is damaged, or not written by `deeplab calibrate`.") from error
-    if not 0 < value < math.inf:
-        raise DataError(f"{path}: holds the temperature {value}, which is not positive.")
-    return value

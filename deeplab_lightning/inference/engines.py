@@ -1,7 +1,6 @@
 """Compute backbone and head of a network by OpenVINO or ONNX Runtime instead of PyTorch, on a CPU."""
 
 import copy
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UnavailableError, UserError
-from deeplab_lightning.export.formats import quietly
+from deeplab_lightning.export.formats import quietly, silent_openvino
 from deeplab_lightning.export.tracing import traceable
 from deeplab_lightning.models.deeplab import DeepLab
 
@@ -158,11 +157,7 @@ class _OneScale(nn.Module):
 
 
 def _compile_openvino(part: nn.Module, example: Tensor, precision: Precision) -> _Compiled:
-    # Else each import of OpenVINO writes to the user's home and reports to Google Analytics, without being asked.
-    if "openvino" not in sys.modules:
-        sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino
-
+    openvino = silent_openvino()
     model = openvino.convert_model(part, example_input=example, input=[-1, example.shape[1], -1, -1])
     compiled = openvino.Core().compile_model(
         model,

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
-from deeplab_lightning.export.formats import Opened, open_onnx, open_program
+from deeplab_lightning.export.formats import Opened, open_onnx, open_openvino, open_program
 from deeplab_lightning.inference import Views
 from deeplab_lightning.models.backbone import Backbone
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 
-_SUFFIXES = (".onnx", ".pt2")
+_OPENERS = {".onnx": open_onnx, ".pt2": open_program, ".xml": open_openvino}
+_NEEDED_PACKAGES = {".onnx": ("onnxruntime", "export"), ".xml": ("openvino", "openvino")}  # package, our extra
 _NEEDED = ("classes", "palette", "mean", "std", "max_size", "input", "output")
 _SURE = 100.0  # logit of the label of a file that returns labels; the softmax of the others is 0
 _vouched: set[Path] = set()  # archives whose code the user trusts, in this process
@@ -27,7 +28,7 @@ _vouched: set[Path] = set()  # archives whose code the user trusts, in this proc
 
 def is_exported(path: str | Path) -> bool:
     """Check by its name whether a file is one of `deeplab export` instead of a checkpoint."""
-    return Path(path).suffix.lower() in _SUFFIXES
+    return Path(path).suffix.lower() in _OPENERS
 
 
 def trust_file(path: str | Path) -> None:
@@ -89,22 +90,28 @@ def read_exported(path: str | Path) -> ExportedFile:
     """Open a file of `deeplab export`.
 
     Args:
-        path: An ONNX file, or an archive of `torch.export` that `trust_file` was called for.
+        path: An ONNX file, the graph (.xml) of OpenVINO's two files, or an archive of `torch.export` that
+            `trust_file` was called for.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it cannot be read, or was not written by `deeplab export`.
-        RuntimeError: If onnxruntime is missing.
+        RuntimeError: If onnxruntime or openvino is missing.
     """
     file = Path(path).absolute()
     if not file.is_file():
         raise MissingFileError(f"no such exported file: {file}")
-    is_onnx = file.suffix.lower() == ".onnx"
-    if is_onnx and find_spec("onnxruntime") is None:
+    suffix = file.suffix.lower()
+    package, extra = _NEEDED_PACKAGES.get(suffix, (None, None))
+    if package is not None and find_spec(package) is None:
         raise UnavailableError(
-            f"{path} needs onnxruntime: `pip install onnxruntime`, or in a checkout `pip install .[export]`."
+            f"{path} needs {package}: `pip install {package}`, or in a checkout `pip install .[{extra}]`."
         )
-    if not is_onnx and file.resolve() not in _vouched:
+    if suffix == ".xml" and not file.with_suffix(".bin").is_file():
+        raise MissingFileError(
+            f"{path} holds a graph without weights: {file.with_suffix('.bin').name} must be beside it."
+        )
+    if suffix == ".pt2" and file.resolve() not in _vouched:
         raise UserError(
             f"{path}: an archive of torch.export may run code that lies in it when it is loaded. If you trust it, use "
             "--trust, in Python trust=True; an ONNX file runs none."
@@ -115,7 +122,7 @@ def read_exported(path: str | Path) -> ExportedFile:
 @lru_cache(maxsize=8)
 def _read(file: Path, changed: int) -> ExportedFile:
     try:
-        opened = open_onnx(file) if file.suffix.lower() == ".onnx" else open_program(file)
+        opened = _OPENERS[file.suffix.lower()](file)
     except Exception as error:  # the libraries raise errors of many classes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{file} cannot be loaded; it is damaged, cut off or of another format ({reason}).") from error
@@ -138,7 +145,7 @@ class ExportedNet(DeepLab):
 
     Args:
         num_classes: Number of classes K of the data.
-        file: The ONNX file, or an archive of `torch.export`.
+        file: The ONNX file, the .xml file of OpenVINO, or an archive of `torch.export`.
         in_channels: Channels of the images.
 
     Attributes:

@@ -13,7 +13,7 @@ from pycocotools import mask as rle_tools
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.transforms import resize_mask
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.inference.calibration import read_temperature
+from deeplab_lightning.inference.calibration_file import read_temperature
 from deeplab_lightning.tables import csv_text
 
 CsvFormat = Literal["ids", "rle"]

@@ -34,8 +34,8 @@ class ConfidenceCounts(PixelCounts):
             logits: (B, K, h, w) float, at the size of the mask or before the resize to it.
             mask: (B, H, W) integer in [0, K), or 255 for ignored pixels.
         """
-        target = mask[:, ::_STEP, ::_STEP].long()
-        confidence, labels = _resized_at_steps(logits.float(), mask).softmax(dim=1).max(dim=1)  # (B, H/4, W/4)
+        values, target = at_every_fourth(logits, mask)
+        confidence, labels = values.softmax(dim=1).max(dim=1)  # (B, H/4, W/4)
         bins = (confidence * NUM_BINS).ceil().long().sub_(1).clamp_(0, NUM_BINS - 1)
         bins = torch.where(target == IGNORE_INDEX, NUM_BINS, bins).reshape(-1)
         values = torch.stack(
@@ -48,6 +48,19 @@ class ConfidenceCounts(PixelCounts):
         """Compute the expected calibration error, a float64 scalar in [0, 1]; nan without pixels."""
         count, confidence, right = self.counts.cpu().double()
         return (confidence / _UNITS - right).abs().sum() / count.sum()
+
+
+def at_every_fourth(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return logits and labels of every fourth pixel of every fourth row.
+
+    Args:
+        logits: (B, K, h, w) float, at the size of the mask or before the resize to it.
+        mask: (B, H, W) integer.
+
+    Returns:
+        (B, K, H/4, W/4) float32 and (B, H/4, W/4) int64, rounded up.
+    """
+    return _resized_at_steps(logits.float(), mask), mask[:, ::_STEP, ::_STEP].long()
 
 
 def _resized_at_steps(logits: Tensor, mask: Tensor) -> Tensor:

@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import yaml
+from scipy import ndimage
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.data import write_synthetic
+from deeplab_lightning.data.datasets import CocoDataset
+from deeplab_lightning.inference.out_of_fold import OutOfFold
 from deeplab_lightning.metrics.iou import mean_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tables import read_csv
@@ -17,6 +20,7 @@ from tests.planted import Planted, count_hits, plant_errors, region_hits
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PER_KIND, NUM_IMAGES, SIZE, SEED = 12, 240, 128, 1
+THIN, MIN_AREA = 7, 50  # pixels
 TOO_RARE = ("paper pack", "glass", "styrofoam", "battery", "clothing")  # to be learned from so few images
 CLASS_MAP: dict[str, str | None] = dict.fromkeys(TOO_RARE)
 
@@ -73,8 +77,30 @@ def measure(experiment: Path, errors: Sequence[Planted]) -> dict[str, Any]:
     }
 
 
+def seen_by_width(experiment: Path) -> dict[str, Any]:
+    """Measure what share of an object's pixels held-out predictions find, since what is not seen cannot be missed.
+
+    An object is a connected region of a class in labels without errors; its width is the side of the largest square
+    in it. Smaller ones than `suspects` reports are left out.
+    """
+    truth = CocoDataset(str(experiment.parents[1] / "data" / "annotations.json"), class_map=CLASS_MAP)
+    shares: dict[str, list[float]] = {"thin": [], "others": []}
+    for image in OutOfFold(experiment).predictions():
+        mask = truth.read_mask(truth.names.index(image.name)).numpy()
+        predicted = image.probabilities.argmax(dim=0).numpy()
+        for train_id in np.unique(mask[(mask > 0) & (mask != truth.classes.ignore_index)]):
+            regions, count = ndimage.label(mask == train_id)
+            for number in range(1, count + 1):
+                inside = regions == number
+                if inside.sum() >= MIN_AREA:
+                    width = 2 * ndimage.distance_transform_cdt(np.pad(inside, 1), "chessboard").max() - 1
+                    share = float((predicted[inside] == train_id).mean())
+                    shares["thin" if width <= THIN else "others"].append(share)
+    return {key: {"objects": len(own), "mean_share_seen": float(np.mean(own))} for key, own in shares.items()}
+
+
 def test_planted_errors_are_found(tmp_path: Path) -> None:
     experiment, errors = train(tmp_path)
-    found = measure(experiment, errors)
+    found = {**measure(experiment, errors), "objects": seen_by_width(experiment)}
     print(record.write("suspects", found))
     assert found["images_first_k"]["score"] > found["images_first_k"]["miou"] > found["images_first_k"]["random"]

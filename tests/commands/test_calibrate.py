@@ -26,6 +26,17 @@ def experiment(planted_experiment: Experiment) -> Path:
     return planted_experiment[0]
 
 
+@pytest.fixture(scope="module")
+def average(experiment: Path) -> Path:
+    """The temperature of the average of both folds and both views, on the clean labels as a test data set."""
+    file, annotations = experiment / "average.json", experiment.parents[1] / "data" / "annotations.json"
+    dataset = json.dumps({"class_path": "CocoDataset", "init_args": {"annotations": str(annotations)}})
+    words = ("--experiment", str(experiment), "--tta", "flip", "--data.test_dataset", dataset)
+    done = run_program("test", *words, "--calibration", str(file), check=True)
+    assert "of 2 networks over the views flip; calibration error" in done.stdout
+    return file
+
+
 def held_out(experiment: Path, fold: int) -> tuple[Tensor, Tensor]:
     """Compute logits (N, K) of all pixels that a fold held out, and their labels, without the package's own pass."""
     data = CocoDataset(str(experiment.parents[1] / "data" / "planted.json"))
@@ -81,12 +92,29 @@ def test_the_temperature_is_that_of_all_held_out_pixels(experiment: Path) -> Non
 
 
 @pytest.mark.slow
-def test_predictions_are_written_at_the_temperature(experiment: Path, tmp_path: Path) -> None:
-    """Whole and in tiles; no label changes."""
-    images = experiment.parents[1] / "data" / "00.png"
-    source = ("--experiment", str(experiment), "--images", str(images), "--probabilities", "npz", "--confidence")
+def test_the_temperature_of_an_average_is_its_own(experiment: Path, average: Path) -> None:
+    """An average is less sure than its networks, so theirs would leave it under-confident."""
+    data = CocoDataset(str(experiment.parents[1] / "data" / "annotations.json"))
+    paths = [experiment / f"fold_{fold}" / "checkpoints" / "best.ckpt" for fold in (0, 1)]
+    nets = [SegmentationModule.load_from_checkpoint(path).net.eval() for path in paths]
+    images = torch.stack([data.read_image(index) for index in range(len(data))])
+    with torch.no_grad():
+        parts = [part for net in nets for part in (net(images), net(images.flip(-1)).flip(-1))]
+    logits = torch.stack([part.softmax(1) for part in parts]).mean(0).log()[..., ::4, ::4]
+    labels = torch.stack([data.read_mask(index) for index in range(len(data))])[:, ::4, ::4].long()
+    expected = best_temperature(logits.movedim(1, -1).flatten(0, 2), labels.flatten())
+    found = json.loads(average.read_text())
+    assert found["temperature"] == pytest.approx(expected, rel=0.01)
+    assert found["temperature"] < json.loads((experiment / "calibration.json").read_text())["temperature"]
+
+
+@pytest.mark.slow
+def test_predictions_are_written_at_the_temperature(experiment: Path, average: Path, tmp_path: Path) -> None:
+    """No label changes."""
+    images, file = experiment.parents[1] / "data" / "00.png", average
+    source = ["--experiment", str(experiment), "--tta", "flip", "--images", str(images)]
+    source += ["--probabilities", "npz", "--confidence"]
     run_program("predict", *source, "--output", str(tmp_path / "plain"), check=True)
-    file = experiment / "calibration.json"
     run_program("predict", *source, "--output", str(tmp_path / "file"), "--temperature", str(file), check=True)
     run_program("predict", *source, "--output", str(tmp_path / "number"), "--temperature", "2", check=True)
 
@@ -129,6 +157,7 @@ def test_a_run_is_calibrated_on_halves_of_its_validation_images(experiment: Path
     assert len(found["cross_fitted"]["temperatures"]) == 2
     assert math.isclose(found["temperature"], best_temperature(*held_out(experiment, 1)), rel_tol=0.01)
     assert f"--ckpt_path {run / 'checkpoints' / 'best.ckpt'}" in " ".join(done.stdout.split())
+    assert "deeplab test" not in done.stdout  # which is for averages
 
 
 @pytest.mark.slow
@@ -139,11 +168,16 @@ def test_a_run_is_calibrated_on_halves_of_its_validation_images(experiment: Path
         (["--temperature", "0", "--confidence"], "--temperature must be a positive number"),
         (["--temperature", "none.json", "--confidence"], "no such file"),
         (["--temperature", "2", "--confidence", "--model.postprocess", "DenseCRF"], "there is a model.postprocess"),
+        (
+            ["--temperature", "{}/calibration.json", "--confidence", "--tta", "flip"],
+            "was fitted on 1 network, and not on 1 network over the views flip as here",
+        ),
     ],
 )
 def test_temperatures_that_cannot_be_used_are_one_line(experiment: Path, words: list[str], text: str) -> None:
     best = experiment / "fold_0" / "checkpoints" / "best.ckpt"
     images = experiment.parents[1] / "data" / "00.png"
+    words = [word.format(experiment) for word in words]
     done = run_program("predict", "--ckpt_path", str(best), "--images", str(images), *words)
     assert done.returncode == 1
     assert text in " ".join(done.stderr.split())

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ Masks = dict[str, npt.NDArray[np.uint8]]
 EXPORTS: dict[str, tuple[str, ...]] = {
     "graph.onnx": (),
     "outside.onnx": ("--preprocess", "metadata"),
+    "outside.xml": ("--preprocess", "metadata", "--format", "openvino"),
     "outside.pt2": ("--preprocess", "metadata", "--format", "torch_export"),
 }
 
@@ -179,7 +181,8 @@ def refusal(command: str, file: Path, run: RunFolder, output: Path, *words: str)
 
 def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: Path) -> None:
     root = run.path.parents[1]
-    bare, cut = tmp_path / "bare.onnx", tmp_path / "cut.onnx"
+    bare, cut, graph = tmp_path / "bare.onnx", tmp_path / "cut.onnx", tmp_path / "graph.xml"
+    shutil.copy(root / "outside.xml", graph)
     model = onnx.load(root / "graph.onnx")
     del model.metadata_props[:]
     onnx.save(model, bare)
@@ -195,6 +198,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: P
         ("predict", bare, [], "its metadata lack classes, palette, mean, std, max_size, input, output"),
         ("predict", cut, [], "cannot be loaded; it is damaged, cut off or of another format"),
         ("predict", tmp_path / "no.onnx", [], "no such exported file: "),
+        ("predict", graph, [], "holds a graph without weights: graph.bin must be beside it"),
         ("fit", root / "graph.onnx", [], "cannot be trained further"),
         ("tune-crf", root / "graph.onnx", [], "give the checkpoint that it was exported from"),
     ):

@@ -16,17 +16,18 @@ from tests.processes import run_program
 def planted(planted_experiment: tuple[Path, list[Planted]]) -> tuple[Path, list[Planted]]:
     """The experiment with its suspects, and the errors."""
     experiment, errors = planted_experiment
-    run_program("suspects", str(experiment), check=True)
+    run_program("suspects", str(experiment), "--min_area", "1", check=True)
     return experiment, errors
 
 
 @pytest.mark.slow
 def test_planted_errors_come_first(planted: tuple[Path, list[Planted]]) -> None:
-    """Of 32 images with 96 objects, six have an error; the regions that come first lie on them."""
+    """Of 32 images with 96 objects, six have an error. Most regions lie on none, so the order of the names fails."""
     experiment, errors = planted
-    found = count_hits(errors, region_hits(experiment / "suspects", errors)[: len(errors)])
-    assert found.precision >= 0.8
-    assert found.recall >= 0.6  # a shifted mask has two regions, and both count
+    hits = region_hits(experiment / "suspects", errors)
+    found = count_hits(errors, hits[: len(errors)])
+    assert min(found.precision, found.recall) >= 0.8
+    assert count_hits(errors, hits).precision < 0.4  # what any order finds that knows nothing
 
 
 @pytest.mark.slow

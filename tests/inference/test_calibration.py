@@ -18,8 +18,8 @@ from deeplab_lightning.inference.calibration import (
     calibrated,
     fit_temperature,
     pixels_per_image,
-    read_temperature,
 )
+from deeplab_lightning.inference.calibration_file import read_temperature
 from deeplab_lightning.labels import at_temperature
 from deeplab_lightning.metrics.calibration import ConfidenceCounts
 from deeplab_lightning.resizing import resize
