@@ -24,6 +24,8 @@ from deeplab_lightning.tables import csv_text, csv_text_of_dicts, read_csv, read
 
 RUN_FOLDER_VARIABLE = "DEEPLAB_RUN_FOLDER"
 """Environment variable with the run's folder, for the processes that Lightning starts for DDP."""
+SEARCH_VARIABLE = "DEEPLAB_SEARCH"
+"""Environment variable with the name of the search whose trial a training is, see `SearchGate`."""
 _FOLDS, _BALANCE, _IMAGES, _LAST_IMAGES = "folds.csv", "balance.csv", "image_matrices.npz", "last_image_matrices.npz"
 _LAST_DETAILS = "last_image_details.npz"
 RECORD_FILES = (_IMAGES, _LAST_IMAGES, _LAST_DETAILS, _FOLDS, _BALANCE)
@@ -264,6 +266,9 @@ class RunFolder(_Folder):
         path: The folder, which need not exist.
     """
 
+    SEARCH_STOPS = -1
+    """Answer of a search that wants no further epoch of this training."""
+
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
         self.metrics = self.path / "metrics.csv"
@@ -291,7 +296,8 @@ class RunFolder(_Folder):
         self.val_images = self.path / "val_images.txt"
         """Path and key of each held-out image, with a tab between them."""
         self.attempts = self.path / "attempts.json"
-        """Jobs of a cluster's queue that trained this fold, and how each ended."""
+        """Jobs of a cluster that trained this fold or trial, and how each ended."""
+        self._search_answer = self.path / ".search"  # how many epochs the search that started it has seen
         self.val_predictions = PredictionFolder(self.path / "val_predictions")
 
     @classmethod
@@ -330,6 +336,20 @@ class RunFolder(_Folder):
     def write_job(self, config: Mapping[str, Any]) -> None:
         """Write the configuration that `deeplab fit` gets for a fold."""
         _write_yaml(self.job, config)
+
+    def write_search_answer(self, epochs: int | None) -> None:
+        """Tell the training how many of its epochs the search has seen, or `SEARCH_STOPS`; None tells nothing yet."""
+        if epochs is None:
+            self._search_answer.unlink(missing_ok=True)
+        else:
+            write_text(self._search_answer, str(epochs))
+
+    def read_search_answer(self) -> int | None:
+        """Read what `write_search_answer` wrote; None before it did."""
+        try:
+            return int(self._search_answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def read_val_images(self) -> list[str]:
         """Read the lines of the held-out images."""
@@ -531,6 +551,10 @@ class ExperimentFolder(_Folder):
         """Why `kfold --cheap` does not train the other folds."""
         self.queue, self.queue_logs = self.path / "queue.json", self.path / "queue_logs"
         """Folds that a cluster's queue trains with the ids of their jobs, and what the jobs printed."""
+        self.search, self.trials = self.path / "search.json", self.path / "trials.csv"
+        """What `deeplab tune` searches with the settings of its trials, and their figures as a table."""
+        self.best_settings = self.path / "best_settings.yaml"
+        """Settings of the best trial, for `-c` of `fit` and `kfold`."""
         self._logged = self.path / ".cv_logged"  # key of the result that W&B got last
 
     def fold(self, number: int) -> RunFolder:
@@ -546,6 +570,10 @@ class ExperimentFolder(_Folder):
             return [single]
         folds = [path for path in self.path.glob("fold_*") if re.fullmatch(r"fold_\d+", path.name)]
         return [RunFolder(path) for path in sorted(folds, key=lambda path: int(path.name.removeprefix("fold_")))]
+
+    def trial(self, number: int) -> RunFolder:
+        """Return the run's folder of a trial of `deeplab tune`."""
+        return RunFolder(self.path / f"trial_{number}")
 
     def seed(self, number: int) -> "ExperimentFolder":
         """Return the experiment of a seed, in the folder of `kfold --seeds`."""

@@ -87,6 +87,7 @@ FLOORS = (
     (
         *("callbacks.divergence", "callbacks.checkpoint_io", "callbacks.data_line", "callbacks.exact_resume"),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
+        "callbacks.search_gate",
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
         *("callbacks", "tracking.summary", "tracking.loggers"),
@@ -104,6 +105,8 @@ FLOORS = (
         *("experiments.job_table", "experiments.settings", "experiments.experiment"),
         *("experiments.attempts", "experiments.queue", "experiments.queued_fold"),
         "experiments.folder_choice",
+        *("experiments.search_space", "experiments.samplers", "experiments.search", "experiments.trial"),
+        "experiments.launchers.ray_tune",
         *(
             "experiments.significance",
             "experiments.contributions",
@@ -138,7 +141,7 @@ FLOORS = (
         *("commands.placement", "commands.queueing", "commands.folds"),
         *("commands.data", "commands.split", "commands.compare", "commands.report", "commands.kfold", "commands.grid"),
         *("commands.held_out", "commands.suspects", "commands.calibrate"),
-        *("commands.queue", "commands.queued_jobs"),
+        *("commands.queue", "commands.queued_jobs", "commands.tune"),
         *("commands.benchmark", "commands.export", "commands.tune_crf", "commands.tune_lr", "commands.wandb_report"),
         "commands.best",
         *("commands.pseudo", "commands.masks"),
