@@ -433,11 +433,12 @@ def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> Non
         main(["validate", "--ckpt_path", checkpoint])
 
 
-# Grids, sweeps and launchers are no overlays of `fit`; tests/commands/test_grid.py and test_placement.py parse them.
+# Grids, sweeps, searches and launchers are no overlays of `fit`; tests/commands/test_grid.py, test_tune.py and
+# test_placement.py parse them.
 OVERLAYS = sorted(
     path.relative_to(CONFIGS).as_posix()
     for path in CONFIGS.rglob("*.yaml")
-    if path.parent.name not in {"grids", "sweeps", "launcher"}
+    if path.parent.name not in {"grids", "sweeps", "searches", "launcher"}
 )
 
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from deeplab_lightning.callbacks.provenance import describe_data, describe_program, versions
+from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import draw_confusion_matrix
 from deeplab_lightning.inference import Ensemble
@@ -211,6 +212,7 @@ class RunRecord(L.Callback):
             "seed": self.seed,
             "epochs": trainer.current_epoch,
             "max_epochs": trainer.max_epochs,
+            **_stopped_by(trainer),
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
             "checkpoint": _checkpoint_of(best, trainer),
             "cost": _cost(pl_module.net),
@@ -263,6 +265,13 @@ def _cost(net: nn.Module) -> dict[str, float | None]:
             f"the multiply-adds cannot be counted ({(str(error).splitlines() or [type(error).__name__])[0]})."
         )
         return {"mega_parameters": round(sum(p.numel() for p in net.parameters()) / 1e6, 3), "giga_macs": None}
+
+
+def _stopped_by(trainer: L.Trainer) -> dict[str, str]:
+    """Return the name of the search that stopped a training; empty if none did."""
+    gates = (part for part in trainer.callbacks if isinstance(part, SearchGate))  # type: ignore[attr-defined]
+    found = [gate.stopped_by for gate in gates if gate.stopped_by is not None]
+    return {"stopped_by": found[0]} if found else {}
 
 
 def _gather(images: Kind) -> Kind:

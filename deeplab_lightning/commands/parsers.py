@@ -64,6 +64,30 @@ def grid_parser() -> OptionParser:
     return parser
 
 
+def tune_parser() -> OptionParser:
+    """Build the parser of `deeplab tune`."""
+    parser = OptionParser(
+        prog="deeplab tune",
+        description="Search hyperparameters with Ray Tune: each trial is a training on one fold (data.fold), and ASHA "
+        "stops the worst between their epochs. Writes the best settings as a configuration, and says how to judge them "
+        "on the folds that chose nothing. The same command continues an interrupted search. " + _OF_FIT + ".",
+    )
+    parser.add_argument(
+        "-c", "--config", required=True, help="search file, such as configs/searches/learning_rate.yaml"
+    )
+    parser.add_argument("--name", help="name of the search's folder; that of the search file if not given")
+    parser.add_argument("--output_dir", help="folder that holds the search's folder; that of the file if not given")
+    parser.add_argument("--jobs", type=int, help="number of trials that train at once (as many as the cluster holds)")
+    parser.add_argument(
+        "--launcher",
+        default="ray",
+        help="options of Ray: ray, or a file such as configs/launcher/ray.yaml; --launcher.KEY VALUE, such as "
+        "--launcher.gpus 0, overrides them. Without a running cluster, Ray starts on this machine (ray)",
+    )
+    parser.set_defaults(devices=None, in_process=False, detach=False)
+    return parser
+
+
 def _add_launcher_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many folds train at once, and where."""
     parser.add_argument("--jobs", type=int, help="number of folds that train at once (1; all in a cluster's queue)")
@@ -86,10 +110,10 @@ def status_parser() -> OptionParser:
     """Build the parser of `deeplab status`."""
     parser = OptionParser(
         prog="deeplab status",
-        description="Show the folds that `--launcher slurm` put into a cluster's queue: state, epoch, best mIoU, time. "
-        "Works on any machine of the cluster.",
+        description="Show the folds that `--launcher slurm` put into a cluster's queue, or the trials of `deeplab "
+        "tune`: state, epoch, best mIoU, time. Works on any machine of the cluster.",
     )
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the experiment or the grid")
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="folder of the experiment, the grid or the search")
     parser.add_argument("--follow", action="store_true", help="go on until all have ended; Ctrl-C stops only the table")
     return parser
 
@@ -436,6 +460,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "tune-lr": tune_lr_parser,
     "kfold": kfold_parser,
     "grid": grid_parser,
+    "tune": tune_parser,
     "status": status_parser,
     "cancel": cancel_parser,
     "compare": compare_parser,

@@ -27,6 +27,7 @@ from deeplab_lightning.callbacks.disk_space import DiskSpace
 from deeplab_lightning.callbacks.ensemble import AverageProbabilities
 from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
+from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
@@ -272,7 +273,7 @@ def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks += [DataLine(), DiskSpace(), StopOnDivergence(), StopOnSigterm()]
+    callbacks += [DataLine(), DiskSpace(), StopOnDivergence(), StopOnSigterm(), SearchGate()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

@@ -45,7 +45,8 @@ class CrossValidation:
             which flatters it.
         best_miou: Pooled mIoU of the best epochs; nan if unknown, and where `epoch` is `best`.
         notes: Limits of the result, such as folds that are left out because their files are damaged.
-        stopped: Name of the baseline that `kfold --cheap` stopped the experiment for, if folds are missing since then.
+        stopped: Name of the baseline that `kfold --cheap` stopped the experiment for, if folds are missing since then;
+            or of the search that stopped this trial.
         details: Contours and objects by size of the held-out images at the last epoch; None if a fold has none, and
             where `epoch` is `best`.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
@@ -169,7 +170,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
             )
     notes += _epoch_notes(folder, results)
     folds = [result["fold"] or 0 for result in results]
-    stopped = _stopped(folder, folds)
+    stopped = _stopped(folder, folds) or _stopped_by_search(folder, results)
     notes += [stopped[1]] if stopped else []
     best, last = [record.best for record in records], [record.last for record in records]
     has_last = epoch == "last" and all(part is not None for part in last)
@@ -206,6 +207,17 @@ def _stopped(folder: Path, folds: Sequence[int]) -> tuple[str, str] | None:
     return found["baseline"], (
         f"{folder.name} was stopped early after {len(found['folds'])} of {len(found['planned'])} folds: its chance to "
         f"be found better than {found['baseline']} was {found['chance']:.3f}. --resume without --cheap trains the rest."
+    )
+
+
+def _stopped_by_search(folder: Path, results: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
+    """Return the search that stopped a trial before its last epoch, and a note; None if it trained all epochs."""
+    search = next((result["stopped_by"] for result in results if result.get("stopped_by")), None)
+    if search is None:
+        return None
+    return str(search), (
+        f"{folder.name} was stopped by the search {search} after {results[0].get('epochs')} of "
+        f"{results[0].get('max_epochs')} epochs. deeplab fit -c {RunFolder(folder).job} trains the rest."
     )
 
 

@@ -61,7 +61,7 @@ class Experiment:
         config["data"]["fold"] = 0
         files = ExperimentFolder(folder)
         if files.config.is_file():
-            _check_same(files.read_config(), config, folder)
+            check_same(files.read_config(), config, folder)
         if files.folds.is_file():
             config["data"]["fold_file"] = str(files.folds)
         datamodule = datamodule_from_config(config["data"])
@@ -215,7 +215,7 @@ def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def _check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raise an error if an experiment would continue with other settings; the machine may differ.
 
     More epochs are no other setting: the folds are trained further.

@@ -102,14 +102,11 @@ def stopped_verdict(
 
     Args:
         names: Names of the experiment and of the baseline.
-        stopped: Name of the one that `kfold --cheap` stopped.
-        difference: Pooled difference over the folds so far.
+        stopped: Name of the one that `kfold --cheap` or a search stopped.
+        difference: Pooled difference over the folds and epochs so far.
         differing: See `Verdict`.
     """
-    text = (
-        f"{names[0]} - {names[1]}: {difference:+.3f} mIoU over the folds so far; {stopped} was stopped early, so this "
-        "is no test."
-    )
+    text = f"{names[0]} - {names[1]}: {difference:+.3f} mIoU so far; {stopped} was stopped early, so this is no test."
     return Verdict(text, Difference(difference, math.nan, math.nan, math.nan), "", math.nan, dict(differing))
 
 

@@ -86,7 +86,7 @@ def test_a_stopped_experiment_is_not_judged(stopped: tuple[Path, str], root: Pat
         table = root / "table.json"
         words = (str(root / "runs" / baseline), str(folder), "--all_pairs", "--json", str(table))
         output = " ".join(run_program("compare", *words, check=True).stdout.split())
-        assert "mIoU over the folds so far; hopeless was stopped early, so this is no test." in output
+        assert "mIoU so far; hopeless was stopped early, so this is no test." in output
         content = json.loads(table.read_text())
         assert not [text for text in content["verdicts"] if " is better " in text or " is worse " in text]
         row = content["experiments"][1]

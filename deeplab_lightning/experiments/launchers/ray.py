@@ -24,11 +24,12 @@ _STOP_SECONDS = 15.0  # time for a training to end after it was cancelled
 _OF_THE_NODE = {"CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "HOSTNAME", "TMPDIR"}
 
 
-def connect(options: RayOptions) -> None:
+def connect(options: RayOptions, *, is_starting: bool = False) -> None:
     """Connect this process to the cluster.
 
     Args:
         options: Options with its address.
+        is_starting: Whether Ray starts on this machine, for this process alone, if no cluster runs here.
 
     Raises:
         UserError: If the address is none.
@@ -45,10 +46,23 @@ def connect(options: RayOptions) -> None:
             raise UserError(f"launcher.address must be HOST:PORT, such as 10.0.0.1:6379, got {options.address!r}.")
         if not can_connect(host, int(port), seconds=_CONNECT_SECONDS):  # Ray itself tries for minutes
             raise UnavailableError(f"no Ray cluster answers at {options.address}. {advice}")
+    given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     try:
-        ray.init(options.address or "auto", log_to_driver=False, logging_level="ERROR", ignore_reinit_error=True)
+        try:
+            ray.init(options.address or "auto", **given)
+        except ConnectionError:
+            if not is_starting or options.address is not None:
+                raise
+            ray.init("local", include_dashboard=False, **given)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UnavailableError(f"no Ray cluster can be used: {' '.join(str(error).split())} {advice}") from error
+
+
+def disconnect() -> None:
+    """Leave the cluster, which ends what this process started there."""
+    import ray
+
+    ray.shutdown()
 
 
 class RayLauncher:
@@ -79,8 +93,8 @@ class RayLauncher:
             max_retries=self._options.retries,
             retry_exceptions=[TrainingKilled],
         )
-        environment = {key: value for key, value in own_environment().items() if key not in _OF_THE_NODE}
-        return RayProcess(task.remote(list(command), job.folder.absolute(), environment, self._place), job)
+        given = (list(command), job.folder.absolute(), submitted_environment(), self._place)
+        return RayProcess(task.remote(*given), job)
 
 
 class RayProcess:
@@ -135,13 +149,7 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str], place
         UserError: If the node is not like the machine that submitted the task.
         TrainingKilled: If a signal ended it.
     """
-    node = platform.node()
-    if not Path(place["folder"]).is_dir() or not folder.parent.is_dir():
-        raise UserError(f"node {node} does not see {folder.parent}: output_dir must be on a disk that all nodes share.")
-    os.chdir(place["folder"])
-    check_place(place, node)
-    os.environ.update(environment)
-    process = LocalLauncher().start(Job(folder.name, [command], folder, lambda: True), command, 0)
+    process = start_on_node(command, folder, environment, place)
     try:
         while (status := process.poll()) is None:
             time.sleep(_POLL_SECONDS)
@@ -154,6 +162,39 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str], place
     finally:
         with contextlib.suppress(KeyboardInterrupt):
             process.kill()
-    if status < 0 or status == 128 + signal.SIGTERM:
-        raise TrainingKilled(f"{folder.name} was ended by a signal on {node} (status {status})")
+    if is_killed(status):
+        raise TrainingKilled(f"{folder.name} was ended by a signal on {platform.node()} (status {status})")
     return status
+
+
+def is_killed(status: int) -> bool:
+    """Check whether a signal ended a training with this exit status."""
+    return status < 0 or status == 128 + signal.SIGTERM
+
+
+def start_on_node(
+    command: Sequence[str], folder: Path, environment: Mapping[str, str], place: Mapping[str, str]
+) -> Process:
+    """Start a command in a process of a node, where a task or an actor of Ray calls this.
+
+    Args:
+        command: Arguments of `deeplab`.
+        folder: Folder of the run.
+        environment: Variables of the machine that submitted it, see `submitted_environment`.
+        place: What `describe_place` returned there.
+
+    Raises:
+        UserError: If the node is not like the machine that submitted it, or another process writes to the folder.
+    """
+    node = platform.node()
+    if not Path(place["folder"]).is_dir() or not folder.parent.is_dir():
+        raise UserError(f"node {node} does not see {folder.parent}: output_dir must be on a disk that all nodes share.")
+    os.chdir(place["folder"])
+    check_place(place, node)
+    os.environ.update(environment)
+    return LocalLauncher().start(Job(folder.name, [command], folder, lambda: True), command, 0)
+
+
+def submitted_environment() -> dict[str, str]:
+    """Return the variables of this process that a training on another node gets as well."""
+    return {key: value for key, value in own_environment().items() if key not in _OF_THE_NODE}

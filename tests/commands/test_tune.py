@@ -1,0 +1,63 @@
+"""What `deeplab tune` refuses, before any training and in one line."""
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deeplab_lightning.commands.training import resolve_fit_config
+from deeplab_lightning.experiments.search_space import SearchSpace, nested_settings, setting_options
+from tests.processes import ROOT, run_program
+
+
+def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
+    (tmp_path / "search.yaml").write_text("parameters: {model.optimizer.init_args.lr: {values: [0.1]}}\n")
+    code = "import sys; sys.modules['ray.tune'] = None; from deeplab_lightning.__main__ import run; run()"
+    words = [sys.executable, "-c", code, "tune", "-c", str(tmp_path / "search.yaml")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: deeplab tune needs the package ray[tune]: pip install 'deeplab_lightning[tune]'\n"
+
+
+def test_another_launcher_is_refused_in_one_line(tmp_path: Path) -> None:
+    done = run_program("tune", "-c", str(tmp_path / "search.yaml"), "--launcher", "slurm")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: deeplab tune trains its trials by Ray: leave out --launcher")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"data.fold": {"values": [0, 1]}}, "data.fold cannot be searched: all trials share it"),
+        ({"seed_everything": {"values": [0, 1]}}, "seed_everything cannot be searched"),
+        ({"a": {"values": []}}, "parameters.a must have values: .* or min and max"),
+        ({"a": {"min": 0, "max": 1, "distribution": "normal"}}, "a.distribution must be one of uniform, log_uniform"),
+        ({"a": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}, "a must have numbers min < max above 0"),
+        ({"a": {"min": "1e-4", "max": 1}}, "write 1e-4 as 1.0e-4"),
+        ({}, "parameters must map keys"),
+    ],
+)
+def test_a_wrong_parameter_is_named(tmp_path: Path, parameters: Any, message: str) -> None:
+    (tmp_path / "search.yaml").write_text(yaml.safe_dump({"parameters": parameters}))
+    with pytest.raises(ValueError, match=message):
+        SearchSpace.read(tmp_path / "search.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "searches").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_search_parses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    space = SearchSpace.read(path)
+    for key, parameter in space.parameters.items():
+        for value in parameter.extremes():
+            resolve_fit_config([*shlex.split(space.options), *setting_options({key: value})])
+
+
+def test_settings_are_found_where_init_args_are_left_out() -> None:
+    config = {"model": {"net": {"class_path": "A", "init_args": {"b": 1, "c": 2}}, "loss": {"class_path": "L"}}, "d": 3}
+    found = nested_settings(config, {"model.net.b": 0, "model.net.init_args.c": 0, "model.loss": 0, "d": 0})
+    assert found == {"model": {"net": {"init_args": {"b": 1, "c": 2}}, "loss": {"class_path": "L"}}, "d": 3}
