@@ -1,9 +1,12 @@
 """The floors of the house: a module imports from lower floors, and from its own room only what stands before it."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder, SplitFolder, SuspectsFolder
 
@@ -241,3 +244,12 @@ def test_looking_at_results_imports_no_library_of_trainings() -> None:
         "import deeplab_lightning.runs, sys; print(sorted({'torchmetrics', 'lightning', 'timm'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_no_source_file_is_left_out_of_commits() -> None:
+    """A room named like an ignored folder was in no commit, and all tests passed where it was written."""
+    if shutil.which("git") is None or not (PACKAGE.parent / ".git").exists():
+        pytest.skip("needs git and a checkout")
+    words = ["git", "ls-files", "--others", "--ignored", "--exclude-standard", "deeplab_lightning", "configs", "tests"]
+    listed = subprocess.run(words, cwd=PACKAGE.parent, check=True, capture_output=True, text=True).stdout.split()
+    assert [name for name in listed if name.endswith((".py", ".yaml", ".html", ".md"))] == []
