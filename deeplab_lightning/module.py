@@ -1,5 +1,7 @@
 """Train and evaluate a network in a LightningModule."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, de
 from deeplab_lightning.saved_module import SavedModule
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config, step_plateaus
 from deeplab_lightning.sync_batchnorm import keep_activations
+from deeplab_lightning.tiled_evaluation import evaluate_parts, is_mean_of_parts
 
 
 class SegmentationModule(SavedModule):
@@ -258,19 +261,8 @@ class SegmentationModule(SavedModule):
     def _evaluate(self, batches: list[Batch], stage: str) -> None:
         for batch in batches:
             assert batch.mask is not None
-            output = self._logits(batch.image, self.loss)
-            logits = TrainingLogits.of(output).logits
-            # Image by image, so that the mean over the set depends neither on the batch size nor on the loss.
-            for own, mask, count in zip(logits.split(1), batch.mask.long().split(1), batch.count_pixels(), strict=True):
-                loss = self._total_loss(TrainingLogits(own, []), mask, is_void=not count)
-                self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
-            if self.trainer.state.fn != "fit":
-                self.confidences.update(logits, batch.mask)
-                if self.pixels is not None:
-                    self.pixels.add(batch.names, logits, batch.mask)
-            size = (batch.mask.shape[-2], batch.mask.shape[-1])
             postprocess = self.postprocess if stage == "test" else None
-            labels = self._labels(logits, batch.image, size, postprocess)
+            labels = (self._count_parts if self._has_parts(batch) else self._count)(batch, stage, postprocess)
             if stage == "test":
                 labels = self._filtered(labels)
                 self.boundary.update(labels, batch.mask)
@@ -279,6 +271,47 @@ class SegmentationModule(SavedModule):
             self.per_image.add(batch.names, matrices)
             if self.details is not None:
                 self.details.add(batch.names, image_details(labels, batch.mask, self.net.num_classes))
+
+    def _count(self, batch: Batch, stage: str, postprocess: Postprocess | None) -> Tensor:
+        """Count losses and confidences of a batch, and return its labels (B, H, W)."""
+        assert batch.mask is not None
+        logits = TrainingLogits.of(self._logits(batch.image, self.loss)).logits
+        # Image by image, so that the mean over the set depends neither on the batch size nor on the loss.
+        for own, mask, count in zip(logits.split(1), batch.mask.long().split(1), batch.count_pixels(), strict=True):
+            loss = self._total_loss(TrainingLogits(own, []), mask, is_void=not count)
+            self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
+        self._count_confidences(batch.names, logits, batch.mask)
+        size = (batch.mask.shape[-2], batch.mask.shape[-1])
+        return self._labels(logits, batch.image, size, postprocess)
+
+    def _has_parts(self, batch: Batch) -> bool:
+        """Check whether the figures of the images can be counted tile by tile."""
+        assert batch.mask is not None
+        is_same_size = batch.mask.shape[-2:] == batch.image.shape[-2:]
+        return self._is_tiled(batch.image) and is_same_size and is_mean_of_parts(self.loss)
+
+    def _count_parts(self, batch: Batch, stage: str, postprocess: Postprocess | None) -> Tensor:
+        """Do what `_count` does, tile by tile."""
+        assert batch.mask is not None
+        net: Any = self.net
+        found = []
+        parts = zip(batch.names, batch.image.split(1), batch.mask.split(1), batch.count_pixels(), strict=True)
+        for name, image, mask, count in parts:
+            count_part = partial(self._count_confidences, [name])
+            labels, loss = evaluate_parts(net, image, mask, self.loss, count_part)  # type: ignore[arg-type]
+            self.mean_loss[stage].update(loss, count)  # type: ignore[operator]
+            found.append(labels)
+        if postprocess is None:
+            return torch.cat(found)
+        size = (batch.mask.shape[-2], batch.mask.shape[-1])
+        return find_in_tiles(net, batch.image, size, door=self.door, postprocess=postprocess)
+
+    def _count_confidences(self, names: Sequence[str], logits: Tensor, mask: Tensor, share: float = 1.0) -> None:
+        """Count the confidences of images, or of a share of each, unless this is a training."""
+        if self.trainer.state.fn != "fit":
+            self.confidences.update(logits, mask)
+            if self.pixels is not None:
+                self.pixels.add(names, logits, mask, share=share)
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]

@@ -65,6 +65,7 @@ FLOORS = (
         "inference.csv_masks",
         "labels",
         *("losses.class_weights", "losses.cross_entropy", "losses.overlap", "losses.sum", "losses"),
+        "tiled_evaluation",
         "timm_schedule",
         "schedules",
         "optimizers",

@@ -79,6 +79,13 @@ class CrossEntropyLoss(ClassWeightedLoss):
         )
         return total / total_weight(pixel_weights(mask, class_weights, logits.dtype))
 
+    def weight(self, logits: Tensor, mask: Tensor) -> Tensor:
+        """Return the weight of the mask's pixels in the mean, a scalar; the arguments are those of `forward`.
+
+        With it, the loss of an image is the weighted mean of those of its parts.
+        """
+        return pixel_weights(mask, self.weights_of(logits), torch.promote_types(logits.dtype, torch.float32)).sum()
+
 
 class _PixelwiseLoss(ClassWeightedLoss):
     """Average the cross-entropy with a weight per pixel, which subclasses compute from the probabilities."""

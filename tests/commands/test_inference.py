@@ -12,12 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deeplab_lightning import DeepLabV3, SegmentationModule, load
+from deeplab_lightning import DeepLabV3, SegmentationModule, load, module
+from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import load_checkpoint
 from deeplab_lightning.data.datasets import CocoDataset
 from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.inference.regions import RegionFilter
+from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import read_csv
@@ -268,6 +270,37 @@ def test_images_are_predicted_in_tiles_by_command_and_python(
     assert np.array_equal(tiled["small.png"].probabilities, alone["small.png"].probabilities)
     assert (tiled["large.png"].mask != alone["large.png"].mask).any()  # so that this test can fail
     assert np.allclose(tiled["large.png"].probabilities.sum(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_figures_in_tiles_need_no_image_of_all_classes(
+    experiment: ExperimentFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The figures are those of all probabilities at once, as of losses that are no mean of parts."""
+    (tmp_path / "masks").mkdir()
+    for index in range(2):
+        write_image(tmp_path / "images" / f"{index}.png", (100, 150), seed=index)
+        labels = np.random.default_rng(index).choice([0, 1, 2, 11], size=(100, 150)).astype(np.uint8)
+        Image.fromarray(labels).save(tmp_path / "masks" / f"{index}.png")
+    arguments: dict[str, Any] = {"root": str(tmp_path), "images": "images", "masks": "masks"}
+    arguments["classes"] = {"names": ["sky", "road", "car"], "ignore_ids": [11]}
+    dataset = json.dumps({"class_path": "MaskFolderDataset", "init_args": arguments})
+    words = ["--ckpt_path", str(experiment.fold(1).best), "--tile", "64", "--data.test_dataset", dataset]
+    words += ["--model.loss", "deeplab_lightning.CrossEntropyLoss", "--model.loss.class_weights", "[1, 2, 0.5]"]
+
+    def figures() -> dict[str, Any]:
+        before = set(experiment.fold(1).path.glob("result_test*.json"))
+        main(["test", *words, "--calibration", str(tmp_path / "temperature.json")])
+        [path] = set(experiment.fold(1).path.glob("result_test*.json")) - before
+        found: dict[str, Any] = json.loads(path.read_text())["test"]
+        sampled = json.loads((tmp_path / "temperature.json").read_text())["cross_fitted"]["before"]
+        return {**found.pop("iou"), **found, "nll": sampled["nll"]}
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "is_mean_of_parts", lambda loss: False)
+        expected = figures()
+    monkeypatch.setattr(Tiled, "assembled", None)
+    assert figures() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.slow
