@@ -96,9 +96,23 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps_and_processes(mask_fold
 
 @pytest.mark.slow
 def test_the_line_of_an_epoch_without_validation_has_no_figures_of_an_earlier_one(mask_folder: Path) -> None:
-    printed = fit(mask_folder, "--trainer.max_epochs", "3", "--trainer.check_val_every_n_epoch", "2")
+    printed = fit(mask_folder, "--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2")
     lines = [line for line in printed.splitlines() if line.startswith("epoch ")]
-    assert ["val/miou" in line for line in lines] == [False, True, False]
+    assert ["val/miou" in line for line in lines] == [False, True, False, True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("epochs", "every", "validated"), [("3", "2", [2, 3]), ("2", "7", [2])])
+def test_the_last_epoch_is_validated_whatever_the_interval(
+    mask_folder: Path, epochs: str, every: str, validated: list[int]
+) -> None:
+    """A training that was shorter than the interval had no figures, and others had those of an earlier epoch."""
+    fit(mask_folder, "--trainer.max_epochs", epochs, "--trainer.check_val_every_n_epoch", every)
+    rows = read_csv(mask_folder / "runs" / "run" / "metrics.csv")
+    assert [int(row["epoch"]) + 1 for row in rows if row["val/miou"]] == validated
+    result = json.loads((mask_folder / "runs" / "run" / "result.json").read_text())
+    assert result["last"]["miou"] == pytest.approx(float(rows[-1]["val/miou"]))
+    assert (mask_folder / "runs" / "run" / "checkpoints" / "best.ckpt").is_file()
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ FLOORS = (
         "callbacks.search_gate",
         *("callbacks.panels", "callbacks.prediction_writer", "callbacks.provenance", "callbacks.run_record"),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
-        "callbacks.weight_averaging",
+        *("callbacks.weight_averaging", "callbacks.validate_last_epoch"),
         *("callbacks", "tracking.summary", "tracking.loggers"),
     ),
     (

@@ -60,4 +60,5 @@ class ExactResume(L.Callback):
 
 def _validates_at_the_end(trainer: L.Trainer, epoch: int) -> bool:
     every = trainer.check_val_every_n_epoch
-    return trainer.enable_validation and trainer.val_check_interval == 1.0 and not (every and (epoch + 1) % every)
+    is_due = not every or (epoch + 1) % every == 0 or epoch + 1 == trainer.max_epochs  # see `ValidateLastEpoch`
+    return trainer.enable_validation and trainer.val_check_interval == 1.0 and is_due

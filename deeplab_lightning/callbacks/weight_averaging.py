@@ -4,6 +4,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 
 from deeplab_lightning.errors import UserError
 
@@ -44,6 +45,15 @@ class EpochWeightAveraging(WeightAveraging):
             if trainer.current_epoch <= first:
                 self._average_model.n_averaged.zero_()  # so that the update is a copy
             self._average_model.update_parameters(pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave the average in the module, and say so if the training ended before there was one."""
+        if self._average_model is not None and int(self._average_model.n_averaged) < 2:
+            rank_zero_warn(
+                f"the training ended before EpochWeightAveraging had two epochs to average (start: {self.start}): its "
+                "weights are those of the last step."
+            )
+        super().on_train_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave the average alone: the epoch's validation, which comes before, has used it with this epoch."""

@@ -53,6 +53,12 @@ def calibrate(args: list[str]) -> None:
     title = f"Temperature {result.temperature:.3f}; each error is of images that the temperature was not fitted on"
     console.print(title, style="bold", highlight=False)
     console.print(_table(result, names))
+    if result.after.ece > result.before.ece:
+        console.print(
+            "The likelihood of the labels grows, but the error of the confidences does not fall: these networks are "
+            "better used without a temperature, or trained for longer.",
+            soft_wrap=True,
+        )
     console.print(f"Written to {files.calibration} and {files.calibration_figure.name}", soft_wrap=True, markup=False)
     for line in _advice(found.checkpoints, networks, given.folder, files.calibration):
         console.print(line, soft_wrap=True, markup=False)

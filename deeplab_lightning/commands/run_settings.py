@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
@@ -29,9 +29,11 @@ from deeplab_lightning.callbacks.exact_resume import ExactResume
 from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
+from deeplab_lightning.callbacks.validate_last_epoch import ValidateLastEpoch
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
 from deeplab_lightning.inference.outputs import Outputs
@@ -47,6 +49,9 @@ from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
 from deeplab_lightning.usage import usage_error
 
+_WANDB = Namespace(
+    class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(project="deeplab_lightning")
+)  # as in configs/base.yaml
 _SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
 
 
@@ -139,7 +144,7 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
     Raises:
         UnavailableError: If the package of a logger is not installed.
     """
-    logger = config.trainer.logger
+    logger = _WANDB.clone() if config.trainer.logger is None else config.trainer.logger
     mode = choose_mode(config.wandb) if command == "fit" else "disabled"
     loggers = logger if isinstance(logger, list) else [logger]
     is_wandb = [names_class(entry, "WandbLogger") for entry in loggers]
@@ -153,8 +158,7 @@ def set_logger(command: str, config: Namespace, folder: RunFolder) -> None:
         is_default = logger is True and not further
         config.trainer.logger = is_default or [*(e for e in others if e is not True), *further] or False
         return
-    if further:
-        config.trainer.logger = [*(entry for entry in loggers if not isinstance(entry, bool)), *further]
+    config.trainer.logger = [*(e for e in loggers if not isinstance(e, bool)), *further] if further else logger
     for entry, wandb in zip(loggers, is_wandb, strict=True):
         if wandb:
             entry.init_args.save_dir = str(folder)
@@ -253,6 +257,20 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     return callbacks
 
 
+def refuse_two_averages(callbacks: Sequence[L.Callback]) -> None:
+    """Refuse two averages of the weights, each of which would take the other's for the weights that train.
+
+    Raises:
+        UserError: If there are two.
+    """
+    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    if len(names) > 1:
+        raise UserError(
+            f"trainer.callbacks: {' and '.join(names)} each average the weights. Keep one: of overlays, give a list "
+            "without the other after them, --trainer.callbacks '[...]'."
+        )
+
+
 def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str]) -> None:
     """Refuse a callback that waits for a figure that nothing logs, before an epoch is spent.
 
@@ -273,7 +291,8 @@ def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks += [DataLine(), DiskSpace(), StopOnDivergence(), StopOnSigterm(), SearchGate()]
+    callbacks += [DataLine(), DiskSpace(), ValidateLastEpoch(), StopOnDivergence(), StopOnSigterm()]
+    callbacks.append(SearchGate())
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

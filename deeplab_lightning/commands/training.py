@@ -31,6 +31,7 @@ from deeplab_lightning.commands.run_settings import (
     choose_folder,
     keep_folds,
     refuse_contradictions,
+    refuse_two_averages,
     refuse_unknown_monitors,
     set_command_options,
     set_folder,
@@ -291,6 +292,7 @@ class DeepLabCLI(LightningCLI):
             self._check_exported()
         if self._command == "fit":
             refuse_unknown_monitors(self.trainer.callbacks, self.model.logged_names())  # type: ignore[attr-defined]
+            refuse_two_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
         else:
             check_engine(config.engine, self.trainer.strategy.root_device, self.trainer.precision)
         if config.ckpt_path is not None:

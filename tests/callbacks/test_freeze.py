@@ -96,6 +96,15 @@ def test_the_overlays_add_their_callback_to_those_of_the_base(folder: Path, name
 
 
 @pytest.mark.slow
+def test_two_averages_of_the_weights_are_refused(folder: Path) -> None:
+    """Each swapped the other's average for the weights that train."""
+    overlays = ("-c", str(OVERLAYS / "ema.yaml"), "-c", str(OVERLAYS / "swa.yaml"))
+    done = run_program("fit", "-c", str(folder / "config.yaml"), *overlays)
+    assert done.returncode == 1
+    assert "EMAWeightAveraging and EpochWeightAveraging each average the weights" in " ".join(done.stderr.split())
+
+
+@pytest.mark.slow
 def test_stages_that_are_not_there_are_named(folder: Path) -> None:
     done = run_program("fit", "-c", str(folder / "config.yaml"), *freeze(stages=9))
     assert done.returncode == 1

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     net = config["model"].pop("net")["init_args"]
     data, transforms = config["data"], config["data"].pop("train_transforms")
     small = {
-        "model": {"net": {"init_args": net}, "lr_scheduler": {"init_args": {"warmup_steps": 0}}},
+        "model": {"net": {"init_args": net}},
         "trainer": {**config["trainer"], "precision": "32-true", "max_time": None},
         "data": {"batch_size": data.pop("batch_size"), "num_workers": data.pop("num_workers"),
                  "train_transforms": {"init_args": transforms["init_args"]}},
@@ -33,9 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_trains(folder: Path, recipe: Path) -> None:
-    """On a small network; whether its name of the backbone exists is another test's."""
+    """On a small network, two batches of it; whether its name of the backbone exists is another test's."""
     base = RECIPES[0].parents[1] / "base.yaml"
-    overlays = [base, folder / "data.yaml", recipe, folder / "small.yaml"]
+    overlays = [base, folder / "data.yaml", recipe, folder / "small.yaml", base.parent / "trainer" / "debug.yaml"]
     words = [word for path in overlays for word in ("-c", str(path))]
     run_program("fit", *words, "--output_dir", str(folder / "runs"), "--name", recipe.stem, check=True)
     assert (folder / "runs" / recipe.stem / "result.json").is_file()

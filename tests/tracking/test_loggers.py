@@ -50,6 +50,18 @@ def test_loggers_are_chosen_by_a_word_and_a_resumed_training_goes_on_in_them(mas
 
 
 @pytest.mark.slow
+def test_a_configuration_without_a_logger_logs_to_wandb_and_to_the_named_ones(mask_folder: Path) -> None:
+    """Without configs/base.yaml, W&B got nothing, and a further logger ended in a traceback."""
+    config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "max_epochs": 1, "log_every_n_steps": 1})
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump({**config, "wandb": "offline", "loggers": "csv"}))
+    run_program("fit", "-c", str(mask_folder / "c.yaml"), "--name", "run", cwd=mask_folder, check=True)
+    run = mask_folder / "runs" / "run"
+    assert len([*run.glob("wandb/offline-run-*")]) == 1
+    assert len([*run.glob("csv/*/metrics.csv")]) == 1
+    assert not (run / "lightning_logs").exists()
+
+
+@pytest.mark.slow
 def test_folds_that_start_together_share_a_store(mask_folder: Path) -> None:
     """Both made the tables of the new store, and one of them failed."""
     config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "max_epochs": 1})
