@@ -177,6 +177,22 @@ def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(
     assert alone["last"] == fold["last"]
 
 
+def test_seeds_are_pooled_by_the_last_job(slurm: Cluster, folder: Path) -> None:
+    seeds = ("--seeds", "3,4", "--folds", "0", "--trainer.max_epochs", "1")
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "seeds", *LAUNCHER)
+    said = deeplab(slurm, *words, *seeds, "--detach")
+    assert "2 folds are in the queue" in said
+    wait_for(lambda: not slurm.jobs(), 300)
+    own = folder / "runs" / "seeds"
+    for seed in (3, 4):
+        result = RunFolder(own / f"seed_{seed}" / "fold_0").read_result()
+        assert result is not None
+        assert result["seed"] == seed
+        assert pooled(own / f"seed_{seed}")["folds"] == [0]
+    assert (own / "report.html").is_file()
+    assert "2 finished" in deeplab(slurm, "status", str(own))
+
+
 def test_preempted_trainings_go_on_in_their_folders(slurm: Cluster, folder: Path, reference: Path) -> None:
     """A fold in the queue and a training of `srun` give way to a job of higher priority, and are queued again."""
     wait_for(lambda: "down" not in slurm.call("sinfo", "--noheader", "--format=%t"), 60)
