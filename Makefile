@@ -17,7 +17,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo competition test test-fast test-cluster test-versions bench campaign bench-kernels check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo competition test test-fast test-cluster test-versions bench campaign bench-kernels bench-gpu check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -98,6 +98,9 @@ campaign: install-dev  ## attack the real commands at random for 20 minutes: mak
 
 bench-kernels: install-dev  ## measure the CPU kernels and the settings of the process, in minutes
 	$(BENCH) tests/benchmarks/test_kernels.py tests/benchmarks/test_settings.py
+
+bench-gpu: install-dev  ## measure a GPU against torchvision and smp; ARGS="--small" tries the script on a CPU
+	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
 check: install-dev  ## check format, lint, types and tests, as before a commit
 	$(BIN)/ruff format --check .

@@ -50,7 +50,10 @@ class Placement:
         if given.jobs is not None and given.jobs < 1:
             raise UserError(f"--jobs must be at least 1, got {given.jobs}.")
         if given.detach and not isinstance(options, SlurmOptions):
-            raise UserError("--detach leaves the folds in a cluster's queue, so it needs --launcher slurm.")
+            raise UserError(
+                "--detach leaves the folds in a cluster's queue, so it needs --launcher slurm. Elsewhere they end with "
+                "this command: start it in the background, by nohup deeplab ... & or in tmux, and --resume if it ends."
+            )
         if options is None:
             devices = tuple(given.devices.split(",")) if given.devices else ()
             return cls(None, given.jobs or 1, devices, given.in_process), words

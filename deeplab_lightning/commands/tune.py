@@ -35,14 +35,6 @@ from deeplab_lightning.tables import shown, table_console
 _REDRAW_SECONDS = 1.0
 
 
-class _Stopped(KeyboardInterrupt):
-    """Report that a signal ended the search; no library takes it for an error of its own."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
 def tune(args: list[str]) -> None:
     """Search the settings with the highest mIoU on the validation images of one fold.
 
@@ -93,9 +85,9 @@ def _run(search: Search, space: SearchSpace, options: Sequence[str], ray: RayOpt
     Raises:
         SystemExit: With status 130 or 143, after a signal.
     """
-    console, drawn = table_console(), [0.0]
+    console, drawn, received = table_console(), [0.0], list[int]()
     print(f"{space.num_trials} trials in {search.folder}, proposed by {search.sampler}", flush=True)
-    with JobTable(console) as table, _signals():
+    with JobTable(console) as table:
 
         def show() -> None:
             if time.monotonic() - drawn[0] > _REDRAW_SECONDS:
@@ -108,22 +100,25 @@ def _run(search: Search, space: SearchSpace, options: Sequence[str], ray: RayOpt
         try:
             connect(ray, is_starting=True)
             check_resources(ray)
-            run_search(search, space.num_trials, ray, at_once=at_once, resolve=resolve, on_step=show)
-        except _Stopped as stop:
+            with _signals(received):  # after `connect`, which sets Ray's own handlers
+                run_search(search, space.num_trials, ray, at_once=at_once, resolve=resolve, on_step=show)
+        except KeyboardInterrupt:
+            number = received[0] if received else signal.SIGINT
             table.close()
-            signal_name = signal.Signals(stop.number).name
-            print(f"stopped by {signal_name}. To continue, run the same command again.", file=sys.stderr)
-            sys.exit(128 + stop.number)
+            name = signal.Signals(number).name
+            print(f"stopped by {name}. To continue, run the same command again.", file=sys.stderr)
+            sys.exit(128 + number)
         finally:
             disconnect()
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """End this process by SIGTERM as by Ctrl-C; outside the main thread, signals stay unchanged."""
+def _signals(received: list[int]) -> Iterator[None]:
+    """Interrupt by SIGTERM as by Ctrl-C, and note which it was; outside the main thread, signals stay unchanged."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Stopped(number)
+        received.append(number)
+        raise KeyboardInterrupt  # Ray replaces any other exception of a handler by this one
 
     before = {}
     with suppress(ValueError):

@@ -80,6 +80,25 @@ def test_killed_and_lost_folds_go_on_to_the_result_of_a_local_run(ray: Any, fold
     assert pooled(own) == pooled(folder / "runs" / "reference")
 
 
+def test_seeds_train_on_the_cluster(ray: Any, folder: Path) -> None:
+    words = (
+        "kfold",
+        "-c",
+        str(folder / "config.yaml"),
+        "--name",
+        "seeds",
+        *LAUNCHER,
+        "--launcher.address",
+        ray.address,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    more = ("--seeds", "3,4", "--folds", "0", "--trainer.max_epochs", "1")
+    said = run_program(*words, *more, env=environment, check=True).stdout
+    assert "seeds: pooled mIoU of 2 seeds" in said
+    results = [RunFolder(folder / "runs" / "seeds" / f"seed_{seed}" / "fold_0").read_result() for seed in (3, 4)]
+    assert [result and result["seed"] for result in results] == [3, 4]
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [

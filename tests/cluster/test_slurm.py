@@ -177,6 +177,48 @@ def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(
     assert alone["last"] == fold["last"]
 
 
+def test_seeds_are_pooled_by_the_last_job(slurm: Cluster, folder: Path) -> None:
+    seeds = ("--seeds", "3,4", "--folds", "0", "--trainer.max_epochs", "1")
+    words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "seeds", *LAUNCHER)
+    said = deeplab(slurm, *words, *seeds, "--detach")
+    assert "2 folds are in the queue" in said
+    wait_for(lambda: not slurm.jobs(), 300)
+    own = folder / "runs" / "seeds"
+    for seed in (3, 4):
+        result = RunFolder(own / f"seed_{seed}" / "fold_0").read_result()
+        assert result is not None
+        assert result["seed"] == seed
+        assert pooled(own / f"seed_{seed}")["folds"] == [0]
+    assert (own / "report.html").is_file()
+    assert "2 finished" in deeplab(slurm, "status", str(own))
+
+
+def test_preempted_trainings_go_on_in_their_folders(slurm: Cluster, folder: Path, reference: Path) -> None:
+    """A fold in the queue and a training of `srun` give way to a job of higher priority, and are queued again."""
+    wait_for(lambda: "down" not in slurm.call("sinfo", "--noheader", "--format=%t"), 60)
+    config = str(folder / "config.yaml")
+    deeplab(slurm, "kfold", "-c", config, "--name", "preempted", *LAUNCHER, "--folds", "1", "--detach")
+    fold = RunFolder(folder / "runs" / "preempted" / "fold_1")
+    command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", config, "--name", "taken"]
+    alone, log = RunFolder(folder / "runs" / "taken"), folder / "taken.log"
+    options = ["--ntasks=1", "--requeue", "--open-mode=append", f"--output={log}", f"--chdir={ROOT}"]
+    given = {VARIABLE: "3", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    slurm.call("sbatch", *options, text=f"#!/bin/bash\nsrun {shlex.join(command)}\n", env=given)
+    wait_for(lambda: epochs(fold) and epochs(alone))
+    urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
+    slurm.call("sbatch", *urgent, text="#!/bin/bash\nsleep 1\n")
+    wait_for(lambda: not slurm.jobs(), 300)
+    assert outcomes(fold) == ["stopped", "finished"]
+    assert log.read_text().count("Run folder:") == 2
+    assert [path.name for path in alone.path.parent.glob("taken*")] == ["taken"]
+    for run, number in ((fold, 1), (alone, 0)):
+        assert epochs(run) == list(range(EPOCHS))
+        result, expected = run.read_result(), RunFolder(reference / f"fold_{number}").read_result()
+        assert result is not None
+        assert expected is not None
+        assert result["last"] == expected["last"]
+
+
 def test_one_training_on_two_nodes_ends_with_a_lost_process_and_goes_on(slurm: Cluster, folder: Path) -> None:
     """Two tasks of `srun`, as configs/trainer/multi_node.yaml says."""
     overlay = ["-c", str(ROOT / "configs" / "trainer" / "multi_node.yaml"), "--trainer.accelerator", "cpu"]

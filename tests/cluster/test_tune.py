@@ -68,3 +68,16 @@ def test_a_killed_search_goes_on_and_its_trials_are_runs(tmp_path: Path) -> None
     assert f"trial_1 was stopped by the search search after 1 of {EPOCHS} epochs." in compared
     last = ("-c", str(tmp_path / "config.yaml"), "--model.optimizer", "AdamW", "-c", str(own / "best_settings.yaml"))
     assert resolve_fit_config(list(last))["model"]["optimizer"] == good.read_job()["model"]["optimizer"]
+
+
+def test_sigterm_ends_a_search_and_its_trainings(tmp_path: Path) -> None:
+    """Ray's handler of the signal aborted the process with a stack trace."""
+    pytest.importorskip("ray.tune")
+    words = ("tune", "-c", str(write_search(tmp_path)), "--launcher.gpus", "0", "--launcher.cpus", "1", "--jobs", "1")
+    program = Program(*words, env={**os.environ, "PYTHONPATH": str(ROOT), VARIABLE: "5"})
+    run = RunFolder(tmp_path / "runs" / "search" / "trial_0")
+    wait_for(lambda: epochs(run))
+    program.send_signal(signal.SIGTERM)
+    _, errors = program.communicate(timeout=60)
+    assert (program.wait(), errors) == (143, "stopped by SIGTERM. To continue, run the same command again.\n")
+    wait_for(lambda: not trainings(run.path), 60)

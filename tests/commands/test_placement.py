@@ -66,7 +66,7 @@ def test_the_shipped_files_hold_every_option_with_its_default() -> None:
         (["--launcher", "slurm", "--launcher.time", "[1, 2]"], "launcher.time must be one value"),
         (["--launcher", "slurm", "--launcher.lines", "{a: b}"], "launcher.lines must be a list of single lines"),
         (["--launcher", "slurm", "--launcher.time"], "--launcher.time needs a value"),
-        (["--launcher", "ray", "--detach"], "needs --launcher slurm"),
+        (["--launcher", "ray", "--detach"], "needs --launcher slurm. Elsewhere .* in the background, by nohup deeplab"),
         (["--launcher", "slurm", "--devices", "0,1"], "a cluster deals its own: --launcher.gpus"),
         (["--launcher", "slurm", "--in_process"], "leave out that or --launcher"),
         (["--launcher", "slurm", "--jobs", "0"], "--jobs must be at least 1, got 0"),
