@@ -78,7 +78,16 @@ FLOORS = (
         "tracking.mode",
     ),
     (
-        *("checkpoints", "saved_module", "last_validation", "module", "export.tracing", "export.formats", "export"),
+        *(
+            "checkpoints",
+            "saved_module",
+            "last_validation",
+            "evaluation",
+            "module",
+            "export.tracing",
+            "export.formats",
+            "export",
+        ),
         "export.quantization",
         *(
             "inference.engines",
