@@ -150,7 +150,8 @@ FLOORS = (
     (
         *(
             "commands",
-            "commands.parsers",
+            *("commands.parsers.parser", "commands.parsers.experiments", "commands.parsers.submission"),
+            *("commands.parsers.data", "commands.parsers.models", "commands.parsers"),
             "commands.options",
             "commands.option_values",
             "commands.checkpoint",

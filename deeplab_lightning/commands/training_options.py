@@ -4,7 +4,7 @@ from typing import Literal
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from deeplab_lightning.commands.parsers import TRUST_HELP
+from deeplab_lightning.commands.parsers.parser import TRUST_HELP
 from deeplab_lightning.inference.engines import EngineName
 from deeplab_lightning.tracking.loggers import LoggerName
 from deeplab_lightning.tracking.mode import WandbMode
