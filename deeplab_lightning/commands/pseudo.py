@@ -126,7 +126,7 @@ def _overlay_text(images: Path, output: Path, classes: ClassTable, given: Any, *
     if not is_whole:
         arguments["on_error"] = "skip"
     path = "deeplab_lightning.data.MaskFolderDataset"
-    data = {"extra_datasets": [{"class_path": path, "init_args": arguments}]}
+    data = {"extra_datasets+": [{"class_path": path, "init_args": arguments}]}
     return (
         f"# Labels of {given.experiment}, where {given.precision:g} of the held-out pixels of the class were right.\n"
         "# Images of the labelled set do not belong here: a network that saw them labelled them.\n"

@@ -8,13 +8,17 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.callbacks import BaseFinetuning
 
+from deeplab_lightning.callbacks.freeze import FreezeBackbone
+from deeplab_lightning.callbacks.network_switches import CompileNetwork, GradientCheckpointing
 from deeplab_lightning.commands.parsers import tune_lr_parser
 from deeplab_lightning.commands.surroundings import user_mistakes
 from deeplab_lightning.commands.training import build_fit
 from deeplab_lightning.drawing import draw_learning_rates
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import write_atomically, write_text
+from deeplab_lightning.optimizers import batch_size_factor
 from deeplab_lightning.tables import csv_text_of_dicts
 
 _SMOOTHING = 0.9  # weight of the past in the mean of the losses
@@ -22,15 +26,17 @@ _DIVERGED = 3.0  # times the lowest mean loss, after which a larger rate tells n
 _MIN_STEPS = 20
 _OF_THE_TRAINING = ("accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")
 
+_CHANGE_THE_NETWORK = (BaseFinetuning, CompileNetwork, GradientCheckpointing)
+
 
 class LearningRateSweep(L.Callback):
     """Raise the learning rate from step to step, by the same factor each, and keep the losses.
 
     It ends the training once the loss has diverged. Every group of parameters has its multiple of the rate, as in a
-    training.
+    training, and all have that of the batch size, if the module has a `base_batch_size`.
 
     Args:
-        low: First learning rate of the backbone.
+        low: First learning rate of the optimiser, which is the backbone's before it is scaled with the batch size.
         high: Last one.
         steps: Number of steps between them.
     """
@@ -44,6 +50,7 @@ class LearningRateSweep(L.Callback):
     ) -> None:
         """Set the rates of the next step."""
         rate = self.rates[min(trainer.global_step, len(self.rates) - 1)]
+        rate *= batch_size_factor(pl_module.base_batch_size, trainer)  # type: ignore[arg-type]
         for group in trainer.optimizers[0].param_groups:
             group["lr"] = rate * group["lr_multiplier"]
 
@@ -67,7 +74,7 @@ class LearningRateSweep(L.Callback):
 
 
 def tune_lr(args: list[str]) -> None:
-    """Suggest a learning rate of the backbone, by the range test of Smith 2017 (arXiv:1506.01186, section 3.3).
+    """Suggest the optimiser's learning rate, by the range test of Smith 2017 (arXiv:1506.01186, section 3.3).
 
     Raises:
         FileNotFoundError: If a configuration file does not exist.
@@ -83,6 +90,7 @@ def tune_lr(args: list[str]) -> None:
         own = ["--output_dir", scratch, "--name", "sweep", "--wandb", "disabled"]
         module, data, settings = build_fit([*rest, *own])
         module.scheduler_factory = None
+        callbacks = [*_of_the_network(settings["callbacks"]), sweep]
         kept = {key: value for key, value in settings.items() if key in _OF_THE_TRAINING}
         options: dict[str, Any] = {"devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
         options |= dict.fromkeys(
@@ -90,7 +98,7 @@ def tune_lr(args: list[str]) -> None:
         )
         with user_mistakes(TypeError):
             trainer = L.Trainer(
-                **kept, **options, callbacks=[sweep], max_steps=given.steps, max_epochs=-1, default_root_dir=scratch
+                **kept, **options, callbacks=callbacks, max_steps=given.steps, max_epochs=-1, default_root_dir=scratch
             )
             trainer.fit(module, datamodule=data)
     rates = sweep.rates[: len(sweep.losses)]
@@ -107,6 +115,26 @@ def tune_lr(args: list[str]) -> None:
         f"Written to {folder}: tune_lr.csv and tune_lr.png, {len(rates)} steps from {rates[0]:.2g} to {rates[-1]:.2g}."
     )
     print(f"Suggested: --model.optimizer.lr {suggested:.2g}")
+
+
+def _of_the_network(given: L.Callback | Sequence[L.Callback] | None) -> list[L.Callback]:
+    """Return the callbacks that change the network, and name the others.
+
+    A backbone that a training thaws stays frozen, so that all rates are tried on the same weights.
+
+    Args:
+        given: Callbacks of the configuration.
+    """
+    known = [given] if isinstance(given, L.Callback) else list(given or ())
+    chosen: list[L.Callback] = []
+    for callback in known:
+        if isinstance(callback, FreezeBackbone):
+            chosen.append(FreezeBackbone(stages=callback.stages, train_weights=callback.train_weights))
+        elif isinstance(callback, _CHANGE_THE_NETWORK):
+            chosen.append(callback)
+        else:
+            print(f"{type(callback).__name__} does not act in the sweep.", flush=True)
+    return chosen
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

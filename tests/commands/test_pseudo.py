@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from deeplab_lightning.data.config import datamodule_from_config
@@ -80,6 +81,13 @@ def test_every_fold_trains_on_them_and_none_validates(root: Path) -> None:
         assert data.class_pixels()[0].sum() > 6 * 48 * 64 * 0.2
     run_program("predict", "--experiment", str(experiment.path), "--images", str(root / "other" / "deep"), check=True)
     run_program("validate", "--ckpt_path", str(experiment.fold(0).best), check=True)
+
+
+def test_a_second_set_of_labels_is_added_to_the_first(root: Path) -> None:
+    configs = ("-c", str(root / "cv.yaml"), *2 * ("-c", str(root / "labels" / "pseudo.yaml")))
+    printed = yaml.safe_load(run_program("fit", *configs, "--print_config", check=True).stdout)
+    sets = printed["data"]["extra_datasets"]
+    assert [entry["init_args"]["root"] for entry in sets] == [str(root / "labels")] * 2
 
 
 def test_images_that_a_fold_validates_are_no_extra_images(root: Path) -> None:

@@ -36,6 +36,32 @@ def test_a_rate_is_suggested_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert refused.stderr == "error: --min_lr must be above 0 and below --max_lr, got 1.0 and 0.1.\n"
 
 
+@pytest.mark.slow
+def test_the_sweep_trains_as_fit_does_with_a_rate(tmp_path: Path) -> None:
+    """With the factor of the batch size, and a frozen backbone for as long as the sweep takes."""
+    draw_noise_data(tmp_path)
+    freeze = [{"class_path": "FreezeBackbone", "init_args": {"thaw_epoch": 1}}, "LearningRateMonitor"]
+    losses: dict[str, list[float]] = {}
+    printed: dict[str, str] = {}
+    for name, low, base, callbacks in (
+        ("plain", 1e-4, None, []),
+        ("scaled", 4e-4, 8, []),
+        ("frozen", 1e-4, None, freeze),
+    ):
+        config = noise_config(tmp_path, trainer={"max_epochs": 1, "callbacks": callbacks})
+        config["model"]["base_batch_size"] = base
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+        words = ("--min_lr", str(low), "--max_lr", str(500 * low), "--steps", "25", "--output", name)
+        done = run_program("tune-lr", "-c", "config.yaml", *words, cwd=tmp_path)
+        printed[name] = done.stdout + done.stderr
+        rows = csv.DictReader((tmp_path / name / "tune_lr.csv").read_text().splitlines())
+        losses[name] = [float(row["loss"]) for row in rows]
+    assert losses["scaled"] == pytest.approx(losses["plain"], rel=1e-3)  # a batch has 2 images, a quarter of 8
+    assert losses["frozen"] != pytest.approx(losses["plain"], rel=1e-3)
+    assert "Frozen: the weights of the backbone" in printed["frozen"]
+    assert "LearningRateMonitor does not act in the sweep." in printed["frozen"]
+
+
 def test_the_steepest_fall_is_suggested() -> None:
     rates = np.geomspace(1e-6, 1, 121)
     fall = 1 / (1 + np.exp(-4 * (np.log10(rates) + 3)))  # steepest at 1e-3

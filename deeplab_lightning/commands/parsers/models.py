@@ -91,7 +91,7 @@ def tune_lr_parser() -> OptionParser:
         "loss falls fastest. Writes tune_lr.csv and tune_lr.png. " + OF_FIT + ".",
         allow_abbrev=False,
     )
-    parser.add_argument("--min_lr", type=float, default=1e-6, help="first learning rate of the backbone (1e-6)")
+    parser.add_argument("--min_lr", type=float, default=1e-6, help="first learning rate of the optimiser (1e-6)")
     parser.add_argument("--max_lr", type=float, default=0.1, help="last learning rate (0.1)")
     parser.add_argument("--steps", type=int, default=100, help="number of optimiser steps between them (100)")
     parser.add_argument("--output", default="runs/tune_lr", help="folder to write to (runs/tune_lr)")
