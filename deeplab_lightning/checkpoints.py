@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from deeplab_lightning.class_paths import TRUSTED_PACKAGES, class_path_of, foreign_class, import_error, init_args_of
+from deeplab_lightning.data.datamodule import SPLIT_KEYS, SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.losses import known_weights
@@ -237,6 +238,16 @@ def gaps(checkpoint: Mapping[str, Any]) -> dict[str, str]:
         "postprocess": "does not hold its postprocess {}: labels are the network's",
     }
     return {key: text.format(network[key]) for key, text in texts.items() if network.get(key)}
+
+
+def saved_split(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fold that a checkpoint held out and the settings of its split; empty without folds.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+    """
+    state = checkpoint.get(SegmentationDataModule.__qualname__, {})  # where Lightning keeps the datamodule's state
+    return {key: state[key] for key in SPLIT_KEYS if key in state}
 
 
 def uncompiled(net: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning.checkpoints import (
     CLASSES_KEY,
@@ -14,16 +15,17 @@ from deeplab_lightning.checkpoints import (
     import_problem,
     network_problem,
     read_checkpoint,
+    saved_split,
     saved_use,
 )
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable
-from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.datamodule import MAYBE_TRAINED, SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import unused_path
-from deeplab_lightning.inference.exported import ExportedNet, is_exported, read_exported, trust_file
+from deeplab_lightning.inference.exported import ExportedFile, ExportedNet, is_exported, read_exported, trust_file
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.usage import usage_error
@@ -100,10 +102,45 @@ def _add_exported_config(command: str, args: list[str], path: str, scratch: Path
     args = ["-c", _yaml_file(scratch / "name.yaml", {"name": exported.path.stem}), *args]
     if command == "test" and any(word.startswith("--data.test_dataset") for word in args):
         args = ["-c", _yaml_file(scratch / "data.yaml", {"data": _without_data(classes)}), *args]
-    if command == "predict":
+    if command != "predict":
+        data |= _held_out(exported, args)
+    else:
         data |= {**_without_data(classes), "test_dataset": None}
     overlay = {"model": {"net": network}, "data": data, "ckpt_path": None}
     return [*args, "-c", _yaml_file(scratch / "exported.yaml", overlay)]
+
+
+def _held_out(exported: ExportedFile, args: list[str]) -> dict[str, Any]:
+    """Return the settings of the fold that an exported network held out, except for those that are typed.
+
+    They replace those of a `-c`, which has to give the data and may be that of all folds.
+    """
+    split = exported.split or {}
+    if split.get("fold") is None:
+        return {}
+    return {key: value for key, value in split.items() if option(args, f"--data.{key}") is None}
+
+
+def say_what_was_held_out(command: str, exported: ExportedFile, data: SegmentationDataModule) -> None:
+    """Say which fold is validated, or warn where images may be evaluated that an exported network was trained on.
+
+    Args:
+        command: `validate` or `test`.
+        exported: The file.
+        data: The data that it is evaluated on.
+    """
+    name, split = exported.path.name, exported.split
+    if data.dataset is None or data.split != "folds" or (command == "test" and data.test_dataset is not None):
+        return
+    if split is None:
+        rank_zero_warn(f"{name} does not say which fold it held out; export it again. {MAYBE_TRAINED}")
+    elif any(getattr(data, key) != value for key, value in split.items()):
+        own = (
+            f"held out fold {split['fold']} of {split['n_folds']}" if split["fold"] is not None else "held out no fold"
+        )
+        rank_zero_warn(f"{name} {own}; another fold or split is asked for. {MAYBE_TRAINED}")
+    elif split:
+        rank_zero_info(f"{name} held out fold {data.fold} of {data.n_folds}, which is evaluated.")
 
 
 def _configured_checkpoint(args: list[str]) -> str | None:
@@ -237,8 +274,7 @@ def _config_from_python(checkpoint: dict[str, Any], path: str, *, trust: bool) -
     }
     if image_format := saved_use(checkpoint).get("image_format"):
         data["image_format"] = image_format
-    split = checkpoint.get(SegmentationDataModule.__qualname__, {})  # where Lightning keeps the datamodule's state
-    data |= {key: split[key] for key in ("n_folds", "split_seed", "fold_method", "fold") if key in split}
+    data |= saved_split(checkpoint)
     return {"model": {**model, "net": {**model["net"], "init_args": of_net}}, "data": data}
 
 

@@ -188,7 +188,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     if len(entries) > 1:
         console.print(f"Differences of mIoU from {entries[0].label}", style="bold", markup=False, soft_wrap=True)
         console.print(differences)
-    console.print("Cost: one image of 512x512, the training of all folds", style="bold", highlight=False)
+    folds = "the compared" if any(entry.compared_folds != entry.cv.folds for entry in entries) else "all"
+    console.print(f"Cost: one image of 512x512, the training of {folds} folds", style="bold", highlight=False)
     console.print(cost)
     if len(entries) == 1:
         return

@@ -1,10 +1,12 @@
 """Run `deeplab export`: write a checkpoint as one file that runs without this package."""
 
+import json
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from deeplab_lightning.checkpoints import gaps, network_problem, read_checkpoint
+from deeplab_lightning.checkpoints import gaps, network_problem, read_checkpoint, saved_split
 from deeplab_lightning.commands.parsers import export_parser
 from deeplab_lightning.data.datasets import ImageFolderDataset
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
@@ -47,7 +49,8 @@ def export(args: list[str]) -> None:
         )
     if given.int8 is not None and given.format != "onnx":
         raise UserError(f"--int8 writes ONNX files; leave out --format {given.format}.")
-    module = _load(Path(given.ckpt_path), trust=given.trust)
+    checkpoint = read_checkpoint(given.ckpt_path)
+    module = _load(checkpoint, Path(given.ckpt_path), trust=given.trust)
     dataset = None if given.int8 is None else _calibration_images(given.int8, module)
     model = InferenceModel(
         module,
@@ -62,7 +65,7 @@ def export(args: list[str]) -> None:
     ):
         name, write, load = _FORMATS[given.format]
         file = Path(scratch) / name
-        write(trace(model), model.metadata(), file)
+        write(trace(model), {**model.metadata(), "split": json.dumps(saved_split(checkpoint))}, file)
         difference = compare(model, load(file))
         if dataset is not None:
             difference = _quantize(model, file, dataset)
@@ -97,9 +100,8 @@ def _quantize(model: InferenceModel, file: Path, dataset: ImageFolderDataset) ->
     return f"in 8 bits, with the labels of the network on {share:.2%} of the pixels of {len(dataset)} images"
 
 
-def _load(path: Path, *, trust: bool) -> SegmentationModule:
+def _load(checkpoint: dict[str, Any], path: Path, *, trust: bool) -> SegmentationModule:
     """Build the module of a checkpoint on the CPU."""
-    checkpoint = read_checkpoint(path)
     if problem := network_problem(checkpoint, trust=trust):
         raise UserError(f"{path} {problem}; or use a checkpoint that describes it.")
     for text in gaps(checkpoint).values():

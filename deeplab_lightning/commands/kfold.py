@@ -1,5 +1,6 @@
 """Run `deeplab kfold`: train every fold in a process of its own, and pool the results."""
 
+import argparse
 import os
 import shlex
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def kfold(args: list[str]) -> None:
     check_machine()
     _refuse_in_a_sweep(is_in_process=given.in_process, has_seeds=given.seeds is not None)
     check_name(given.name)
-    baseline = _baseline(given.cheap, given.baseline, placement)
+    baseline = _baseline(given, placement)
     check_cluster(placement)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
@@ -59,6 +60,8 @@ def kfold(args: list[str]) -> None:
             experiments = _prepare(folder, config, fold_list(chosen, config["data"]["n_folds"]), seeds)
             if baseline is not None:
                 baseline.check(experiments)
+            elif given.cheap:
+                baseline = Baseline.of_record(experiments)
         except BaseException:
             give_back(folder)
             raise
@@ -72,6 +75,8 @@ def kfold(args: list[str]) -> None:
             baseline=baseline,
             resume_command=shlex.join(
                 ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
+                + (["--cheap"] if given.cheap else [])
+                + (["--baseline", str(given.baseline)] if given.baseline else [])
             ),
         )
     if has_ended:
@@ -91,16 +96,17 @@ def finish_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
             write_page_of(folder)
 
 
-def _baseline(is_cheap: bool, folder: Path | None, placement: Placement) -> Baseline | None:
-    """Find the experiment that `--cheap` compares with; None without the option.
+def _baseline(given: argparse.Namespace, placement: Placement) -> Baseline | None:
+    """Find the experiment that `--cheap` compares with; None if it is not given.
 
     Raises:
-        ValueError: If one option is given without the other, or the folds train in a queue.
+        ValueError: If one option is given without the other in a new experiment, or the folds train in a queue.
     """
-    if is_cheap != (folder is not None):
+    is_recorded = given.resume and given.baseline is None
+    if given.cheap != (given.baseline is not None) and not is_recorded:
         raise UserError("--cheap and --baseline go together: --cheap --baseline runs/A stops what cannot beat runs/A.")
-    refuse_cheap_queue(is_cheap, placement)
-    return None if folder is None else Baseline.find(folder)
+    refuse_cheap_queue(given.cheap, placement)
+    return None if given.baseline is None else Baseline.find(given.baseline)
 
 
 def refuse_cheap_queue(is_cheap: bool, placement: Placement) -> None:

@@ -23,6 +23,7 @@ from deeplab_lightning.commands.checkpoint import (
     add_checkpoint_config,
     expand_experiment,
     refuse_other_classes,
+    say_what_was_held_out,
 )
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import option
@@ -49,7 +50,7 @@ from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.engines import check_engine
-from deeplab_lightning.inference.exported import is_exported, refuse_impossible
+from deeplab_lightning.inference.exported import ExportedNet, is_exported, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -307,7 +308,7 @@ class DeepLabCLI(LightningCLI):
             )
 
     def _check_exported(self) -> None:
-        """Refuse options that the network of an exported file cannot follow."""
+        """Refuse options that the network of an exported file cannot follow, and say what it held out."""
         config = self.config[self._command]
         wanted = ("ensemble", "probabilities", "confidence")
         refuse_impossible(
@@ -317,6 +318,8 @@ class DeepLabCLI(LightningCLI):
             is_tiled=config.tile is not None,
             engine=config.engine,
         )
+        if isinstance(self.model.net, ExportedNet) and self._command != "predict":
+            say_what_was_held_out(self._command, self.model.net.file, self.datamodule)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Skip: `run` does it, so that building and running are two steps."""

@@ -42,8 +42,11 @@ from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.tables import csv_text, read_csv_text
 
+SPLIT_KEYS = ("n_folds", "split_seed", "fold_method", "fold")
+"""Settings of a split that checkpoints and exported files hold."""
 _MEASURED_IMAGES = 200
-_MAYBE_TRAINED = "Images that it was trained on may be evaluated."
+MAYBE_TRAINED = "Images that it was trained on may be evaluated."
+"""What a validation of other images than a checkpoint's may mean."""
 
 
 class SegmentationDataModule(L.LightningDataModule):
@@ -356,7 +359,7 @@ class SegmentationDataModule(L.LightningDataModule):
             return
         rows = read_csv_text(zlib.decompress(state_dict["folds"]).decode())
         if any(state_dict[key] != value for key, value in self._split_settings.items()):
-            rank_zero_warn(f"another split than the checkpoint's is asked for. {_MAYBE_TRAINED}")
+            rank_zero_warn(f"another split than the checkpoint's is asked for. {MAYBE_TRAINED}")
         elif not {row["image"] for row in rows} & set(self.dataset.names):
             rank_zero_info("The checkpoint was trained on other images; these are split anew.")
         else:
@@ -370,11 +373,11 @@ class SegmentationDataModule(L.LightningDataModule):
             rows, "the checkpoint's fold table", self.dataset.names, self.n_folds, dropped=dropped
         )
         if self.fold != fold:
-            rank_zero_warn(f"the checkpoint held out fold {fold}, not {self.fold}. {_MAYBE_TRAINED}")
+            rank_zero_warn(f"the checkpoint held out fold {fold}, not {self.fold}. {MAYBE_TRAINED}")
         if self.fold_file is None or not Path(self.fold_file).is_file():
             self.fold_table = table
         elif self.folds != table.folds:
-            rank_zero_warn(f"{self.fold_file} holds other folds than the checkpoint. {_MAYBE_TRAINED}")
+            rank_zero_warn(f"{self.fold_file} holds other folds than the checkpoint. {MAYBE_TRAINED}")
 
     @property
     def _split_settings(self) -> dict[str, Any]:

@@ -245,10 +245,13 @@ def _entry(
     matrix = result.matrix if images is None else images.total()
     by_fold = None if base is None else by_fold_contributions(base, result, images)
     overlap = 1 / max(result.n_folds, 2)
+    of_shared = set(result.folds) if images is None else {result.fold_of[name] for name in images.names}
+    compared_folds = [fold for fold in result.folds if fold in of_shared]
     return Entry(
         cv=result,
         folders=tuple(recipe),
         label=label,
+        compared_folds=compared_folds,
         matrix=matrix,
         images=images,
         interval=(math.nan, math.nan),
@@ -257,7 +260,7 @@ def _entry(
         over_images=None,
         per_class=None if by_fold is None else by_fold.classes(overlap=overlap),
         adjusted_p=math.nan,
-        cost=_cost(recipe),
+        cost=_cost(recipe, compared_folds),
         seed_mious=seed_mious(result, None if images is None else images.names) if len(result.seeds) > 1 else None,
     )
 
@@ -284,12 +287,12 @@ def _classes_over_images(entry: Entry, of_units: Sequence[Ints], index: int) -> 
     return replace(entry, per_class=Contributions.of(of_units[0], of_units[index]).classes())
 
 
-def _cost(recipe: Sequence[Path]) -> dict[str, float | None]:
-    """Return the cost of one fold's network and the training time of all folds and seeds."""
+def _cost(recipe: Sequence[Path], folds: Sequence[int]) -> dict[str, float | None]:
+    """Return the cost of one fold's network and the training time of some folds with all seeds."""
     results = []
     for run in (run for folder in recipe for run in ExperimentFolder(folder).runs()):
         with suppress(DataError):  # damaged, as a note says
-            if result := run.read_result():
+            if (result := run.read_result()) and (result["fold"] or 0) in folds:
                 results.append(result)
     cost = results[0].get("cost", {})
     known = [result["seconds"] for result in results if result["seconds"] is not None]

@@ -48,7 +48,7 @@ def seed_notes(entries: Sequence[Entry]) -> list[str]:
     for entry in entries:
         if entry.seed_mious is not None:
             values = ", ".join(f"{value:.3f}" for value in entry.seed_mious)
-            folds = "" if math.isnan(entry.cv.miou_std) else f", of folds {entry.cv.miou_std:.3f}"
+            folds = "" if math.isnan(entry.fold_std) else f", of folds {entry.fold_std:.3f}"
             notes.append(
                 f"{entry.label} pools {len(entry.seed_mious)} seeds with a mIoU of {values} (standard deviation of "
                 f"seeds {entry.seed_std:.3f}{folds})."

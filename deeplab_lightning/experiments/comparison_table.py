@@ -19,8 +19,8 @@ def comparison_rows(comparison: Comparison) -> list[dict[str, Any]]:
             "miou": entry.miou,
             "miou_low": entry.interval[0],
             "miou_high": entry.interval[1],
-            "fold_mean": float(entry.cv.miou.mean()),
-            "fold_std": entry.cv.miou_std,
+            "fold_mean": float(entry.fold_mious.mean()),
+            "fold_std": entry.fold_std,
             "seeds": max(len(entry.cv.seeds), 1),
             "seed_std": entry.seed_std,
             "difference": entry.difference,
@@ -85,9 +85,9 @@ def interval_text(low: float, high: float, *, signed: bool = False) -> str:
 
 
 def folds_text(entry: Entry) -> str:
-    """Format mean and standard deviation of the folds' mIoU; a single fold has no deviation."""
-    deviation = "" if math.isnan(entry.cv.miou_std) else f" ± {entry.cv.miou_std:.3f}"
-    return f"{entry.cv.miou.mean():.3f}{deviation}"
+    """Format mean and standard deviation of the compared folds' mIoU; a single fold has no deviation."""
+    deviation = "" if math.isnan(entry.fold_std) else f" ± {entry.fold_std:.3f}"
+    return f"{entry.fold_mious.mean():.3f}{deviation}"
 
 
 def p_text(p: float) -> str:

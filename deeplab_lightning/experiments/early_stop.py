@@ -88,6 +88,26 @@ class Baseline:
             raise MissingFileError(f"--baseline {folder}: no finished fold there. Train it with `deeplab kfold` first.")
         return cls(folder.name, seeds or [folder])
 
+    @classmethod
+    def of_record(cls, experiments: Sequence[Experiment]) -> "Baseline":
+        """Return the experiment that earlier ones were stopped for, without its folders: nothing is left to decide.
+
+        Args:
+            experiments: The stopped experiment, one per seed.
+
+        Raises:
+            UserError: If none was stopped.
+            DataError: If the decision is damaged.
+        """
+        records = [ExperimentFolder(own.folder).read_stopped() for own in experiments]
+        name = next((record["baseline"] for record in records if record is not None), None)
+        if name is None:
+            raise UserError(
+                f"--resume --cheap repeats the decision in stopped.json, and {experiments[0].folder} has none: give "
+                "the experiment to beat, as --baseline runs/A."
+            )
+        return cls(name, [])
+
     def check(self, experiments: Sequence[Experiment]) -> None:
         """Check that experiments can be compared with this one fold by fold.
 
@@ -124,7 +144,7 @@ class EarlyStop:
     """Decide between the folds of an experiment whether those to come are worth their training.
 
     The folds that all seeds of the experiment and of the baseline have finished decide. The decision stays, in
-    `stopped.json` of each seed's folder.
+    `stopped.json` of each seed's folder, until another baseline is given.
 
     Args:
         baseline: The experiment to beat.
@@ -152,10 +172,10 @@ class EarlyStop:
         return True
 
     def _has_record(self) -> bool:
-        """Check whether a decision to stop was recorded."""
+        """Check whether a decision to stop for this baseline was recorded."""
         # All are read, to find damaged ones.
         records = [ExperimentFolder(own.folder).read_stopped() for own in self._experiments]
-        return any(record is not None for record in records)
+        return any(record is not None and record["baseline"] == self._baseline.name for record in records)
 
     def _is_started(self, fold: int) -> bool:
         return fold in self._started or any(own.is_finished(fold) for own in self._experiments)

@@ -26,6 +26,7 @@ class Entry:
         cv: Pooled folds of the experiment.
         folders: Folders of the experiment, one per pooled seed.
         label: Name in tables: the folder's name, with parent folders if names repeat.
+        compared_folds: Folds that hold out images which all experiments share; all without per-image matrices.
         matrix: (K, K) pixel counts over the images that all experiments share; over all images of this experiment if
             any experiment has no per-image matrices.
         images: Confusion matrices of the shared images; None if any experiment has no per-image matrices.
@@ -41,12 +42,14 @@ class Entry:
         adjusted_class_p: (K,) p-values of the classes, adjusted by Holm over the classes; empty for the baseline.
         verdict: What the comparison with the baseline shows; None for the baseline.
         seed_mious: (S,) mIoU of each seed over the shared images; None if there is one seed.
-        cost: Parameters in millions, multiply-adds in 10^9, training time in seconds; None if unknown.
+        cost: Parameters in millions, multiply-adds in 10^9, training time of the compared folds and all seeds in
+            seconds; None if unknown.
     """
 
     cv: CrossValidation
     folders: tuple[Path, ...]
     label: str
+    compared_folds: list[int]
     matrix: Ints
     images: PerImageConfusion | None
     interval: tuple[float, float]
@@ -64,6 +67,16 @@ class Entry:
     def folder(self) -> Path:
         """Return the folder of the experiment; of the first seed if several are pooled."""
         return self.folders[0]
+
+    @property
+    def fold_mious(self) -> Floats:
+        """Return the (F,) mIoU of each compared fold."""
+        return self.cv.miou[[self.cv.folds.index(fold) for fold in self.compared_folds]]
+
+    @property
+    def fold_std(self) -> float:
+        """Return the standard deviation of the mIoU of the compared folds; nan for a single one."""
+        return float(self.fold_mious.std(ddof=1)) if len(self.compared_folds) > 1 else math.nan
 
     @property
     def seed_std(self) -> float:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.datamodule import SPLIT_KEYS
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.export.formats import Opened, open_onnx, open_openvino, open_program
 from deeplab_lightning.inference import Views
@@ -78,6 +79,15 @@ class ExportedFile(NamedTuple):
         own: int | None = self.value("max_size")
         return None if self.takes_pixels and self.returns_labels else own
 
+    @property
+    def split(self) -> dict[str, Any] | None:
+        """Return the fold that the network held out and the settings of its split.
+
+        Empty if there were no folds; None if the file does not say it, as those of earlier versions.
+        """
+        own: dict[str, Any] | None = self.value("split")
+        return own
+
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return mean and deviation by which images are normalised before they enter the graph, on the scale of 0-1."""
         mean, std = self.value("mean"), self.value("std")
@@ -135,6 +145,8 @@ def _read(file: Path, changed: int) -> ExportedFile:
         classes = ClassTable(json.loads(opened.metadata["classes"]), colors=json.loads(opened.metadata["palette"]))
         exported = ExportedFile(file, opened, classes)
         exported.statistics(), exported.value("max_size"), exported.value("image_format")
+        if exported.split and not set(SPLIT_KEYS) <= set(exported.split):
+            raise ValueError("split")
     except (ValueError, TypeError) as error:
         raise UserError(f"{file} has damaged metadata ({error}). Export the checkpoint again.") from error
     return exported

@@ -108,6 +108,22 @@ def test_resume_says_so_and_without_cheap_trains_the_rest(stopped: tuple[Path, s
     assert "stopped early" not in compared
 
 
+def test_resume_takes_the_recorded_baseline_or_decides_for_another(stopped: tuple[Path, str], root: Path) -> None:
+    folder = shutil.copytree(stopped[0], root / "runs" / "other")
+    words = ("kfold", "--resume", "--name", "other", "--output_dir", str(root / "runs"), "--in_process", "--cheap")
+    done = run_program(*words, check=True)
+    assert finished(folder) == [0, 1]
+    assert "other was stopped early after 2 of 3 folds" in done.stdout
+    done = run_program(*words, "--baseline", str(root / "runs" / "weak"), check=True)
+    assert finished(folder) == [0, 1, 2]
+    assert "stopped early" not in done.stdout
+    (folder / "stopped.json").unlink()
+    refused = run_program(*words)
+    assert refused.returncode == 1
+    assert "repeats the decision in stopped.json, and" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
 def test_a_promising_experiment_is_trained_to_its_end(root: Path) -> None:
     output = cheap(root, "promising", "weak")
     assert finished(root / "runs" / "promising") == [0, 1, 2]

@@ -27,6 +27,7 @@ from deeplab_lightning.metrics.iou import truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from tests.conftest import write_image, write_mask
+from tests.processes import run_program
 
 CLASSES = ["sky", "road", "car"]
 Write = Callable[..., Path]
@@ -167,6 +168,20 @@ def test_a_fold_that_one_lacks_is_left_out(experiment: Write) -> None:
     assert other.over_folds.mean == pytest.approx(read_cv(b).pooled_miou - base.miou)
     assert any("b has not finished fold 1" in note for note in comparison.notes)
     assert not any("folds differ" in note for note in comparison.notes)
+
+
+def test_all_columns_are_of_the_folds_that_all_have(experiment: Write, tmp_path: Path) -> None:
+    a, b = experiment("a", 0.7), experiment("b", 0.8)
+    shutil.rmtree(b / "fold_1")
+    done = run_program("compare", str(a), str(b), "--json", str(tmp_path / "table.json"), check=True)
+    base, other = json.loads((tmp_path / "table.json").read_text())["experiments"]
+    of_both = read_cv(a).miou[[0, 2]]
+    assert base["fold_mean"] == pytest.approx(of_both.mean())
+    assert base["fold_std"] == pytest.approx(of_both.std(ddof=1))
+    assert f"{of_both.mean():.3f} ± {of_both.std(ddof=1):.3f}" in done.stdout
+    assert [base["seconds"], other["seconds"]] == pytest.approx([2 * 60 * 0.7, 2 * 60 * 0.8])
+    assert "mIoU over 8 held-out images" in done.stdout
+    assert "the training of the compared folds" in done.stdout
 
 
 def test_folds_of_another_split_are_not_missing(experiment: Write) -> None:

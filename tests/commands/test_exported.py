@@ -131,20 +131,40 @@ def test_views_tiles_and_probabilities_work_over_an_exported_file(run: RunFolder
 
 
 def test_an_exported_file_is_validated_on_given_data(run: RunFolder) -> None:
+    """On the fold that its network held out, whichever a file names."""
     root = run.path.parents[1]
     file, config = root / "graph.onnx", yaml.safe_load((root / "config.yaml").read_text())
-    (root / "data.yaml").write_text(yaml.safe_dump({"data": config["data"], "output_dir": str(root / "runs")}))
+    of_another_fold = {"data": {**config["data"], "fold": 1}, "output_dir": str(root / "runs")}
+    (root / "data.yaml").write_text(yaml.safe_dump(of_another_fold))
     run_program("validate", "--ckpt_path", str(run.best), check=True)
     expected: dict[str, Any] = json.loads((run.path / "result_validate.json").read_text())
     done = run_program(
         "validate", "--ckpt_path", str(file), "-c", str(root / "data.yaml"), "--name", "file", check=True
     )
+    assert "graph.onnx held out fold 0 of 2, which is evaluated." in done.stderr
     assert f"Validation of {file}" in " ".join(done.stdout.split())
     result = json.loads((root / "runs" / "file" / "result_validate.json").read_text())
     assert result["checkpoint"] == str(file)
     assert result["num_images"] == expected["num_images"]
     for key in ("miou", "loss", "ece"):
         assert result["val"][key] == pytest.approx(expected["val"][key], abs=2e-3)
+
+
+def test_a_file_says_where_images_may_have_been_trained_on(run: RunFolder, tmp_path: Path) -> None:
+    root = run.path.parents[1]
+    model = onnx.load(root / "graph.onnx")
+    texts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(texts.pop("split")) == {"n_folds": 2, "split_seed": 0, "fold_method": "balanced", "fold": 0}
+    onnx.helper.set_model_props(model, texts)
+    onnx.save(model, tmp_path / "old.onnx")
+    for file, words, text in (
+        (root / "graph.onnx", ["--data.fold", "1"], "graph.onnx held out fold 0 of 2; another fold or split is asked"),
+        (tmp_path / "old.onnx", [], "old.onnx does not say which fold it held out; export it again."),
+    ):
+        given = ("-c", str(root / "config.yaml"), *elsewhere(tmp_path / "out"), *words)
+        done = run_program("validate", "--ckpt_path", str(file), *given, check=True)
+        assert text in " ".join(done.stderr.split())
+        assert done.stderr.count("Images that it was trained on may be evaluated.") == 1
 
 
 def test_python_loads_an_exported_file(run: RunFolder) -> None:

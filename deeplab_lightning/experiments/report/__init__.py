@@ -41,12 +41,12 @@ _DEVIATIONS = ("object_deviation", "area_deviation")  # columns of balance.csv
 _MAX_TITLE = 3  # experiments that the title names
 _TERMS = {
     "mIoU": "Mean over the classes of intersection over union, from one confusion matrix over all held-out images",
-    "folds": "Mean and standard deviation of the mIoU of the folds",
+    "folds": "Mean and standard deviation of the mIoU of the compared folds",
     "difference": "mIoU minus that of the first experiment, over the same images",
     "p (Holm)": "Probability of such a difference where there is none, adjusted for the number of comparisons",
     "M params": "Parameters of the network in millions",
     "GMACs": "10^9 multiply-adds of one image of 512x512",
-    "minutes": "Time of the training of all folds and seeds",
+    "minutes": "Time of the training of the compared folds and all seeds",
     "pictures": "Held-out images that show the class",
     "objects": "Annotated objects, or connected regions of the masks",
     "area": "Share of the pixels that are not ignored",
@@ -123,7 +123,7 @@ def _charts(comparison: Comparison) -> dict[str, Any]:
     """Draw the charts of the page by their names in the template."""
     entries = comparison.entries
     points = [
-        charts.Interval(e.label, e.miou, *e.interval, [float(v) for v in e.cv.miou], color)
+        charts.Interval(e.label, e.miou, *e.interval, [float(v) for v in e.fold_mious], color)
         for color, e in enumerate(entries)
     ]
     differences = []
