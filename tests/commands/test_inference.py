@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from deeplab_lightning import DeepLabV3, SegmentationModule, load, module
+from deeplab_lightning import DeepLabV3, SegmentationModule, evaluation, load
 from deeplab_lightning.cli import main
 from deeplab_lightning.commands.training import load_checkpoint
 from deeplab_lightning.data.datasets import CocoDataset
@@ -297,7 +297,7 @@ def test_figures_in_tiles_need_no_image_of_all_classes(
         return {**found.pop("iou"), **found, "nll": sampled["nll"]}
 
     with monkeypatch.context() as patched:
-        patched.setattr(module, "is_mean_of_parts", lambda loss: False)
+        patched.setattr(evaluation, "is_mean_of_parts", lambda loss: False)
         expected = figures()
     monkeypatch.setattr(Tiled, "assembled", None)
     assert figures() == pytest.approx(expected, rel=1e-5)
