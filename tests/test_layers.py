@@ -43,6 +43,7 @@ FLOORS = (
             "data.crops",
             "data.check",
             "data.augmentations",
+            "data.mixing",
             "data.transforms",
         ),
         *("models.dilation", "models.pretrained", "models.backbone", "models.stages", "models.aspp", "models.cost"),

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from deeplab_lightning.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from deeplab_lightning.data.augmentations import CopyPaste as CopyPaste
     from deeplab_lightning.data.batch import Batch as Batch
     from deeplab_lightning.data.batch import Sample as Sample
     from deeplab_lightning.data.classes import IGNORE_INDEX as IGNORE_INDEX
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
     from deeplab_lightning.data.groups import DuplicateGroups as DuplicateGroups
     from deeplab_lightning.data.groups import PatternGroups as PatternGroups
     from deeplab_lightning.data.groups import TableGroups as TableGroups
+    from deeplab_lightning.data.mixing import ClassMix as ClassMix
+    from deeplab_lightning.data.mixing import CopyPaste as CopyPaste
+    from deeplab_lightning.data.mixing import CutMix as CutMix
     from deeplab_lightning.data.scan import scan_dataset as scan_dataset
     from deeplab_lightning.data.transforms import EvalTransforms as EvalTransforms
     from deeplab_lightning.data.transforms import TrainTransforms as TrainTransforms
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Batch": "data.batch",
+    "ClassMix": "data.mixing",
     "ClassTable": "data.classes",
     "CocoDataset": "data.datasets.coco",
-    "CopyPaste": "data.augmentations",
+    "CopyPaste": "data.mixing",
+    "CutMix": "data.mixing",
     "DuplicateGroups": "data.groups",
     "EvalTransforms": "data.transforms",
     "IGNORE_INDEX": "data.classes",

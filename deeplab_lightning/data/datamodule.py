@@ -15,7 +15,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from deeplab_lightning.data.augmentations import CopyPaste
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
 from deeplab_lightning.data.check import Part, extra_images_held_out, find_warnings, single_class_problem
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
@@ -37,6 +36,7 @@ from deeplab_lightning.data.loaders import (
     TrainView,
     Transforms,
 )
+from deeplab_lightning.data.mixing import CropMix
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
@@ -90,7 +90,8 @@ class SegmentationDataModule(L.LightningDataModule):
         allow_single_class: Whether to train where at most one class has pixels, which is nearly always a mistake in the
             class table.
         image_format: Channels of the images, and the values of files of more than 8 bits; RGB of 8 bits if null.
-        copy_paste: Pastes objects of other training images into crops; null pastes nothing.
+        copy_paste: Pastes parts of other training images into crops (`CopyPaste`, `ClassMix`, `CutMix`); null pastes
+            nothing.
         repeat_rare: Share t of the training images, in [0, 1]: images with a class that is in fewer of them, in the
             share f, are shown sqrt(t / f) times per epoch, rounded up (Gupta et al. 2019); 0 shows each once.
 
@@ -126,7 +127,7 @@ class SegmentationDataModule(L.LightningDataModule):
         seed: int = 0,
         allow_single_class: bool = False,
         image_format: ImageFormat | None = None,
-        copy_paste: CopyPaste | None = None,
+        copy_paste: CropMix | None = None,
         repeat_rare: float = 0.0,
     ) -> None:
         super().__init__()

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision import tv_tensors
 
-from deeplab_lightning.data.augmentations import CopyPaste
 from deeplab_lightning.data.batch import Batch, Sample, Unreadable
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.images import planar
+from deeplab_lightning.data.mixing import CropMix
 from deeplab_lightning.data.transforms import TrainTransforms
 from deeplab_lightning.errors import UserError
 
@@ -110,7 +110,7 @@ class TrainView(Dataset[Sample]):
         indices: Its images to show in an epoch; one that is repeated has other crops each time.
         transforms: The transforms.
         seed: The seed.
-        copy_paste: Pastes objects of other images of `indices`; None pastes nothing.
+        copy_paste: Pastes parts of other images of `indices`; None pastes nothing.
         class_pixels: (K,) pixels of the classes in the training images, for `copy_paste`.
     """
 
@@ -121,7 +121,7 @@ class TrainView(Dataset[Sample]):
         transforms: Transforms,
         seed: int,
         *,
-        copy_paste: CopyPaste | None = None,
+        copy_paste: CropMix | None = None,
         class_pixels: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.dataset, self.indices, self.transforms, self.seed = dataset, indices, transforms, seed
@@ -160,8 +160,8 @@ class TrainView(Dataset[Sample]):
         image: Any = source if is_own else tv_tensors.Image(planar(source.pixels()))
         return *self.transforms(image, tv_tensors.Mask(mask)), source.size
 
-    def _pasted(self, copy_paste: CopyPaste, crop: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Paste objects of another image into a crop."""
+    def _pasted(self, copy_paste: CropMix, crop: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Paste a part of another image into a crop."""
         other, other_labels, _ = self._crop(self.indices[int(torch.randint(len(self.indices), ()))])
         if other_labels is None or other.shape != crop.shape:
             raise UserError("data.copy_paste needs train_transforms that give crops of one size with masks.")

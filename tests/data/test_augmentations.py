@@ -13,7 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from deeplab_lightning.data import ClassTable, CopyPaste, MaskFolderDataset, SegmentationDataModule, TrainTransforms
+from deeplab_lightning.data import (
+    ClassMix,
+    ClassTable,
+    CopyPaste,
+    CutMix,
+    MaskFolderDataset,
+    SegmentationDataModule,
+    TrainTransforms,
+)
 from deeplab_lightning.data.augmentations import augment
 from tests.conftest import noise_config, write_image, write_mask
 from tests.processes import run_program
@@ -183,6 +191,48 @@ def test_background_and_void_are_never_pasted() -> None:
     assert mask is target[1]
 
 
+def test_half_of_the_classes_are_pasted_whole() -> None:
+    """Of classes 0, 1, 2 and void, one class is pasted, each as often as the others."""
+    torch.manual_seed(0)
+    target, (other, labels) = crops()
+    labels[:, :10], labels[:, 30:] = 0, 255
+    target[1].fill_(7)
+    pasted = Counter()  # type: ignore[var-annotated]
+    for _ in range(90):
+        image, mask = ClassMix(1.0)(target, (other, labels), np.ones(8, dtype=np.int64), has_background=True)
+        (train_id,) = set(mask.unique().tolist()) - {7}
+        assert torch.equal(mask == train_id, labels == train_id)
+        assert torch.equal((image == 250).all(dim=0), labels == train_id)
+        pasted[train_id] += 1
+    assert set(pasted) == {0, 1, 2}
+    assert min(pasted.values()) > 15
+    labels.fill_(1)
+    assert ClassMix(1.0)(target, (other, labels), np.ones(8, dtype=np.int64), has_background=True) is target
+
+
+def test_a_rectangle_of_any_size_and_place_is_pasted() -> None:
+    torch.manual_seed(0)
+    target, (other, labels) = crops()
+    target, donor = (target[0][:, :30], target[1][:30]), (other[:, :30], labels[:30].fill_(3))
+    shares, centres = [], []
+    for _ in range(400):
+        image, mask = CutMix(1.0)(target, donor, np.ones(4, dtype=np.int64), has_background=False)
+        rows, columns = (mask == 3).any(dim=1).nonzero(), (mask == 3).any(dim=0).nonzero()
+        box = mask[int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1]
+        assert (box == 3).all()
+        assert torch.equal((image == 250).all(dim=0), mask == 3)
+        shares.append(box.numel() / mask.numel())
+        centres.append(float(columns.float().mean()))
+    assert np.quantile(shares, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.08)
+    assert np.mean(centres) == pytest.approx(19.5, abs=1.5)
+
+
+@pytest.mark.parametrize("mix", [CopyPaste, ClassMix, CutMix])
+def test_a_probability_beyond_one_is_refused(mix: type[CutMix]) -> None:
+    with pytest.raises(ValueError, match=rf"{mix.__name__} needs a probability in \[0, 1\], got 1.5"):
+        mix(1.5)
+
+
 def data_of(folder: Path, **words: Any) -> SegmentationDataModule:
     """Twelve images, of which one holds class 2."""
     for index in range(12):
@@ -238,6 +288,10 @@ def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
     run_program("data", "show", *words, *crop, "--output", str(tmp_path / "page"), check=True)
     with Image.open(tmp_path / "page" / "batch.png") as batch:
         assert batch.width > 0
+    for mix in ("ClassMix", "CutMix"):
+        run_program("fit", *words[:2], "--data.copy_paste", mix, *crop, "--name", mix, check=True)
+        losses.append(json.loads((tmp_path / "runs" / mix / "result.json").read_text())["val"]["loss"])
+    assert len(set(losses)) >= 3  # they change what is trained on
     refused = run_program("fit", *words, "--data.train_transforms.init_args.max_class_share", "0")
     assert refused.returncode != 0
     assert "Traceback" not in refused.stderr
