@@ -14,6 +14,7 @@ COMMANDS = {
     "test": "evaluate a checkpoint on the test images",
     "predict": "write masks and overlays for images without ground truth",
     "tune-crf": "search the dense CRF's parameters for a checkpoint",
+    "tune-batch": "find the batch size that fits and the one that is fastest",
     "tune-lr": "suggest a learning rate from a short training in which it rises",
     "export": "write a checkpoint as one ONNX or torch.export file",
     "kfold": "train every fold in a process of its own and pool the results",
@@ -39,6 +40,7 @@ COMMANDS = {
 
 _RUNNERS = {  # module below `commands`, and function; the other commands are Lightning's
     "tune-crf": "tune_crf.tune_crf",
+    "tune-batch": "tune_batch.tune_batch",
     "tune-lr": "tune_lr.tune_lr",
     "kfold": "kfold.kfold",
     "grid": "grid.grid",

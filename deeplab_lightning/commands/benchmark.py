@@ -4,7 +4,6 @@ import importlib
 import itertools
 import json
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import psutil
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.plugins.precision import Precision
@@ -21,6 +19,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from deeplab_lightning.commands.parsers import benchmark_parser
+from deeplab_lightning.commands.peak_memory import peak_megabytes, reset_peak
 from deeplab_lightning.commands.surroundings import user_mistakes
 from deeplab_lightning.commands.training import resolve_fit_config
 from deeplab_lightning.data.batch import Batch
@@ -34,8 +33,6 @@ from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.tables import csv_text_of_dicts, table_console
-
-_MEMORY_FILES = (Path("/proc/self/clear_refs"), Path("/proc/self/status"))  # on Linux: to reset and to read the peak
 
 
 @dataclass(frozen=True)
@@ -124,9 +121,9 @@ def measure(
     flops = training.count_flops(batch.image[:1])
     forward_seconds = _median(lambda: training.forward(batch.image), repeats, device)
     training.module.train()
-    _reset_peak(device)
+    reset_peak(device)
     step_seconds = _median(lambda: training.step(batch), repeats, device)
-    peak = _peak_megabytes(device)
+    peak = peak_megabytes(device)
     loader_seconds, _ = _drain(loader, repeats, None, device)
     loop_seconds, waited = _drain(loader, repeats, training.step, device)
     return Cost(
@@ -306,29 +303,6 @@ def _drain(
             step(_to(batch, device))
             _wait(device)
     return time.perf_counter() - start, waited
-
-
-def _reset_peak(device: torch.device) -> None:
-    """Start measuring the largest memory."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    elif _MEMORY_FILES[0].exists():
-        _MEMORY_FILES[0].write_text("5")
-
-
-def _peak_megabytes(device: torch.device) -> float:
-    """Return the largest memory since `_reset_peak` in megabytes; since the process started where it is not Linux."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
-    if _MEMORY_FILES[1].exists():
-        line = next(line for line in _MEMORY_FILES[1].read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024 / 1e6
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset) / 1e6
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationDataModule) -> Table:

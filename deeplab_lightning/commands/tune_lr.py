@@ -2,19 +2,15 @@
 
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.callbacks import BaseFinetuning
 
-from deeplab_lightning.callbacks.freeze import FreezeBackbone
-from deeplab_lightning.callbacks.network_switches import CompileNetwork, GradientCheckpointing
 from deeplab_lightning.commands.parsers import tune_lr_parser
-from deeplab_lightning.commands.surroundings import user_mistakes
-from deeplab_lightning.commands.training import build_fit
+from deeplab_lightning.commands.short_training import loss_of, train_some_steps
 from deeplab_lightning.drawing import draw_learning_rates
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import write_atomically, write_text
@@ -24,9 +20,6 @@ from deeplab_lightning.tables import csv_text_of_dicts
 _SMOOTHING = 0.9  # weight of the past in the mean of the losses
 _DIVERGED = 3.0  # times the lowest mean loss, after which a larger rate tells nothing
 _MIN_STEPS = 20
-_OF_THE_TRAINING = ("accelerator", "precision", "accumulate_grad_batches", "gradient_clip_val", "deterministic")
-
-_CHANGE_THE_NETWORK = (BaseFinetuning, CompileNetwork, GradientCheckpointing)
 
 
 class LearningRateSweep(L.Callback):
@@ -63,7 +56,7 @@ class LearningRateSweep(L.Callback):
         batch_idx: int,
     ) -> None:
         """Keep the loss, and stop if it has diverged."""
-        loss = float(outputs["loss"] if isinstance(outputs, Mapping) else outputs) * trainer.accumulate_grad_batches
+        loss = loss_of(outputs, trainer)
         position = trainer.global_step - 1  # batches of one step are added up
         if 0 <= position < len(self.losses):
             self.losses[position] = loss
@@ -87,20 +80,7 @@ def tune_lr(args: list[str]) -> None:
         raise UserError(f"--steps must be at least {_MIN_STEPS}, got {given.steps}.")
     sweep = LearningRateSweep(given.min_lr, given.max_lr, given.steps)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
-        own = ["--output_dir", scratch, "--name", "sweep", "--wandb", "disabled"]
-        module, data, settings = build_fit([*rest, *own])
-        module.scheduler_factory = None
-        callbacks = [*_of_the_network(settings["callbacks"]), sweep]
-        kept = {key: value for key, value in settings.items() if key in _OF_THE_TRAINING}
-        options: dict[str, Any] = {"devices": 1, "limit_val_batches": 0, "num_sanity_val_steps": 0}
-        options |= dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_model_summary", "enable_progress_bar"), False
-        )
-        with user_mistakes(TypeError):
-            trainer = L.Trainer(
-                **kept, **options, callbacks=callbacks, max_steps=given.steps, max_epochs=-1, default_root_dir=scratch
-            )
-            trainer.fit(module, datamodule=data)
+        train_some_steps(rest, sweep, given.steps, scratch, is_quiet=False)
     rates = sweep.rates[: len(sweep.losses)]
     suggested = suggest(rates, sweep.losses)
     folder = Path(given.output)
@@ -115,26 +95,6 @@ def tune_lr(args: list[str]) -> None:
         f"Written to {folder}: tune_lr.csv and tune_lr.png, {len(rates)} steps from {rates[0]:.2g} to {rates[-1]:.2g}."
     )
     print(f"Suggested: --model.optimizer.lr {suggested:.2g}")
-
-
-def _of_the_network(given: L.Callback | Sequence[L.Callback] | None) -> list[L.Callback]:
-    """Return the callbacks that change the network, and name the others.
-
-    A backbone that a training thaws stays frozen, so that all rates are tried on the same weights.
-
-    Args:
-        given: Callbacks of the configuration.
-    """
-    known = [given] if isinstance(given, L.Callback) else list(given or ())
-    chosen: list[L.Callback] = []
-    for callback in known:
-        if isinstance(callback, FreezeBackbone):
-            chosen.append(FreezeBackbone(stages=callback.stages, train_weights=callback.train_weights))
-        elif isinstance(callback, _CHANGE_THE_NETWORK):
-            chosen.append(callback)
-        else:
-            print(f"{type(callback).__name__} does not act in the sweep.", flush=True)
-    return chosen
 
 
 def smooth(losses: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:

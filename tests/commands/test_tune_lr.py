@@ -59,7 +59,7 @@ def test_the_sweep_trains_as_fit_does_with_a_rate(tmp_path: Path) -> None:
     assert losses["scaled"] == pytest.approx(losses["plain"], rel=1e-3)  # a batch has 2 images, a quarter of 8
     assert losses["frozen"] != pytest.approx(losses["plain"], rel=1e-3)
     assert "Frozen: the weights of the backbone" in printed["frozen"]
-    assert "LearningRateMonitor does not act in the sweep." in printed["frozen"]
+    assert "LearningRateMonitor does not act in these steps." in printed["frozen"]
 
 
 def test_the_steepest_fall_is_suggested() -> None:

@@ -19,7 +19,13 @@ from deeplab_lightning.commands.parsers.experiments import (
     tune_parser,
     wandb_report_parser,
 )
-from deeplab_lightning.commands.parsers.models import benchmark_parser, export_parser, tune_crf_parser, tune_lr_parser
+from deeplab_lightning.commands.parsers.models import (
+    benchmark_parser,
+    export_parser,
+    tune_batch_parser,
+    tune_crf_parser,
+    tune_lr_parser,
+)
 from deeplab_lightning.commands.parsers.parser import OptionParser
 from deeplab_lightning.commands.parsers.submission import (
     best_parser,
@@ -31,6 +37,7 @@ from deeplab_lightning.commands.parsers.submission import (
 
 PARSERS: dict[str, Callable[[], OptionParser]] = {
     "tune-crf": tune_crf_parser,
+    "tune-batch": tune_batch_parser,
     "tune-lr": tune_lr_parser,
     "kfold": kfold_parser,
     "grid": grid_parser,

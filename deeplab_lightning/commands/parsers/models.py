@@ -83,6 +83,20 @@ def tune_crf_parser() -> OptionParser:
     return parser
 
 
+def tune_batch_parser() -> OptionParser:
+    """Build the parser of `deeplab tune-batch`."""
+    parser = OptionParser(
+        prog="deeplab tune-batch",
+        description="Train some steps on one device with batches of 1, 2, 4, ... images until they do not fit into "
+        "memory, and print images per second and memory of each size. Writes tune_batch.csv. " + OF_FIT + ".",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--max_batch_size", type=int, default=256, help="largest batch that is tried (256)")
+    parser.add_argument("--steps", type=int, default=8, help="optimiser steps per batch size (8)")
+    parser.add_argument("--output", default="runs/tune_batch", help="folder to write to (runs/tune_batch)")
+    return parser
+
+
 def tune_lr_parser() -> OptionParser:
     """Build the parser of `deeplab tune-lr`."""
     parser = OptionParser(
