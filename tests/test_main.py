@@ -91,6 +91,7 @@ CONFIG_COMMANDS: dict[str, list[str]] = {
     "kfold": ["--name", "never"],
     "grid": [],
     "benchmark": ["--output", "{folder}/bench"],
+    "tune-batch": ["--output", "{folder}/batch"],
     "tune-lr": ["--output", "{folder}/lr"],
     "validate": ["--ckpt_path", "{folder}/whole.ckpt"],
     "test": ["--ckpt_path", "{folder}/whole.ckpt"],
@@ -459,6 +460,18 @@ def test_a_training_says_first_which_data_it_uses(folder: Path) -> None:
     assert first == f"Run folder: {folder / 'runs' / 'told'}"
     counts = r"5 images train, 5 validate \(fold 0 of 2\), 3 classes"
     assert re.fullmatch(f"Data: MaskFolderDataset {folder / 'images'}: {counts}", second)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["", "# model:\n#   head_lr_multiplier: 2.0\n"])
+def test_a_config_that_sets_nothing_changes_nothing(folder: Path, tmp_path: Path, text: str) -> None:
+    """The parser refused it as "Unexpected config:", without the name of the file."""
+    (tmp_path / "nothing.yaml").write_text(text)
+    for given in (["-c", str(tmp_path / "nothing.yaml")], [f"--config={tmp_path / 'nothing.yaml'}"]):
+        words = ["-c", str(folder / "config.yaml"), *given, "--trainer.max_epochs", "2", "--print_config"]
+        done = run_program("fit", *words)
+        assert done.returncode == 0, done.stderr
+        assert yaml.safe_load(done.stdout)["trainer"]["max_epochs"] == 2
 
 
 @pytest.mark.slow

@@ -42,6 +42,28 @@ def check_configs(args: Sequence[str]) -> None:
             read_config(Path(value))
 
 
+def without_empty_configs(args: Sequence[str]) -> list[str]:
+    """Return options without the `-c` of files that set nothing, as all lines are comments; the parser refuses them.
+
+    Args:
+        args: The options as typed, with files that `check_configs` has read.
+    """
+    kept: list[str] = []
+    words = iter(args)
+    for word in words:
+        name, _, joined = word.partition("=")
+        is_config = name in {"-c", "--config"}
+        value = joined if "=" in word else next(words, None) if is_config else None
+        if is_config and value is not None and _is_empty(value):
+            continue
+        kept += [word] if value is None or "=" in word else [word, value]
+    return kept
+
+
+def _is_empty(value: str) -> bool:
+    return not _is_read_by_parser(value) and Path(value).is_file() and not read_config(Path(value))
+
+
 def _is_read_by_parser(value: str) -> bool:
     """Check whether a value is standard input, an address or the configuration itself instead of a local file."""
     if value == "-" or "://" in value:

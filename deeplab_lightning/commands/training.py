@@ -26,7 +26,7 @@ from deeplab_lightning.commands.checkpoint import (
     say_what_was_held_out,
 )
 from deeplab_lightning.commands.option_values import check_values
-from deeplab_lightning.commands.options import option
+from deeplab_lightning.commands.options import option, without_empty_configs
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -203,7 +203,7 @@ class DeepLabCLI(LightningCLI):
         super().__init__(
             SegmentationModule,
             SegmentationDataModule,
-            args=[command, *args],
+            args=[command, *without_empty_configs(args)],
             seed_everything_default=0,
             save_config_callback=None,
             auto_configure_optimizers=False,
