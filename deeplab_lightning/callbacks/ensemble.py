@@ -7,6 +7,8 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning import kernels
+from deeplab_lightning.data.classes import moved_class
+from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.inference.engines import PRECISIONS, EngineName, EngineNet
 from deeplab_lightning.inference.exported import read_module, refuse_impossible
@@ -47,7 +49,10 @@ class AverageProbabilities(L.Callback):
         weight = pl_module.net.preprocess.mean  # an exported file has no parameters
         nets = [pl_module.net]
         for path in self.checkpoints:
-            net = read_module(path, trust=self.trust).net
+            module = read_module(path, trust=self.trust)
+            if moved := moved_class(module.classes.names, pl_module.classes.names):
+                raise UserError(f"{path} cannot be averaged with the first network: {moved}.")
+            net = module.net
             refuse_impossible(net, views=self.views, is_averaged=True, engine=self.engine)
             net.preprocess.max_size = pl_module.net.preprocess.max_size
             if pl_module.door.is_open:

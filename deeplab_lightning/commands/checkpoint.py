@@ -20,7 +20,7 @@ from deeplab_lightning.checkpoints import (
 )
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.options import option, options
-from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.classes import ClassTable, moved_class
 from deeplab_lightning.data.datamodule import MAYBE_TRAINED, SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
@@ -189,20 +189,38 @@ def _without_data(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**no_data, "classes": checkpoint.get(CLASSES_KEY)}
 
 
-def refuse_other_classes(path: str | Path, classes: ClassTable) -> None:
-    """Refuse a checkpoint whose network has another number of classes than the data.
+def refuse_other_classes(path: str | Path, classes: ClassTable, *, goes_on: bool) -> None:
+    """Refuse a network of other classes than those of the data, or of the same in another order.
+
+    Other names of the same number of classes are only warned of, since a data set may call them otherwise.
 
     Args:
-        path: The checkpoint.
+        path: The checkpoint, or a file of `deeplab export`.
         classes: Class table of the data.
+        goes_on: Whether its training goes on, whose figures so far are of its own classes.
 
     Raises:
-        ValueError: If the numbers differ, or it is no checkpoint.
+        ValueError: If the number or the order differs, or it is no checkpoint.
     """
-    names = read_checkpoint(path).get(CLASSES_KEY, {}).get("names", classes.names)
-    if len(names) != classes.num_classes:
-        found = f"{path} was trained on {len(names)} classes, but the data have {classes.num_classes}."
+    trained: list[str] = list(
+        read_exported(path).classes.names
+        if is_exported(path)
+        else read_checkpoint(path).get(CLASSES_KEY, {}).get("names", classes.names)
+    )
+    if len(trained) != classes.num_classes:
+        found = f"{path} was trained on {len(trained)} classes, but the data have {classes.num_classes}."
         raise UserError(f"{found} {START_FROM_WEIGHTS}")
+    if moved := moved_class(trained, classes.names):
+        raise UserError(
+            f"{path} was trained on other indices: {moved}. Give the data's classes in the order of the training, "
+            f"[{', '.join(trained)}]."
+        )
+    if renamed := [f"{a} is called {b}" for a, b in zip(trained, classes.names, strict=True) if a != b]:
+        if goes_on:
+            raise UserError(
+                f"{path} was trained on classes of other names: {renamed[0]} in the data. {START_FROM_WEIGHTS}"
+            )
+        rank_zero_warn(f"{path} was trained on classes of other names: {', '.join(renamed)} in the data.")
 
 
 def _own_config(checkpoint: dict[str, Any], path: str, command: str, *, trust: bool) -> dict[str, Any]:

@@ -297,7 +297,9 @@ class DeepLabCLI(LightningCLI):
         else:
             check_engine(config.engine, self.trainer.strategy.root_device, self.trainer.precision)
         if config.ckpt_path is not None:
-            refuse_other_classes(config.ckpt_path, self.model.classes)
+            refuse_other_classes(config.ckpt_path, self.model.classes, goes_on=self._command == "fit")
+        if isinstance(self.model.net, ExportedNet):
+            refuse_other_classes(self.model.net.file.path, self.model.classes, goes_on=False)
         self.model.region_filter = RegionFilter.parse(config.get("min_area"), self.model.classes.names)
         if config.get("tile") is not None:
             self.datamodule.max_predict_pixels = LARGE_PIXELS

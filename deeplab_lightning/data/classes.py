@@ -189,3 +189,19 @@ def class_mismatch(tables: Mapping[str, ClassTable]) -> str | None:
             f"Set the same class table for both; for COCO files, set init_args.classes of both to [{listed}]."
         )
     return None
+
+
+def moved_class(trained: Sequence[str], names: Sequence[str]) -> str | None:
+    """Describe a class that has another index than in the training, so that every figure would be of another class.
+
+    Args:
+        trained: Class names of the training, by index.
+        names: Class names of the data, by index.
+
+    Returns:
+        A clause; None if every name that both have has the same index in both.
+    """
+    for index, name in enumerate(names):
+        if name in trained and trained[index] != name:
+            return f"{name} is class {trained.index(name)} there and class {index} in the data"
+    return None

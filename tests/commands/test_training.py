@@ -328,6 +328,32 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_to_use(folder: Pat
 
 
 @pytest.mark.slow
+def test_classes_in_another_order_are_refused_and_other_names_are_said(folder: Path, tmp_path: Path) -> None:
+    """The figures of sky were printed as those of road, and a resumed training spoilt the record of its experiment."""
+    config = ["-c", str(folder / "config.yaml"), "--trainer.max_epochs", "2"]
+    main(["fit", *config, "--name", "ordered"])
+    checkpoint = str(folder / "runs" / "ordered" / "checkpoints" / "last.ckpt")
+    exported = str(tmp_path / "net.onnx")
+    main(["export", "--ckpt_path", checkpoint, "--output", exported])
+    other, same = "--data.dataset.classes.names=[road,sky,car]", "--data.dataset.classes.names=[sky,lane,car]"
+    for words in (
+        ["validate", "--ckpt_path", checkpoint],
+        ["validate", *config, "--ckpt_path", exported],
+        ["fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "3"],
+    ):
+        refused = run_program(*words, other)
+        assert refused.returncode == 1
+        [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+        assert "trained on other indices: road is class 1 there and class 0 in the data" in line
+        assert "in the order of the training, [sky, road, car]" in line
+    said = run_program("validate", "--ckpt_path", checkpoint, same, check=True)
+    assert "classes of other names: road is called lane in the data" in said.stderr
+    goes_on = run_program("fit", "--ckpt_path", checkpoint, "--trainer.max_epochs", "3", same)
+    assert goes_on.returncode == 1
+    assert "classes of other names: road is called lane" in goes_on.stderr
+
+
+@pytest.mark.slow
 def test_more_processes_than_images_evaluate_each_image_once(folder: Path, tmp_path: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     status, stderr = fit(folder, "--name", "few", *two, "--data.n_folds", "10", "--trainer.max_epochs", "1")
