@@ -23,7 +23,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         path: File to write; its folder is created if needed.
         write: Function that gets the open binary file and writes the content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with naming_errors(path):
         temporary = path.with_name(f"{_temporary_prefix(path)}{secrets.token_hex(4)}{_TEMPORARY}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -131,10 +131,7 @@ def make_unused_folder(path: Path) -> Path:
     Raises:
         OSError: If the folder cannot be made.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # as below /proc
-        raise UserError(f"{path.absolute()}: such a folder cannot be made. Choose another one.") from error
+    make_folder(path.parent)
     while True:
         candidate = unused_path(path)
         try:
@@ -142,6 +139,37 @@ def make_unused_folder(path: Path) -> Path:
         except FileExistsError:  # another process was faster
             continue
         return candidate
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they do not exist.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # as below /proc
+        raise UserError(f"{path.absolute()}: such a folder cannot be made. Choose another one.") from error
+
+
+def check_output_file(option: str, path: Path | None) -> None:
+    """Refuse a folder as the file that an option names, before hours are spent on its content.
+
+    Args:
+        option: Name of the option.
+        path: Its value; None if it is not given.
+
+    Raises:
+        UserError: If the path is a folder, or a file lies where its folder has to be.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise UserError(f"{option} must name a file to write, and {path} is a folder. Give a file in it.")
+    above = next(folder for folder in (*path.absolute().parents,) if folder.exists())
+    if not above.is_dir():
+        raise UserError(f"{option} must name a file in a folder, and {above} is a file.")
 
 
 def remove_if_empty(folder: Path) -> None:

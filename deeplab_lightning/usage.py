@@ -21,6 +21,8 @@ _SCHEDULES = "of several schedules, take SequentialSchedule or ChainedSchedule, 
 _PLAINER = (  # patterns and their replacements
     (r"^the following arguments are required: optimizer$", _SCHEDULES),
     (r"^Type [\w.]+\.Callable\[.*\] expects a function or a callable class: ", ""),
+    (r"^Expected 'builtins\.tuple' to be a class that .*", "options of a class need the class: name it before them"),
+    (r"^Expected an? instantiatable class, but (?:\w+\.)*(\w+) is abstract", r"name the \1 before its options"),
     (r"^Parser key \"(.+?)\":$", r"\1:"),
     (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
     (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),
@@ -54,6 +56,19 @@ class OneLineUsage:
         if not getattr(self, "exit_on_error", True):  # a class of an argument with several types: the next may fit
             super().error(message, ex)  # type: ignore[misc]
         usage_error(one_line(message) + self._suggestion(message))
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Check a configuration; the error of an option that a class does not take says which ones it takes."""
+        try:
+            super().validate(*args, **kwargs)  # type: ignore[misc]
+        except KeyError as error:
+            wrong = re.fullmatch(r"Option '([^']+)' is not accepted", str(error.args[0]))
+            known = sorted(action.dest for action in self._actions if action.dest != "help")  # type: ignore[attr-defined]
+            if wrong is None or not known:
+                raise
+            similar = difflib.get_close_matches(wrong[1], known, n=1)
+            hint = f"did you mean {similar[0]}?" if similar else f"allowed are {', '.join(known)}"
+            raise type(error)(f"{error.args[0]}: {hint}") from error
 
     def _suggestion(self, message: str) -> str:
         """Return the option that an unknown one probably means, as the end of the message."""

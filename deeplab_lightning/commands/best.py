@@ -18,7 +18,7 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.experiments.best import Recipe, Search, Step, recipe_settings, taken
 from deeplab_lightning.experiments.selection import gain
 from deeplab_lightning.experiments.significance import Difference
-from deeplab_lightning.files import unused_path, write_text
+from deeplab_lightning.files import check_output_file, unused_path, write_text
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.out_of_fold import OutOfFold
 from deeplab_lightning.inference.tiles import Tiles
@@ -34,6 +34,7 @@ def best(args: list[str]) -> None:
         ValueError: If an option cannot be used, or the experiments have other folds.
     """
     given = best_parser().parse_args(args)
+    check_output_file("--output", given.output)
     views = [Views.parse(text) for text in given.tta]
     areas, tiles = _areas(given.min_areas), Tiles.parse(given.tile, given.overlap)
     crf = None if given.crf is None else _read_crf(given.crf)

@@ -171,6 +171,8 @@ def expand_experiment(command: str, args: list[str]) -> list[str]:
     found = [str(run.best) for run in runs if run.result.is_file() and run.best.is_file()]
     if not found:
         raise MissingFileError(f"no finished fold with a best.ckpt in {files.path.absolute()}.")
+    if missing := [str(name) for part in (files.seeds() or [files]) for name in _without_checkpoint(part)]:
+        print(f"Note: of {len(found) + len(missing)} networks, these have no finished training: {', '.join(missing)}.")
     rest, words = [], iter(args)
     for word in words:
         if word == "--experiment":
@@ -181,6 +183,15 @@ def expand_experiment(command: str, args: list[str]) -> list[str]:
     if command == "predict" and option(args, "--output") is None:
         own += ["--output", str(unused_path(files.path / "predictions"))]
     return [*own, *rest]
+
+
+def _without_checkpoint(files: ExperimentFolder) -> list[Path]:
+    """Return the folders of the folds of an experiment that have no finished training, trained or not."""
+    if not files.config.is_file():
+        return []
+    count = (files.read_config().get("data") or {}).get("n_folds") or 0
+    runs = [files.fold(fold) for fold in range(count)]
+    return [run.path for run in runs if not (run.result.is_file() and run.best.is_file())]
 
 
 def _without_data(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from deeplab_lightning.experiments.comparison_table import (
 from deeplab_lightning.experiments.entries import Comparison
 from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import LEVEL
-from deeplab_lightning.files import write_text
+from deeplab_lightning.files import check_output_file, write_text
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import table_console
 
@@ -38,6 +38,8 @@ _ANY_WIDTH = 10_000  # characters, more than any table has
 def compare(args: list[str]) -> None:
     """Compare experiments, print the tables, and write the files that the options name."""
     given = compare_parser().parse_args(args)
+    for option, path in (("--csv", given.csv), ("--json", given.json), ("--html", given.html)):
+        check_output_file(option, path)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
         compare_folders(

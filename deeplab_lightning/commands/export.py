@@ -22,7 +22,8 @@ from deeplab_lightning.export.formats import (
     write_program,
 )
 from deeplab_lightning.export.quantization import MAX_IMAGES, agreement, prepared, quantize
-from deeplab_lightning.files import naming_errors
+from deeplab_lightning.files import check_output_file, make_folder, naming_errors
+from deeplab_lightning.inference.exported import is_exported
 from deeplab_lightning.module import SegmentationModule
 
 _PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
@@ -42,13 +43,14 @@ def export(args: list[str]) -> None:
         RuntimeError: If a package is missing, the network cannot be traced, or the file gives other results.
     """
     given = export_parser().parse_args(args)
-    _require(given.format)
-    if given.format == "openvino" and Path(given.output).suffix.lower() != ".xml":
-        raise UserError(
-            f"--format openvino writes an .xml file and a .bin file beside it, got --output {given.output}."
-        )
-    if given.int8 is not None and given.format != "onnx":
-        raise UserError(f"--int8 writes ONNX files; leave out --format {given.format}.")
+    output = Path(given.output)
+    check_output_file("--output", output)
+    kind = _format(given.format, output)
+    _require(kind)
+    if given.int8 is not None and kind != "onnx":
+        raise UserError(f"--int8 writes ONNX files, got --output {given.output}.")
+    if is_exported(given.ckpt_path):
+        raise UserError(f"{given.ckpt_path} was exported already; give the checkpoint that it was made from.")
     checkpoint = read_checkpoint(given.ckpt_path)
     module = _load(checkpoint, Path(given.ckpt_path), trust=given.trust)
     dataset = None if given.int8 is None else _calibration_images(given.int8, module)
@@ -57,22 +59,35 @@ def export(args: list[str]) -> None:
         has_preprocessing=given.preprocess == "graph",
         has_argmax=given.argmax,
     )
-    output = Path(given.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(output.parent)
     with (
         naming_errors(output),
         tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as scratch,
     ):
-        name, write, load = _FORMATS[given.format]
+        name, write, load = _FORMATS[kind]
         file = Path(scratch) / name
         write(trace(model), {**model.metadata(), "split": json.dumps(saved_split(checkpoint))}, file)
         difference = compare(model, load(file))
         if dataset is not None:
             difference = _quantize(model, file, dataset)
-        if given.format == "openvino":
+        if kind == "openvino":
             file.with_suffix(".bin").replace(output.with_suffix(".bin"))
         file.replace(output)
     print(f"Written to {output}, {output.stat().st_size / 1e6:.1f} MB; {difference}.")
+
+
+def _format(given: str | None, output: Path) -> str:
+    """Return the format of a file, which its ending says, since those who open it go by the ending.
+
+    Raises:
+        ValueError: If the ending is of no format, or of another than the one that is given.
+    """
+    endings = {Path(name).suffix: kind for kind, (name, *_) in _FORMATS.items()}
+    found = endings.get(output.suffix.lower())
+    if found is None or given not in {None, found}:
+        wanted = ", ".join(f"{ending} ({kind})" for ending, kind in endings.items() if given in {None, kind})
+        raise UserError(f"--output must end with {wanted}, got {output}.")
+    return found
 
 
 def _calibration_images(folder: str, module: SegmentationModule) -> ImageFolderDataset:

@@ -10,7 +10,7 @@ from typing import Any
 
 from deeplab_lightning.commands.compare import compare_folders
 from deeplab_lightning.commands.folds import run_experiments
-from deeplab_lightning.commands.kfold import check_machine, refuse_cheap_queue
+from deeplab_lightning.commands.kfold import check_machine, refuse_cheap_queue, refuse_fold
 from deeplab_lightning.commands.option_values import check_name
 from deeplab_lightning.commands.parsers import grid_parser
 from deeplab_lightning.commands.placement import Placement
@@ -126,6 +126,7 @@ def grid(args: list[str]) -> None:
     refuse_queued(folder, placement)
     experiments = []
     for name, options in chosen.items():  # all are checked before the first one is trained
+        refuse_fold(options, f"`folds: [0, 2]` in {given.config} trains only some")
         config = resolve_fit_config(options)
         if grid_file.n_folds is not None:
             config["data"]["n_folds"] = grid_file.n_folds

@@ -47,8 +47,9 @@ def kfold(args: list[str]) -> None:
     check_cluster(placement)
     if given.resume and given.name and option(rest, "-c", "--config") is None:
         rest = ["-c", str(_started(Path(option(rest, "--output_dir") or "runs") / given.name)), *rest]
+    refuse_fold(rest, "--folds 0,2 trains only some")
     config = resolve_fit_config(rest)
-    seeds = None if given.seeds is None else list(dict.fromkeys(_numbers(given.seeds, "--seeds")))
+    seeds = None if given.seeds is None else _numbers(given.seeds, "--seeds")
     if given.n_folds is not None:
         config["data"]["n_folds"] = given.n_folds
     placement.refuse_several_nodes(config)
@@ -117,6 +118,20 @@ def refuse_cheap_queue(is_cheap: bool, placement: Placement) -> None:
     """
     if is_cheap and placement.slurm is not None:
         raise UserError("--cheap decides between folds, and --launcher slurm queues all at once: use local or ray.")
+
+
+def refuse_fold(args: Sequence[str], remedy: str) -> None:
+    """Refuse the fold of a single training where all folds are trained.
+
+    Args:
+        args: Options of `fit`.
+        remedy: How to train only some folds, as a clause.
+
+    Raises:
+        ValueError: If the options set `data.fold`.
+    """
+    if (fold := option(args, "--data.fold")) is not None:
+        raise UserError(f"all folds are trained, so --data.fold {fold} has no effect here; {remedy}.")
 
 
 def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list[int] | None) -> list[Experiment]:
@@ -217,4 +232,6 @@ def _numbers(text: str, name: str) -> list[int]:
         raise UserError(f"{name} must be numbers such as 0,2, got {text!r}.") from error
     if min(numbers) < 0:
         raise UserError(f"{name} must not be negative, got {text!r}.")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{name} must name each number once, got {text!r}.")
     return numbers

@@ -36,7 +36,7 @@ from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
-from deeplab_lightning.inference.outputs import Outputs
+from deeplab_lightning.inference.outputs import Outputs, refuse_output_among_images
 from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
@@ -186,6 +186,7 @@ def set_command_options(command: str, config: Namespace) -> None:
     if command == "predict":
         config.return_predictions = False
         config.data.predict_images = config.images or config.data.predict_images
+        refuse_output_among_images(config.output, config.data.predict_images)
         if config.tile is not None:  # one image in memory, instead of the batches that each process reads ahead
             config.data.eval_batch_size, config.data.num_workers = 1, 0
 

@@ -91,9 +91,10 @@ class Search:
             if other.classes.names != first.classes.names:
                 raise DataError(f"{other.folder} has other classes than {first.folder}.")
             if other.folds != first.folds:
-                differing = sum(first.folds.get(name) != fold for name, fold in other.folds.items())
+                names = first.folds.keys() | other.folds.keys()
+                differing = sum(first.folds.get(name) != other.folds.get(name) for name in names)
                 raise DataError(
-                    f"{other.folder} holds out other images than {first.folder} ({differing} of {len(other.folds)} "
+                    f"{other.folder} holds out other images than {first.folder} ({differing} of {len(names)} "
                     "differ). Train both on one split: data.fold_file, or the same data, n_folds and split_seed."
                 )
         if self.tiles is not None and self.crf is not None:

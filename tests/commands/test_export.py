@@ -143,11 +143,11 @@ def test_another_computation_is_an_error_and_leaves_nothing(
         return program
 
     monkeypatch.setattr(command, "trace", broken)
-    output = tmp_path / "model"
+    output = tmp_path / {"onnx": "model.onnx", "torch_export": "model.pt2"}[name]
     output.write_text("the one before")
     with pytest.raises(RuntimeError, match=r"batch of 1 with 16 x 48 pixels it is off by .* of the largest logit"):
         main(["export", "--ckpt_path", str(checkpoint), "--format", name, "--output", str(output)])
-    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("model", "the one before")]
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(output.name, "the one before")]
 
 
 @pytest.fixture(scope="module")

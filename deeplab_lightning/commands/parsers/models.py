@@ -41,10 +41,14 @@ def export_parser() -> OptionParser:
     parser.add_argument(
         "--format",
         choices=FORMATS,
-        default="onnx",
-        help="format of the file: ONNX, OpenVINO (an .xml file with a .bin file) or torch.export (onnx)",
+        help="format of the file (that of its ending)",
     )
-    parser.add_argument("--output", required=True, help="file to write, such as model.onnx, model.xml or model.pt2")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="file to write: model.onnx, model.xml of OpenVINO, which has a .bin file beside it, or model.pt2 of "
+        "torch.export",
+    )
     parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
     parser.add_argument("--argmax", action="store_true", help="return (B, H, W) uint8 labels instead of logits")
     parser.add_argument(
