@@ -4,11 +4,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 
 from deeplab_lightning import SegmentationModule
 from deeplab_lightning.callbacks import EpochWeightAveraging
 from deeplab_lightning.errors import UserError
+from tests.conftest import noise_config
+from tests.processes import run_program
 from tests.test_module import TABLE, tiny_data, tiny_net, trainer
+
+ROOT = Path(__file__).parents[2]
 
 
 class Ends(L.Callback):
@@ -42,6 +47,17 @@ def test_each_epoch_validates_the_average_of_the_epochs_since_the_start(mask_fol
     for validated, expected in zip(ends.validated, (first, second, third, (third + fourth) / 2), strict=True):
         torch.testing.assert_close(validated, expected)
     torch.testing.assert_close(first_layer(module), (third + fourth) / 2)
+
+
+@pytest.mark.slow
+def test_a_training_that_ends_before_there_is_an_average_says_so(mask_folder: Path) -> None:
+    config = noise_config(mask_folder, trainer={"max_epochs": 2})
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["-c", str(mask_folder / "config.yaml"), "-c", str(ROOT / "configs" / "trainer" / "swa.yaml")]
+    text = "the training ended before EpochWeightAveraging had two epochs to average (start: 0.75)"
+    assert text in run_program("fit", *words, check=True).stderr
+    longer = run_program("fit", *words, "--trainer.max_epochs", "8", check=True)
+    assert text not in longer.stderr
 
 
 def test_a_start_outside_the_training_is_refused(mask_folder: Path) -> None:

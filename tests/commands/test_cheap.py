@@ -1,7 +1,10 @@
 """`kfold --cheap` and `grid --cheap`, by the real commands: what is trained, what is said, and what is claimed."""
 
 import json
+import shlex
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from deeplab_lightning.experiments.early_stop import chance_of_better
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from tests.conftest import draw_noise_data, noise_config
-from tests.processes import run_program
+from tests.processes import Program, run_program
 
 pytestmark = pytest.mark.slow
 
@@ -122,6 +125,25 @@ def test_resume_takes_the_recorded_baseline_or_decides_for_another(stopped: tupl
     assert refused.returncode == 1
     assert "repeats the decision in stopped.json, and" in refused.stderr
     assert refused.stderr.count("\n") == 1
+
+
+def test_the_printed_command_goes_on_with_the_same_decision(root: Path) -> None:
+    """After SIGTERM in the second fold, before anything was decided."""
+    words = ("kfold", "-c", str(root / "config.yaml"), "--name", "cut", "--cheap", "--baseline")
+    program = Program(*words, str(root / "runs" / "strong"), start_new_session=True)
+    folder = ExperimentFolder(root / "runs" / "cut")
+    while not folder.fold(1).log.is_file():
+        assert program.poll() is None
+        time.sleep(0.1)
+    program.send_signal(signal.SIGTERM)
+    stdout, stderr = program.communicate(timeout=120)
+    assert program.wait() == 128 + signal.SIGTERM, stderr
+    assert finished(folder.path) == [0]
+    command = shlex.split(stdout.partition("To continue: ")[2].splitlines()[0])
+    assert command[:2] == ["deeplab", "kfold"]
+    output = " ".join(run_program(*command[1:], check=True).stdout.split())
+    assert "cut was stopped early after 2 of 3 folds" in output
+    assert finished(folder.path) == [0, 1]
 
 
 def test_a_promising_experiment_is_trained_to_its_end(root: Path) -> None:
