@@ -22,7 +22,7 @@ class CropMix(ABC):
         ValueError: If the probability is outside [0, 1].
     """
 
-    def __init__(self, probability: float) -> None:
+    def __init__(self, probability: float = 0.5) -> None:
         if not 0 <= probability <= 1:
             raise UserError(f"{type(self).__name__} needs a probability in [0, 1], got {probability}.")
         self.probability = probability
@@ -155,9 +155,6 @@ class ClassMix(CropMix):
         ValueError: If the probability is outside [0, 1].
     """
 
-    def __init__(self, probability: float = 0.5) -> None:
-        super().__init__(probability)
-
     def part(
         self, labels: npt.NDArray[np.uint8], class_pixels: npt.NDArray[np.int64], *, has_background: bool
     ) -> npt.NDArray[np.bool_] | None:
@@ -180,9 +177,6 @@ class CutMix(CropMix):
     Raises:
         ValueError: If the probability is outside [0, 1].
     """
-
-    def __init__(self, probability: float = 0.5) -> None:
-        super().__init__(probability)
 
     def part(
         self, labels: npt.NDArray[np.uint8], class_pixels: npt.NDArray[np.int64], *, has_background: bool
