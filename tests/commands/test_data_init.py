@@ -110,6 +110,13 @@ def test_binary_masks_become_background_and_foreground(folder: Path) -> None:
     passes(folder)
 
 
+def test_folders_are_named_by_their_paths(folder: Path) -> None:
+    """It printed `images with masks (images with masks)`."""
+    write_pairs(folder, "images", "masks", 0, 1)
+    done = run_program("data", "init", "set", cwd=folder.parent, check=True)
+    assert done.stdout.startswith("images in set/images/ with masks in set/masks/: train 6 images, 2 classes\n")
+
+
 @pytest.mark.slow
 def test_parts_in_folders_of_their_own_are_the_official_split(folder: Path) -> None:
     for part, seed in (("train", 0), ("val", 100), ("test", 200)):
@@ -373,7 +380,10 @@ def _one_class(folder: Path) -> None:
         (_images_alone, ["holds images (6 in photos)", "neither masks of the same names nor COCO JSON"]),
         (_absent_images, ["a.json: names 6 images such as p0.jpg, and none of them is there"]),
         (_two_coco_files, ["holds 2 data sets: COCO JSON (a.json); COCO JSON (b.json)"]),
-        (_two_kinds_of_masks, ["holds 2 data sets", "images with masks_coarse", "images with masks_fine"]),
+        (
+            _two_kinds_of_masks,
+            ["holds 2 data sets", "set/images/ with masks in", "set/masks_coarse/; images in", "set/masks_fine/. Give"],
+        ),
         (_lossy_masks, ["is a mask in JPEG with lossy compression"]),
         (_one_name_too_few, ["classes.txt names 2 classes, and the masks hold the values 0, 1, 2", "Add a line"]),
         (_two_class_files, ["classes.txt and labels.txt both name the classes"]),

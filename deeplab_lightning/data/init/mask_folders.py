@@ -72,11 +72,11 @@ def mask_layouts(index: FolderIndex) -> list[Layout]:
     several = [pair for known in pairs.values() for pair in known]
     parts = ordered_parts({part: known[0].arguments() for part, known in pairs.items()}) if pairs else None
     if parts is None or len(several) > len(pairs) or (None in pairs and len(pairs) > 1):
-        return [Layout("MaskFolderDataset", {"train": pair.arguments()}, _named([pair]), []) for pair in several]
+        return [Layout("MaskFolderDataset", {"train": pair.arguments()}, _named(index.folder, [pair]), []) for pair in several]
     lists = _lists(index, stems) if len(pairs) == 1 else {}
     if lists:
         parts = {part: {**parts["train"], "list_file": name} for part, name in lists.items()}
-    reason = _named(several) + (f", with lists ({', '.join(lists.values())})" if lists else "")
+    reason = _named(index.folder, several) + (f", with lists ({', '.join(lists.values())})" if lists else "")
     return [Layout("MaskFolderDataset", parts, reason, alone)]
 
 
@@ -85,8 +85,10 @@ def count_images(index: FolderIndex) -> Counter[str]:
     return Counter(PurePosixPath(name).parent.as_posix() for name in _image_names(index))
 
 
-def _named(pairs: Sequence[_Pair]) -> str:
-    return f"images with masks ({', '.join(f'{pair.images} with {pair.masks}' for pair in pairs)})"
+def _named(folder: Path, pairs: Sequence[_Pair]) -> str:
+    """Name the folders of images and masks as paths, since folders are often called `images` and `masks` too."""
+    below = [((folder / pair.images).as_posix(), (folder / pair.masks).as_posix()) for pair in pairs]
+    return ", ".join(f"images in {images}/ with masks in {masks}/" for images, masks in below)
 
 
 def _image_names(index: FolderIndex) -> list[str]:
