@@ -112,6 +112,20 @@ def test_the_check_sees_what_is_wrong_in_data_that_people_bring(
     assert stop.value.code == status
 
 
+def test_masks_as_images_are_a_problem(mask_folder: Path) -> None:
+    """Where the masks' folder was given for both, the check found no problem, and `fit` trained on the masks."""
+    config = noise_config(mask_folder, trainer={})
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (mask_folder / "linked").symlink_to(mask_folder / "masks")
+    for images in ("masks", "linked"):
+        words = ("-c", "config.yaml", "--data.dataset.init_args.images", images)
+        done = run_program("data", "check", *words, cwd=mask_folder)
+        shown = " ".join(done.stdout.split())
+        assert done.returncode == 1, shown
+        assert "masks/00.png: it is an image and its own mask. Set images and masks to different folders" in shown
+        assert "10 problems" in shown
+
+
 @pytest.fixture
 def binary(tmp_path: Path) -> list[str]:
     """Write masks of 0 and 255 with a class table that ignores 255, and return the options of `deeplab fit`."""

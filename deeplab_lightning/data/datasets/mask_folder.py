@@ -245,16 +245,24 @@ class MaskFolderDataset(SegmentationDataset):
         return None
 
     def _pairing_problems(self) -> Iterator[Problem]:
-        """Find images that share a mask: copies, or masks that were taken for images."""
+        """Find images that are their own masks, and images that share a mask: copies, or masks taken for images."""
         images_of: dict[Path, list[int]] = defaultdict(list)
         for index, mask in enumerate(self.mask_paths):
             images_of[mask].append(index)
         for mask, indices in images_of.items():
-            if len(indices) < 2:
-                continue
             names = [self.names[i] for i in indices]
-            is_mask = [self.paths[i] == mask for i in indices]
-            if any(is_mask):
+            is_mask = [_is_same_file(self.paths[i], mask) for i in indices]
+            if all(is_mask):
+                yield Problem(
+                    str(mask),
+                    "it is an image and its own mask",
+                    "Set images and masks to different folders, or image_suffix and mask_suffix to the ends of the "
+                    "names in one folder.",
+                    tuple(names),
+                )
+            elif len(indices) < 2:
+                continue
+            elif any(is_mask):
                 found = f"it is the mask of {', '.join(n for n, m in zip(names, is_mask, strict=True) if not m)}"
                 yield Problem(
                     str(mask),
@@ -291,6 +299,14 @@ class MaskFolderDataset(SegmentationDataset):
 
     def _is_below(self, mask: Path) -> bool:
         return mask.is_relative_to(self.masks)
+
+
+def _is_same_file(image: Path, mask: Path) -> bool:
+    """Check whether two paths lead to one file, also by links; False where one does not exist."""
+    try:
+        return image == mask or image.samefile(mask)
+    except OSError:
+        return False
 
 
 def _cut_at_blanks(entry: str) -> Iterator[tuple[str, str]]:
