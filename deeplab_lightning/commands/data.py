@@ -66,7 +66,7 @@ def check(args: list[str]) -> None:
 
     Raises:
         FileNotFoundError: If a configuration file does not exist.
-        DataError: If a data set cannot be built, after the others were checked.
+        DataError: If there is no data set, or one cannot be built, after the others were checked.
         SystemExit: With status 1, if there is a problem.
     """
     console = table_console()
@@ -83,6 +83,8 @@ def check(args: list[str]) -> None:
         else:
             num_problems += 1
             errors.append(str(found))
+    if not parts and not errors:
+        raise DataError("deeplab data check needs data.dataset. Give the -c of the data.")
     if mismatch := class_mismatch({title: part.dataset.classes for title, part in parts.items()}):
         console.print(f"problem: {mismatch}", markup=False, soft_wrap=True)
         num_problems += 1

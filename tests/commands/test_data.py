@@ -126,6 +126,16 @@ def test_masks_as_images_are_a_problem(mask_folder: Path) -> None:
         assert "10 problems" in shown
 
 
+def test_a_check_without_data_is_refused(tmp_path: Path) -> None:
+    """It said `No problems.`."""
+    (tmp_path / "cpu.yaml").write_text("trainer: {accelerator: cpu}\n")
+    for words in ((), ("-c", "cpu.yaml")):
+        done = run_program("data", "check", *words, cwd=tmp_path)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        assert done.stderr == "error: deeplab data check needs data.dataset. Give the -c of the data.\n"
+
+
 @pytest.fixture
 def binary(tmp_path: Path) -> list[str]:
     """Write masks of 0 and 255 with a class table that ignores 255, and return the options of `deeplab fit`."""
