@@ -238,6 +238,22 @@ def _shares(text: str) -> dict[str, str]:
     return {line.split(" - ")[1].split(" #")[0]: line.split(", ")[-1].split("%")[0] for line in lines}
 
 
+@pytest.mark.parametrize(
+    ("encoding", "name"), [("utf-8", "UTF-8"), ("utf-16", "UTF-16"), ("cp1252", "Windows-1252"), ("utf-16-le", None)]
+)
+def test_class_files_are_read_in_the_encodings_that_people_save(folder: Path, encoding: str, name: str | None) -> None:
+    """Only UTF-8 was read; of others, the config said that no file names the classes."""
+    write_pairs(folder, "images", "masks", 0, 1, 2)
+    (folder / "classes.txt").write_bytes("Straße\nFußgänger\nGebäude\n".encode(encoding))
+    text, config = written(folder)
+    if name is None:  # without a byte order mark
+        assert classes(config)["names"] == ["class_0", "class_1", "class_2"]
+        assert "classes.txt is not text in UTF-8" in text
+        return
+    assert classes(config)["names"] == ["Straße", "Fußgänger", "Gebäude"]
+    assert f"named by classes.txt{'' if name == 'UTF-8' else f' (read as {name})'}" in text
+
+
 def test_colours_without_a_file_are_numbered(folder: Path) -> None:
     write_color_masks(folder)
     _, config = written(folder)
@@ -362,6 +378,12 @@ def _one_name_too_few(folder: Path) -> None:
     (folder / "classes.txt").write_text("road\ncar\n")
 
 
+def _list_in_utf_16(folder: Path) -> None:
+    write_pairs(folder, "images", "masks", 0, 1)
+    for part, names in (("train", "p0\np1\np2\np3\n"), ("val", "p4\np5\n")):
+        (folder / f"{part}.txt").write_text(names, encoding="utf-16")
+
+
 def _two_class_files(folder: Path) -> None:
     write_pairs(folder, "images", "masks", 0, 1)
     (folder / "classes.txt").write_text("road\ncar\n")
@@ -386,6 +408,7 @@ def _one_class(folder: Path) -> None:
         ),
         (_lossy_masks, ["is a mask in JPEG with lossy compression"]),
         (_one_name_too_few, ["classes.txt names 2 classes, and the masks hold the values 0, 1, 2", "Add a line"]),
+        (_list_in_utf_16, ["set/train.txt: lists images, and is UTF-16. Save it as UTF-8."]),
         (_two_class_files, ["classes.txt and labels.txt both name the classes"]),
         (_one_class, ["only class class_0 has pixels, so there is nothing to learn"]),
     ],

@@ -2,12 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from deeplab_lightning.data.folder_index import FolderIndex
-from deeplab_lightning.errors import UserError
-from deeplab_lightning.files import read_lines
+from deeplab_lightning.data.init.any_text import read_any_text
 
 Color = tuple[int, int, int]
 _FILE_NAME = re.compile(r"class|label|palette|colou?r|categor|names")
@@ -37,30 +36,30 @@ def class_files(index: FolderIndex) -> dict[str, list[NamedClass]]:
         index: The files of the folder.
 
     Returns:
-        The classes by the file's name.
+        The classes by the file's name, which is followed by the encoding if that is not UTF-8; none of a file that
+        looks like one by its name and is not text.
     """
     found: dict[str, list[NamedClass]] = {}
     for name in sorted(index.names, key=lambda name: (name.count("/"), name)):
         path = PurePosixPath(name)
         is_named = _FILE_NAME.search(path.stem.lower()) and path.suffix.lower() in _SUFFIXES
         if is_named and (index.folder / name).stat().st_size <= _MAX_BYTES:
-            classes = _read(index.folder / name)
-            if classes and classes not in found.values():
-                found[name] = classes
+            text = read_any_text(index.folder / name)
+            classes = [] if text is None else _classes(text.lines)
+            title = name if text is None or text.encoding is None else f"{name} (read as {text.encoding})"
+            if text is None or (classes and classes not in found.values()):
+                found[title] = classes
     return found
 
 
-def _read(path: Path) -> list[NamedClass]:
-    """Read a class file; nothing if it is not text."""
-    try:
-        texts = [line.strip() for line in read_lines(path)]
-    except UserError:
-        return []
-    lines = [_cells(text) for text in texts if text and not text.startswith("#")]
-    has_numbers = [any(cell.isdecimal() for cell in cells) for cells in lines]
-    if sum(has_numbers) * 2 > len(lines):  # a line without is the header
-        lines = [cells for cells, has in zip(lines, has_numbers, strict=True) if has]
-    classes = [_named_class(cells) for cells in lines]
+def _classes(lines: Sequence[str]) -> list[NamedClass]:
+    """Read the lines of a class file."""
+    texts = [line.strip() for line in lines]
+    rows = [_cells(text) for text in texts if text and not text.startswith("#")]
+    has_numbers = [any(cell.isdecimal() for cell in cells) for cells in rows]
+    if sum(has_numbers) * 2 > len(rows):  # a line without is the header
+        rows = [cells for cells, has in zip(rows, has_numbers, strict=True) if has]
+    classes = [_named_class(cells) for cells in rows]
     return [named for named in classes if named.name]
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.images import IMAGE_SUFFIXES, read_raw_mask
+from deeplab_lightning.data.init.any_text import read_any_text
 from deeplab_lightning.data.init.layout import Layout, ordered_parts, part_of, without_part
-from deeplab_lightning.errors import UserError
-from deeplab_lightning.files import read_lines
+from deeplab_lightning.errors import DataError
 
 _MASK_WORDS = re.compile(r"mask|label|annot|segm|ground_?truth|(?<![a-z])gt")
 _IMAGE_WORDS = re.compile(r"image|img|photo|picture|rgb|jpe?g")
@@ -72,7 +72,10 @@ def mask_layouts(index: FolderIndex) -> list[Layout]:
     several = [pair for known in pairs.values() for pair in known]
     parts = ordered_parts({part: known[0].arguments() for part, known in pairs.items()}) if pairs else None
     if parts is None or len(several) > len(pairs) or (None in pairs and len(pairs) > 1):
-        return [Layout("MaskFolderDataset", {"train": pair.arguments()}, _named(index.folder, [pair]), []) for pair in several]
+        return [
+            Layout("MaskFolderDataset", {"train": pair.arguments()}, _named(index.folder, [pair]), [])
+            for pair in several
+        ]
     lists = _lists(index, stems) if len(pairs) == 1 else {}
     if lists:
         parts = {part: {**parts["train"], "list_file": name} for part, name in lists.items()}
@@ -193,6 +196,9 @@ def _lists(index: FolderIndex, stems: set[str]) -> dict[str, str]:
     Args:
         index: The files of the folder.
         stems: Names of the images with masks, without suffix.
+
+    Raises:
+        DataError: If a list is not in UTF-8.
     """
     found: dict[str, dict[str | None, str]] = defaultdict(dict)
     for name in index.names:
@@ -206,13 +212,19 @@ def _lists(index: FolderIndex, stems: set[str]) -> dict[str, str]:
 
 
 def _lists_images(path: Path, stems: set[str]) -> bool:
-    """Check whether nearly all lines of a text file name an image that has a mask."""
-    try:
-        lines = [line.strip() for line in read_lines(path) if line.strip()]
-    except UserError:
+    """Check whether nearly all lines of a text file name an image that has a mask.
+
+    Raises:
+        DataError: If they do, and the file is not in UTF-8, as a data set needs it.
+    """
+    if (text := read_any_text(path)) is None:
         return False
+    lines = [line.strip() for line in text.lines if line.strip()]
     num_known = sum(any(name in stems for name in _names(line)) for line in lines)
-    return bool(lines) and num_known >= _MIN_LISTED * len(lines)
+    is_list = bool(lines) and num_known >= _MIN_LISTED * len(lines)
+    if is_list and text.encoding is not None:
+        raise DataError(f"{path}: lists images, and is {text.encoding}. Save it as UTF-8.")
+    return is_list
 
 
 def _names(line: str) -> Iterator[str]:

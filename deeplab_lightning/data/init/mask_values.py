@@ -96,12 +96,17 @@ def find_classes(values: MaskValues, files: Mapping[str, list[NamedClass]]) -> F
     Raises:
         DataError: If several files fit, or one names a class too few.
     """
-    fitting = {name: found for name, classes in files.items() if (found := _fit(values, classes, name)) is not None}
+    fitting = {
+        name: found for name, classes in files.items() if classes and (found := _fit(values, classes, name)) is not None
+    }
     if len(fitting) > 1:
         raise DataError(f"{' and '.join(fitting)} both name the classes of the masks, differently. Keep one of them.")
     if fitting:
         return next(iter(fitting.values()))
-    others = [f"{name} names {len(classes)} classes that do not fit" for name, classes in files.items()]
+    others = [
+        f"{name} names {len(classes)} classes that do not fit" if classes else f"{name} is not text in UTF-8"
+        for name, classes in files.items()
+    ]
     reason = "; ".join(others) or "no file names them"
     return _colors_by_number(values, reason) if values.has_colors else _values_by_number(values, reason)
 
