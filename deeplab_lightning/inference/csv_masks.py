@@ -2,8 +2,9 @@
 
 import csv
 import math
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -47,17 +48,17 @@ def decode_csv(path: Path, *, size: Size | None, size_of: Callable[[int, str], S
     """Decode the masks of a CSV file, image by image.
 
     With two columns a row holds an image and the class ids of its pixels, row by row. With three, or where the second
-    one is called `EncodedPixels`, it holds an image, a class id (1 without that column) and the runs of its pixels as
-    Kaggle counts them: pairs of first pixel, from 1, and length, where pixels are numbered column by column. Pixels
-    outside of all runs are of class 0, or void if the file has runs of class 0.
+    one is called `EncodedPixels`, it holds an image, a class id (1 without that column) and the
+    runs of its pixels as Kaggle counts them: pairs of first pixel, from 1, and length, where pixels are numbered column
+    by column. Pixels outside of all runs are of class 0, or void if the file has runs of class 0.
 
     Args:
-        path: The file, with a header.
+        path: The file, with a header of any names.
         size: Height and width of the masks; None for a square of class ids, and for the image's own with runs.
         size_of: Returns the size of an image by line and key; None if it is not known.
 
     Raises:
-        DataError: If a row cannot be decoded; the message names its line.
+        DataError: If the header is missing or a row cannot be decoded; the message names its line.
     """
     with _long_cells():
         rows = read_lines_of_rows(path)
@@ -68,8 +69,20 @@ def decode_csv(path: Path, *, size: Size | None, size_of: Callable[[int, str], S
                 f"{path}, line 1: needs a header of two columns (image_id, PredictionString) or three (ImageId, "
                 f"ClassId, EncodedPixels), got {', '.join(header)[:100] or 'none'}."
             )
+        if _is_mask(header):
+            raise DataError(
+                f"{path}, line 1: holds the mask of {header[0].strip()[:40]}, and the header is missing. Write a "
+                "first line: image_id,PredictionString for class ids, ImageId,EncodedPixels or "
+                "ImageId,ClassId,EncodedPixels for runs."
+            )
         entries = (_row(path, line, cells, len(header)) for line, cells in rows if cells)
         yield from (_masks_of_runs if has_runs else _masks_of_ids)(path, entries, size, size_of)
+
+
+def _is_mask(header: Sequence[str]) -> bool:
+    """Check whether the first line holds numbers where a header has names."""
+    words = [word for cell in header[1:] for word in cell.split()]
+    return bool(words) and all(re.fullmatch(r"[+-]?\d+", word) for word in words)
 
 
 def _row(path: Path, line: int, cells: list[str], num_columns: int) -> _Row:

@@ -100,6 +100,17 @@ def test_ids_and_runs_are_decoded(tmp_path: Path, lines: tuple[str, ...], expect
     assert decoded(tmp_path, "--size", "2", "3").tolist() == expected
 
 
+@pytest.mark.parametrize("row", ["n{}.png,1 1 1 1", "n{}.png,1,1 2", "n{}.png,1,"])
+def test_a_missing_header_is_said(tmp_path: Path, row: str) -> None:
+    """The first row was taken for the header: of 4 images, 3 masks were written."""
+    table(tmp_path, *(row.format(index) for index in range(4)))
+    done = run_program("masks", "a.csv", "--output", "out", "--size", "2", "2", cwd=tmp_path)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: a.csv, line 1: holds the mask of n0.png, and the header is missing. Write a first")
+    assert not (tmp_path / "out").exists()
+
+
 def test_ids_of_more_characters_than_a_reader_takes_are_decoded(tmp_path: Path) -> None:
     table(tmp_path, IDS, f"a,{' '.join(['1'] * 300 * 300)}")
     assert decoded(tmp_path).shape == (300, 300)
