@@ -18,6 +18,8 @@ from deeplab_lightning.tables import read_lines_of_rows
 
 Mask = npt.NDArray[np.uint8]
 Size = tuple[int, int]
+_RUN_COLUMNS = {"encodedpixels", "rle", "rlemask", "maskrle"}  # in lower case, without blanks and separators
+_RUNS_HINT = "; if these are runs, call the column EncodedPixels"
 _NO_RUNS = {"", "-1"}  # an image or a class without pixels
 
 
@@ -48,7 +50,7 @@ def decode_csv(path: Path, *, size: Size | None, size_of: Callable[[int, str], S
     """Decode the masks of a CSV file, image by image.
 
     With two columns a row holds an image and the class ids of its pixels, row by row. With three, or where the second
-    one is called `EncodedPixels`, it holds an image, a class id (1 without that column) and the
+    one is called `EncodedPixels`, `rle` or `rle_mask`, it holds an image, a class id (1 without that column) and the
     runs of its pixels as Kaggle counts them: pairs of first pixel, from 1, and length, where pixels are numbered column
     by column. Pixels outside of all runs are of class 0, or void if the file has runs of class 0.
 
@@ -63,7 +65,7 @@ def decode_csv(path: Path, *, size: Size | None, size_of: Callable[[int, str], S
     with _long_cells():
         rows = read_lines_of_rows(path)
         _, header = next(rows, (1, []))
-        has_runs = len(header) == 3 or (len(header) == 2 and header[1].strip().lower() == "encodedpixels")
+        has_runs = len(header) == 3 or (len(header) == 2 and re.sub(r"[\s_-]", "", header[1].lower()) in _RUN_COLUMNS)
         if len(header) != 2 and not has_runs:
             raise DataError(
                 f"{path}, line 1: needs a header of two columns (image_id, PredictionString) or three (ImageId, "
@@ -110,12 +112,13 @@ def _masks_of_ids(
         height, width = size or (side, side)
         if not len(ids) or height * width != len(ids):
             wanted = f"{height} x {width} pixels need {height * width}" if size else "no square; give --size"
+            wanted += _RUNS_HINT if len(ids) % 2 == 0 else ""
             raise DataError(f"{path}, line {row.line}: {row.name} has {len(ids)} ids, and {wanted}.")
         wrong = ids[((ids < 0) | (ids >= MAX_CLASSES)) & (ids != IGNORE_INDEX)]
         if len(wrong):
             raise DataError(
                 f"{path}, line {row.line}: ids must be in [0, {MAX_CLASSES}), or {IGNORE_INDEX} for void, got "
-                f"{wrong[0]}."
+                f"{wrong[0]}{_RUNS_HINT if len(ids) % 2 == 0 else ''}."
             )
         yield DecodedMask(row.line, row.name, ids.astype(np.uint8).reshape(height, width))
 

@@ -100,6 +100,14 @@ def test_ids_and_runs_are_decoded(tmp_path: Path, lines: tuple[str, ...], expect
     assert decoded(tmp_path, "--size", "2", "3").tolist() == expected
 
 
+@pytest.mark.parametrize("name", ["rle", "RLE_mask", "encodedPixels", " encoded_pixels"])
+def test_runs_are_known_by_the_usual_names_of_their_column(tmp_path: Path, name: str) -> None:
+    """`rle` gave `n0.png has 2 ids, and no square; give --size`."""
+    table(tmp_path, f"image_id,{name}", "n0.png,2 2")
+    run_program("masks", "a.csv", "--output", "out", "--size", "2", "3", cwd=tmp_path, check=True)
+    assert np.asarray(Image.open(tmp_path / "out" / "n0.png")).tolist() == [[0, 1, 0], [1, 0, 0]]
+
+
 @pytest.mark.parametrize("row", ["n{}.png,1 1 1 1", "n{}.png,1,1 2", "n{}.png,1,"])
 def test_a_missing_header_is_said(tmp_path: Path, row: str) -> None:
     """The first row was taken for the header: of 4 images, 3 masks were written."""
@@ -121,6 +129,8 @@ def test_ids_of_more_characters_than_a_reader_takes_are_decoded(tmp_path: Path) 
     [
         ((IDS, "a.png,0 1 2 3", "b.png,0 x 2 3"), "line 3: ids must be integers with blanks between, got 'x'"),
         ((IDS, "a.png,0 1 2"), "line 2: a.png has 3 ids, and no square; give --size"),
+        ((IDS, "a.png,3 2"), "has 2 ids, and no square; give --size; if these are runs, call the column EncodedPixels"),
+        ((IDS, "a.png,300 2 310 4"), "or 255 for void, got 300; if these are runs, call the column EncodedPixels"),
         ((IDS, "a.png,0 1 2 254"), r"line 2: ids must be in \[0, 253\), or 255 for void, got 254"),
         ((IDS, "a.png,0 0 0 0", "a.png,0 0 0 0"), "line 3: a.png has a mask already, on line 2"),
         ((IDS, "a.png,0 0 0 0", "a.jpg,0 0 0 0"), "line 3: a.jpg would have the mask a.png, as the image of line 2"),

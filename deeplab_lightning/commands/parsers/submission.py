@@ -68,7 +68,7 @@ def masks_parser() -> OptionParser:
         metavar="CSV",
         type=Path,
         help="rows of image and class ids (image_id, PredictionString), or of image, class and runs as Kaggle counts "
-        "them (ImageId, ClassId, EncodedPixels)",
+        "them (ImageId, ClassId, EncodedPixels; without ClassId all are of class 1)",
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for the masks")
     parser.add_argument(
