@@ -57,7 +57,7 @@ FLOORS = (
         "data.loaders",
         "data.datamodule",
         "data.config",
-        *("data.init.layout", "data.init.yaml_text", "data.init.any_text", "data.init.class_files"),
+        *("data.init.layout", "data.init.yaml_text", "data.init.any_text", "data.init.class_files", "data.init.blends"),
         *(
             "data.init.coco_files",
             "data.init.mask_folders",

@@ -340,6 +340,53 @@ def test_images_and_masks_may_share_a_folder(folder: Path) -> None:
     assert (arguments["image_suffix"], arguments["mask_suffix"]) == (".jpg", ".png")
 
 
+def resize_masks(folder: Path, size: tuple[int, int]) -> None:
+    """Resize masks with interpolation, and the images beside them."""
+    for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")]:
+        with Image.open(path) as file:
+            resized = file.resize(size, Image.Resampling.BILINEAR)
+        resized.save(path)
+
+
+@pytest.mark.parametrize("size", [(41, 31), (90, 70)])
+def test_colours_blended_by_a_resize_are_no_classes(folder: Path, size: tuple[int, int]) -> None:
+    """They became classes without a word."""
+    write_color_masks(folder)
+    resize_masks(folder, size)
+    line = refused(folder)
+    assert "train/labels/p1_mask.png" in line
+    assert " colours in lines too thin for a class, such as (" in line
+    assert "resize the original masks with nearest neighbour" in line
+
+
+def test_values_blended_by_a_resize_are_no_classes(folder: Path) -> None:
+    write_pairs(folder, "images", "masks", 0, 255)
+    resize_masks(folder, (41, 31))
+    line = refused(folder)
+    assert "masks/p0.png" in line
+    assert " values in lines too thin for a class, such as " in line
+    assert "between 0 and 255" in line
+
+
+def test_colours_between_others_are_classes_if_they_are_solid_or_named(folder: Path) -> None:
+    """As VOC's cat (64, 0, 0), halfway from background to aeroplane."""
+    table = np.array([(0, 0, 0), (128, 0, 0), (64, 0, 0)], dtype=np.uint8)
+    for index in range(6):
+        write_image(folder / "images" / f"p{index}.jpg", seed=index)
+        (folder / "masks").mkdir(exist_ok=True)
+        Image.fromarray(table[index_mask(index, 0, 1, 2)]).save(folder / "masks" / f"p{index}.png")
+    _, config = written(folder)
+    assert classes(config)["names"] == ["background", "class_1", "class_2"]
+    (folder.parent / "set.yaml").unlink()
+    resize_masks(folder / "masks", (32, 24))  # half the size blends pixels in pairs and fours
+    resize_masks(folder / "images", (32, 24))
+    colors = {tuple(color) for path in folder.glob("masks/*") for color in np.asarray(Image.open(path)).reshape(-1, 3)}
+    lines = [f"class {index},{red},{green},{blue}" for index, (red, green, blue) in enumerate(sorted(colors))]
+    (folder / "class_dict.csv").write_text("\n".join(["name,r,g,b", *lines]) + "\n")
+    _, config = written(folder)
+    assert len(classes(config)["names"]) == len(colors) > 3
+
+
 def _nothing(folder: Path) -> None:
     (folder / "notes.txt").write_text("none")
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from deeplab_lightning.data.classes import IGNORE_INDEX, MAX_CLASSES
 from deeplab_lightning.data.datasets.base import count_values
 from deeplab_lightning.data.images import RawMask, read_raw_mask
+from deeplab_lightning.data.init.blends import Blend, blend_error, find_blends, solid_values
 from deeplab_lightning.data.init.class_files import Color, NamedClass
 from deeplab_lightning.errors import DataError
 
@@ -25,11 +26,24 @@ class MaskValues(NamedTuple):
         pixels: Number of pixels of each raw value; in colour masks, of each colour as R * 65536 + G * 256 + B.
         has_colors: Whether they are colour masks.
         palette: The colours R, G, B of the raw values 0, 1, ... in the first mask with a palette, else None.
+        first: The first mask with each value.
+        blends: Values that look like blends of two classes.
     """
 
     pixels: dict[int, int]
     has_colors: bool
     palette: bytes | None
+    first: dict[int, Path]
+    blends: list[Blend]
+
+    def refuse_blends(self) -> None:
+        """Refuse masks with blends.
+
+        Raises:
+            DataError: If there is one.
+        """
+        if self.blends:
+            raise blend_error(self.blends, self.first, has_colors=self.has_colors)
 
     def text(self) -> str:
         """Write the values or colours for a message."""
@@ -63,27 +77,45 @@ def read_mask_values(paths: Sequence[Path]) -> MaskValues:
         UserError: If a mask cannot be read, or only some of them are colour masks.
     """
     pixels: Counter[int] = Counter()
+    first: dict[int, Path] = {}
+    solid: set[int] = set()
     palettes: list[bytes] = []
     kinds: dict[bool, Path] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for path, (counts, palette, has_colors) in zip(paths, pool.map(_counts, paths), strict=True):
-            pixels.update(counts)
-            kinds.setdefault(has_colors, path)
-            palettes += [palette] if palette is not None and not palettes else []
+        for path, own in zip(paths, pool.map(_contents, paths), strict=True):
+            pixels.update(own.pixels)
+            first |= dict.fromkeys(own.pixels.keys() - first.keys(), path)
+            solid.update(own.solid)
+            kinds.setdefault(own.has_colors, path)
+            palettes += [own.palette] if own.palette is not None and not palettes else []
     if len(kinds) > 1:
         raise DataError(f"{kinds[True]} is a colour mask, and {kinds[False]} is none: convert them to one kind.")
-    values = MaskValues(dict(sorted(pixels.items())), True in kinds, palettes[0] if palettes else None)
-    if values.has_colors and all(len(set(_color(value))) == 1 for value in pixels):  # values in three channels
-        values = MaskValues({value & 255: number for value, number in values.pixels.items()}, False, None)
+    has_colors = True in kinds
+    counts = dict(sorted(pixels.items()))
+    if has_colors and all(len(set(_color(value))) == 1 for value in pixels):  # values in three channels
+        has_colors, counts = False, {value & 255: number for value, number in counts.items()}
+        first, solid = {value & 255: path for value, path in first.items()}, {value & 255 for value in solid}
+    blends = find_blends(counts, solid, has_colors=has_colors)
+    values = MaskValues(counts, has_colors, palettes[0] if palettes else None, first, blends)
     if len(pixels) > MAX_CLASSES + 1:
-        kind = "colours" if values.has_colors else "values"
+        values.refuse_blends()
+        kind = "colours" if has_colors else "values"
         raise DataError(f"the masks hold {len(pixels)} {kind}, and at most {MAX_CLASSES} classes are possible.")
     return values
 
 
-def _counts(path: Path) -> tuple[dict[int, int], bytes | None, bool]:
+class _Contents(NamedTuple):
+    """Hold what one mask holds: pixels of each value, values that fill 3 x 3 pixels, palette, and whether in colour."""
+
+    pixels: dict[int, int]
+    solid: list[int]
+    palette: bytes | None
+    has_colors: bool
+
+
+def _contents(path: Path) -> _Contents:
     raw: RawMask = read_raw_mask(path)
-    return count_values(raw.ids), raw.palette, raw.has_colors
+    return _Contents(count_values(raw.ids), solid_values(raw.ids), raw.palette, raw.has_colors)
 
 
 def find_classes(values: MaskValues, files: Mapping[str, list[NamedClass]]) -> FoundClasses:
@@ -94,7 +126,7 @@ def find_classes(values: MaskValues, files: Mapping[str, list[NamedClass]]) -> F
         files: Classes by the name of their file.
 
     Raises:
-        DataError: If several files fit, or one names a class too few.
+        DataError: If several files fit, one names a class too few, or no file fits and some values look like blends.
     """
     fitting = {
         name: found for name, classes in files.items() if classes and (found := _fit(values, classes, name)) is not None
@@ -103,6 +135,7 @@ def find_classes(values: MaskValues, files: Mapping[str, list[NamedClass]]) -> F
         raise DataError(f"{' and '.join(fitting)} both name the classes of the masks, differently. Keep one of them.")
     if fitting:
         return next(iter(fitting.values()))
+    values.refuse_blends()
     others = [
         f"{name} names {len(classes)} classes that do not fit" if classes else f"{name} is not text in UTF-8"
         for name, classes in files.items()
