@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -33,6 +34,7 @@ from deeplab_lightning.callbacks.validate_last_epoch import ValidateLastEpoch
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.commands.option_values import check_values
+from deeplab_lightning.data.datasets.image_folder import check_source
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
@@ -180,13 +182,20 @@ def skip_pretrained_weights(config: Namespace) -> None:
 
 
 def set_command_options(command: str, config: Namespace) -> None:
-    """Set the options of Lightning's command that are not the user's to choose."""
+    """Set the options of Lightning's command that are not the user's to choose, and check what is to be predicted.
+
+    Raises:
+        FileNotFoundError: If images do not exist.
+        UserError: If they are files of another kind, or the output lies among them.
+    """
     if command in {"validate", "test"}:
         config.verbose = False  # RunRecord prints the table
     if command == "predict":
         config.return_predictions = False
-        config.data.predict_images = config.images or config.data.predict_images
-        refuse_output_among_images(config.output, config.data.predict_images)
+        given = config.data.predict_images = config.images or config.data.predict_images
+        for source in [given] if isinstance(given, str) else given or ():  # before the network is loaded
+            check_source(Path(source))
+        refuse_output_among_images(config.output, given)
         if config.tile is not None:  # one image in memory, instead of the batches that each process reads ahead
             config.data.eval_batch_size, config.data.num_workers = 1, 0
 

@@ -397,6 +397,8 @@ def _decoding_error(path: Path, error: BaseException) -> UserError:
         pixels = re.search(r"\((\d+) pixels\)", str(error))
         return _size_error(path, int(pixels[1]) if pixels else None)
     reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, UnidentifiedImageError):  # whose message names a buffer
+        reason = "it is in no known image format"
     return UserError(f"{path}: cannot be decoded ({reason})")
 
 

@@ -472,3 +472,24 @@ def test_outputs_that_cannot_be_written_are_one_line(
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.csv"]
     assert (tmp_path / "mine.csv").read_text() == "the user's own"
+
+
+@pytest.mark.slow
+def test_a_file_that_is_no_image_is_refused_first(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    """It said `0 images predicted.`, and `cannot identify image file <_io.BytesIO object at 0x7f...>`."""
+    (tmp_path / "noise.yaml").write_text("data: {}\n")
+    words = ("predict", "--ckpt_path", str(experiment.fold(0).best), "--output", "out", "--images")
+    refused = run_program(*words, "noise.yaml", cwd=tmp_path)
+    assert refused.returncode == 1
+    *others, line = refused.stderr.splitlines()
+    assert [other for other in others if "Seed set" not in other] == []
+    assert line.startswith("error: noise.yaml: is no image. Give a folder, an image (.jpg, .jpeg, .png")
+    assert line.endswith(" or a .txt list of images.")
+    assert refused.stdout == ""
+    assert not (tmp_path / "out").exists()
+    write_image(tmp_path / "0.png")
+    (tmp_path / "0.png").rename(tmp_path / "image")  # an image without a suffix is one by its content
+    assert "1 images predicted." in run_program(*words, "image", cwd=tmp_path, check=True).stdout
+    (tmp_path / "broken.png").write_text("text")
+    broken = run_program(*words, "broken.png", cwd=tmp_path).stderr
+    assert "broken.png: cannot be decoded (it is in no known image format)" in broken

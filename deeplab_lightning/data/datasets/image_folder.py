@@ -13,10 +13,10 @@ from torchvision import tv_tensors
 from deeplab_lightning.data.batch import Sample
 from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, MAX_PIXELS, planar, read_image
+from deeplab_lightning.data.images import IMAGE_SUFFIXES, MAX_PIXELS, image_size, planar, read_image
 from deeplab_lightning.data.problems import Problem, data_error
 from deeplab_lightning.data.video import VIDEO_SUFFIXES, Video
-from deeplab_lightning.errors import MissingFileError
+from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import read_lines
 
 
@@ -31,7 +31,8 @@ class ImageFolderDataset(Dataset[Sample]):
         max_pixels: Largest number of pixels of an image that is read.
 
     Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
-    error when it is asked for, so that the others can be predicted. Videos are taken where they are named themselves.
+    error when it is asked for, so that the others can be predicted. Videos are taken where they are named themselves,
+    and a file that is named itself must be of one of these kinds.
 
     Attributes:
         names: Keys of the images; those of a video's frames are the video's name and their number.
@@ -41,7 +42,8 @@ class ImageFolderDataset(Dataset[Sample]):
     Raises:
         FileNotFoundError: If a source does not exist.
         DataError: If no image was found.
-        ValueError: If a video cannot be read, or the images have other channels than its frames.
+        ValueError: If a source is a file of another kind, a video cannot be read, or the images have other channels
+            than its frames.
         RuntimeError: If the package that reads videos is missing.
     """
 
@@ -96,13 +98,37 @@ class ImageFolderDataset(Dataset[Sample]):
         return Sample(tv_tensors.Image(image), None, self.names[index], (image.shape[1], image.shape[2]))
 
 
+def check_source(source: Path) -> None:
+    """Refuse what no images can be read from, without looking into folders and lists.
+
+    Args:
+        source: A folder, a list file, a video or an image, which may have any suffix.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        UserError: If it is a file of another kind.
+    """
+    if source.is_dir():
+        return
+    if not source.is_file():
+        raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
+    if source.suffix.lower() in {".txt", *IMAGE_SUFFIXES, *VIDEO_SUFFIXES}:
+        return
+    try:
+        image_size(source)
+    except ValueError as error:
+        raise UserError(
+            f"{source}: is no image. Give a folder, an image ({', '.join(IMAGE_SUFFIXES)}), a video "
+            f"({', '.join(VIDEO_SUFFIXES)}) or a .txt list of images."
+        ) from error
+
+
 def _images(source: Path) -> dict[str, Path]:
     """Map names to the image files of one folder, list file or image file."""
+    check_source(source)
     if source.is_dir():
         names = [name for name in FolderIndex(source).names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
         return {name: source / name for name in names}
-    if not source.is_file():
-        raise MissingFileError(f"no such image, folder or list: {source.absolute()}")
     if source.suffix.lower() == ".txt":
         entries = (_entry(line, source.parent) for line in read_lines(source) if line.strip())
         return dict(entries)
