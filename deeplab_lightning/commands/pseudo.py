@@ -1,8 +1,10 @@
 """Run `deeplab pseudo`: label images by the networks of an experiment where these are rarely wrong."""
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from rich.table import Table
 from deeplab_lightning.commands.held_out import tracked, with_progress
 from deeplab_lightning.commands.parsers import pseudo_parser
 from deeplab_lightning.data.batch import IGNORE_INDEX
+from deeplab_lightning.data.check import Part, extra_images_held_out
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import ImageFolderDataset
+from deeplab_lightning.data.scan import image_digest, scan_dataset
 from deeplab_lightning.drawing import palette_image
-from deeplab_lightning.errors import MissingFileError, UserError
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import write_atomically, write_text
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.model import Model, load
@@ -32,7 +36,7 @@ def pseudo(args: list[str]) -> None:
 
     Raises:
         FileNotFoundError: If the experiment has no finished run, or there is no image folder.
-        ValueError: If an option cannot be used, or the output folder is not empty.
+        ValueError: If an option cannot be used, the output folder is not empty, or a fold may hold out such an image.
     """
     given = pseudo_parser().parse_args(args)
     find_cuts(ClassConfidences(1), given.precision)  # before hours are spent
@@ -45,7 +49,9 @@ def pseudo(args: list[str]) -> None:
     if output.absolute() == images or images in output.absolute().parents:
         raise UserError(f"--output {output} lies in --images, which would then hold its masks. Give another folder.")
     experiment = OutOfFold(given.experiment, trust=given.trust)
-    files = mask_files(ImageFolderDataset([str(images)]).paths, images)
+    found = ImageFolderDataset([str(images)], experiment.data.image_format)
+    files = mask_files(found.paths, images)
+    refuse_held_out(found, experiment)
     counts = ClassConfidences(experiment.classes.num_classes)
     for image in with_progress(experiment, tta=given.tta):
         counts.add(image.probabilities, image.mask)
@@ -72,6 +78,32 @@ def pseudo(args: list[str]) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def refuse_held_out(images: ImageFolderDataset, experiment: OutOfFold) -> None:
+    """Refuse images that a fold of the experiment validates or tests, as a training on their labels would.
+
+    Args:
+        images: The images to label.
+        experiment: The experiment.
+
+    Raises:
+        DataError: If there is one, or a copy of it.
+    """
+
+    def digest(index: int) -> int | None:
+        try:
+            return image_digest(images.read_image(index))
+        except (OSError, ValueError):  # it is left out, and named with the others
+            return None
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(digest, range(len(images)))
+        names = {found: name for found, name in zip(digests, images.names, strict=True) if found is not None}
+    sets = experiment.data.held_out_datasets()
+    held_out = {key: Part(dataset, scan_dataset(dataset, is_quiet=True)) for key, dataset in sets.items()}
+    if leak := extra_images_held_out("--images", names, held_out):
+        raise DataError(leak)
 
 
 def mask_files(paths: Sequence[Path], images: Path) -> dict[Path, Path]:

@@ -13,7 +13,6 @@ from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.problems import Problem
 from deeplab_lightning.data.scan import Statistics
 
-_EXTRA = "data.extra_datasets"
 _MAX_NAMED = 3  # images or classes in one sentence
 _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
 _MAX_PALETTES = 50  # that are compared
@@ -145,7 +144,7 @@ def _palette_warnings(part: Part) -> Iterator[str]:
 
 def _copies(part: Part) -> Iterator[str]:
     """Describe identical images within a data set."""
-    groups = [names for names in _by_digest(part).values() if len(names) > 1]
+    groups = [names for names in images_by_digest(part).values() if len(names) > 1]
     if groups:
         copies = sum(len(names) - 1 for names in groups)
         examples = "; ".join(" = ".join(names[:_MAX_NAMED]) for names in groups[:_MAX_NAMED])
@@ -154,7 +153,7 @@ def _copies(part: Part) -> Iterator[str]:
 
 def _shared_images(parts: Mapping[str, Part]) -> Iterator[str]:
     """Describe images that are in several data sets."""
-    titles, known = list(parts), {title: _by_digest(part) for title, part in parts.items()}
+    titles, known = list(parts), {title: images_by_digest(part) for title, part in parts.items()}
     for position, title in enumerate(titles):
         for earlier in titles[:position]:
             shared = [(known[title][d], known[earlier][d]) for d in known[title] if d in known[earlier]]
@@ -164,29 +163,30 @@ def _shared_images(parts: Mapping[str, Part]) -> Iterator[str]:
                 yield f"{title}: {count} images are also in {earlier}: {examples}{_more(len(shared))}."
 
 
-def extra_images_held_out(parts: Mapping[str, Part]) -> str | None:
-    """Describe images of `extra_datasets` that a fold may hold out; None if there are none.
+def extra_images_held_out(title: str, images: Mapping[int, str], held_out: Mapping[str, Part]) -> str | None:
+    """Describe further images that a fold may hold out; None if there are none.
 
-    Every fold trains on the extra images, so they must not be validated or tested. Copies count, whatever their names.
+    Every fold trains on further images, so they must not be validated or tested. Copies count, whatever their names.
+
+    Args:
+        title: What names the further images, such as `data.extra_datasets[0]`.
+        images: Their keys by the hash of their pixels.
+        held_out: The data sets that are validated or tested, by their keys in the configuration.
     """
-    others = {title: _by_digest(part) for title, part in parts.items() if not title.startswith(_EXTRA)}
-    for title, part in parts.items():
-        if not title.startswith(_EXTRA):
-            continue
-        own = _by_digest(part)
-        for other, known in others.items():
-            if shared := [(own[digest][0], known[digest][0]) for digest in own if digest in known]:
-                examples = ", ".join(" = ".join(pair) for pair in shared[:_MAX_NAMED])
-                return (
-                    f"{title}: {len(shared)} images are also in {other}, which is validated or tested: {examples}"
-                    f"{_more(len(shared))}. Every fold would train on them: take them out of {title}."
-                )
+    for other, part in held_out.items():
+        known = images_by_digest(part)
+        if shared := [(name, known[digest][0]) for digest, name in images.items() if digest in known]:
+            examples = ", ".join(" = ".join(pair) for pair in shared[:_MAX_NAMED])
+            return (
+                f"{title}: {len(shared)} images are also in {other}, which is validated or tested: {examples}"
+                f"{_more(len(shared))}. Every fold would train on them: take them out of {title}."
+            )
     return None
 
 
 def _images_in_several_folds(part: Part, folds: Mapping[str, int]) -> Iterator[str]:
     """Describe copies and crops of one image that are in different folds."""
-    groups = [names for names in _by_digest(part).values() if len({folds.get(name) for name in names}) > 1]
+    groups = [names for names in images_by_digest(part).values() if len({folds.get(name) for name in names}) > 1]
     if groups:
         yield (
             f"{len(groups)} images have copies in another fold, so they validate what they trained on: "
@@ -203,7 +203,7 @@ def _images_in_several_folds(part: Part, folds: Mapping[str, int]) -> Iterator[s
         )
 
 
-def _by_digest(part: Part) -> dict[int, list[str]]:
+def images_by_digest(part: Part) -> dict[int, list[str]]:
     """List the names of the images with the same pixels, by the hash of the pixels."""
     found: dict[int, list[str]] = defaultdict(list)
     statistics = part.statistics

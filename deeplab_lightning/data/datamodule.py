@@ -16,7 +16,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
-from deeplab_lightning.data.check import Part, extra_images_held_out, find_warnings, single_class_problem
+from deeplab_lightning.data.check import (
+    Part,
+    extra_images_held_out,
+    find_warnings,
+    images_by_digest,
+    single_class_problem,
+)
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
 from deeplab_lightning.data.datasets.joined import JoinedDataset
@@ -45,6 +51,7 @@ from deeplab_lightning.tables import csv_text, read_csv_text
 SPLIT_KEYS = ("n_folds", "split_seed", "fold_method", "fold")
 """Settings of a split that checkpoints and exported files hold."""
 _MEASURED_IMAGES = 200
+_EXTRA = "data.extra_datasets"
 MAYBE_TRAINED = "Images that it was trained on may be evaluated."
 """What a validation of other images than a checkpoint's may mean."""
 
@@ -239,10 +246,11 @@ class SegmentationDataModule(L.LightningDataModule):
                 lines = "\n  ".join(map(str, dataset.problems))
                 rank_zero_info(f"Left out of {dataset.source} (on_error: skip):\n  {lines}")
         if stage == "fit":
-            is_all_trained_on = self.split == "official" or self.fold is None
-            others = {key: part for key, part in parts.items() if key != "data.dataset" or not is_all_trained_on}
-            if held_out := extra_images_held_out(others):
-                raise DataError(held_out)
+            held_out = {key: parts[key] for key in self.held_out_datasets()}
+            for key in filter(_is_extra, parts):
+                images = {digest: names[0] for digest, names in images_by_digest(parts[key]).items()}
+                if leak := extra_images_held_out(key, images, held_out):
+                    raise DataError(leak)
             self._warn(parts)
 
     def _warn(self, parts: Mapping[str, Part]) -> None:
@@ -475,8 +483,17 @@ class SegmentationDataModule(L.LightningDataModule):
     def _named_datasets(self) -> dict[str, SegmentationDataset]:
         """Return the data sets by their keys in the configuration."""
         named = {"dataset": self.dataset, "val_dataset": self.val_dataset, "test_dataset": self.test_dataset}
-        extra = {f"data.extra_datasets[{number}]": part for number, part in enumerate(self.extra_datasets)}
+        extra = {f"{_EXTRA}[{number}]": part for number, part in enumerate(self.extra_datasets)}
         return {f"data.{key}": part for key, part in named.items() if part is not None} | extra
+
+    def held_out_datasets(self) -> dict[str, SegmentationDataset]:
+        """Return the data sets of which images are validated or tested, in this fold or in another one, by their keys.
+
+        No fold may train on copies of these images from elsewhere.
+        """
+        is_all_trained_on = self.split == "official" or self.fold is None
+        others = {key: part for key, part in self._named_datasets().items() if not _is_extra(key)}
+        return {key: part for key, part in others.items() if key != "data.dataset" or not is_all_trained_on}
 
     @property
     def training_set(self) -> SegmentationDataset:
@@ -542,3 +559,8 @@ class SegmentationDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             generator=torch.Generator().manual_seed(self.seed),  # else each iterator draws from the global one
         )
+
+
+def _is_extra(key: str) -> bool:
+    """Check whether a key is that of one of the `extra_datasets`."""
+    return key.startswith(_EXTRA)

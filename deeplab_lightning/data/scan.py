@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 from deeplab_lightning.data.cache import Row, cache_folder, cached_rows, content_key
 from deeplab_lightning.data.classes import IGNORE_INDEX
@@ -185,12 +186,11 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
     pixels = np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
     if pixels[num_classes:IGNORE_INDEX].any():
         return _Finding(None, _train_id_problem(name, path, np.flatnonzero(pixels), num_classes))
-    digest = hashlib.blake2b(image.numpy().data, digest_size=8, key=str(tuple(image.shape)).encode())
     counts = [
         *dataset.count_objects(index, labels),
         *pixels[:num_classes],
         labels.size,
-        int.from_bytes(digest.digest(), "little", signed=True),
+        image_digest(image),
         source.is_turned or facts.is_turned,
         facts.num_invisible,
         _palette_digest(facts.palette),
@@ -198,6 +198,16 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
         *_value_bits(facts.counts),
     ]
     return _Finding(np.array(counts, dtype=np.int64))
+
+
+def image_digest(image: Tensor) -> int:
+    """Hash the pixels of an image, so that copies are known whatever their names and files.
+
+    Args:
+        image: (C, H, W) uint8, contiguous.
+    """
+    digest = hashlib.blake2b(image.numpy().data, digest_size=8, key=str(tuple(image.shape)).encode())
+    return int.from_bytes(digest.digest(), "little", signed=True)
 
 
 def _train_id_problem(name: str, path: Any, found: npt.NDArray[np.int64], num_classes: int) -> Problem:

@@ -12,7 +12,7 @@ from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, train_noise_experiment, write_image
+from tests.conftest import draw_noise_data, train_noise_experiment, write_image, write_mask
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
@@ -90,12 +90,26 @@ def test_a_second_set_of_labels_is_added_to_the_first(root: Path) -> None:
     assert [entry["init_args"]["root"] for entry in sets] == [str(root / "labels")] * 2
 
 
+def test_images_that_a_fold_validates_are_not_labelled(root: Path) -> None:
+    """All were labelled, and `fit` then refused each."""
+    options = (*words(root, "own")[:3], str(root / "images"), "--output", str(root / "own"))
+    refused = run_program("pseudo", *options)
+    assert refused.returncode == 1
+    message = " ".join(refused.stderr.split())
+    found = "--images: 10 images are also in data.dataset, which is validated or tested: 00.png = 00.png, 01.png"
+    assert found in message
+    assert "take them out of --images." in message
+    assert "fold 0" not in refused.stdout
+    assert not (root / "own").exists()
+
+
 def test_images_that_a_fold_validates_are_no_extra_images(root: Path) -> None:
-    shutil.copytree(root / "images", root / "copies")
-    (root / "copies" / "03.png").rename(root / "copies" / "renamed.png")
-    for name in ("00", "01", "02", *(f"{index:02d}" for index in range(4, 10))):
-        (root / "copies" / f"{name}.png").unlink()
-    run_program("pseudo", *words(root, "leak")[:3], str(root / "copies"), "--output", str(root / "leak"), check=True)
+    write_mask(root / "leak" / "masks" / "renamed.png", np.zeros((48, 64), dtype=np.uint8))
+    (root / "copies").mkdir()
+    shutil.copy(root / "images" / "03.png", root / "copies" / "renamed.png")
+    overlay = yaml.safe_load((root / "labels" / "pseudo.yaml").read_text())
+    overlay["data"]["extra_datasets+"][0]["init_args"] |= {"root": str(root / "leak"), "images": str(root / "copies")}
+    (root / "leak" / "pseudo.yaml").write_text(yaml.safe_dump(overlay))
     configs = ("-c", str(root / "cv.yaml"), "-c", str(root / "leak" / "pseudo.yaml"))
     refused = run_program("fit", *configs, "--name", "leak")
     assert refused.returncode == 1
