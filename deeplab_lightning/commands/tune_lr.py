@@ -20,6 +20,7 @@ from deeplab_lightning.tables import csv_text_of_dicts
 _SMOOTHING = 0.9  # weight of the past in the mean of the losses
 _DIVERGED = 3.0  # times the lowest mean loss, after which a larger rate tells nothing
 _MIN_STEPS = 20
+_SKIPPED = 10  # first steps, whose means are of too few losses to tell a slope from noise
 
 
 class LearningRateSweep(L.Callback):
@@ -71,7 +72,7 @@ def tune_lr(args: list[str]) -> None:
 
     Raises:
         FileNotFoundError: If a configuration file does not exist.
-        ValueError: If a limit or the number of steps cannot be used, or no loss was finite.
+        ValueError: If a limit or the number of steps cannot be used, or the losses suggest no rate.
     """
     given, rest = tune_lr_parser().parse_known_args(args)
     if not 0 < given.min_lr < given.max_lr < math.inf:
@@ -82,10 +83,10 @@ def tune_lr(args: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         train_some_steps(rest, sweep, given.steps, scratch, is_quiet=False)
     rates = sweep.rates[: len(sweep.losses)]
-    suggested = suggest(rates, sweep.losses)
     folder = Path(given.output)
     rows = [{"lr": f"{rate:.6g}", "loss": f"{loss:.6g}"} for rate, loss in zip(rates, sweep.losses, strict=True)]
     write_text(folder / "tune_lr.csv", csv_text_of_dicts(rows))
+    suggested = suggest(rates, sweep.losses)
     means = smooth(sweep.losses)
     write_atomically(
         folder / "tune_lr.png",
@@ -109,20 +110,30 @@ def smooth(losses: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
 def suggest(rates: Sequence[float], losses: Sequence[float]) -> float:
     """Return the learning rate at which the mean loss falls fastest over the logarithm of the rate.
 
+    The first 10 steps are left out, where the mean follows the loss of single batches.
+
     Args:
         rates: Learning rates, rising.
         losses: Loss of each step; those from the first that is not finite on are left out.
 
     Raises:
-        ValueError: If fewer than 20 losses are finite, or they do not fall.
+        ValueError: If fewer than 20 losses are finite, they do not fall, or they fall fastest at the first or the last
+            step that counts, so that another rate beyond may be better.
     """
     finite = np.isfinite(losses)
     count = len(finite) if finite.all() else int(np.argmin(finite))
     if count < _MIN_STEPS:
         raise UserError(f"the loss diverged after {count} steps: lower --min_lr, or take more --steps.")
-    means = smooth(losses[:count])
+    means, tried = smooth(losses[:count])[_SKIPPED:], rates[_SKIPPED:count]
     lowest = int(np.argmin(means))
-    slopes = np.gradient(means, np.log(rates[:count]))[: lowest + 1]
+    slopes = np.gradient(means, np.log(tried))[: lowest + 1]
     if lowest < 2 or slopes.min() >= 0:
-        raise UserError(f"the loss does not fall between {rates[0]:.2g} and {rates[count - 1]:.2g}: change the limits.")
-    return float(rates[int(np.argmin(slopes))])
+        raise UserError(f"the loss does not fall between {tried[0]:.2g} and {tried[-1]:.2g}: change the limits.")
+    steepest = int(np.argmin(slopes))
+    if steepest in {0, len(tried) - 1}:
+        end, remedy = ("lowest", "lower --min_lr") if steepest == 0 else ("highest", "raise --max_lr")
+        raise UserError(
+            f"the loss falls fastest at {tried[steepest]:.2g}, the {end} rate that counts (the first {_SKIPPED} steps "
+            f"do not), so the best one may lie beyond: {remedy}, or take more --steps."
+        )
+    return float(tried[steepest])

@@ -37,6 +37,18 @@ def test_a_rate_is_suggested_and_nothing_else_is_left(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_first_steps_suggest_nothing(tmp_path: Path, seed: int) -> None:
+    """Their mean falls or rises with single batches: about 1e-6 was suggested, the lowest rate."""
+    draw_noise_data(tmp_path)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(noise_config(tmp_path, trainer={"max_epochs": 1})))
+    seeds = ("--seed_everything", str(seed), "--data.seed", str(seed))
+    done = run_program("tune-lr", "-c", "config.yaml", *seeds, "--output", "found", cwd=tmp_path, check=True)
+    rate = float(re.search(r"--model.optimizer.lr (\S+)", done.stdout)[1])  # type: ignore[index]
+    assert 1e-3 < rate < 0.1
+
+
+@pytest.mark.slow
 def test_the_sweep_trains_as_fit_does_with_a_rate(tmp_path: Path) -> None:
     """With the factor of the batch size, and a frozen backbone for as long as the sweep takes."""
     draw_noise_data(tmp_path)
@@ -62,6 +74,16 @@ def test_the_sweep_trains_as_fit_does_with_a_rate(tmp_path: Path) -> None:
     assert "LearningRateMonitor does not act in these steps." in printed["frozen"]
 
 
+def test_a_fall_at_the_end_of_the_rates_is_no_suggestion() -> None:
+    rates = np.geomspace(1e-6, 1, 121)
+    for losses, text in (
+        (2 - 1e3 * rates[:80], r"falls fastest at .*, the highest rate .*: raise --max_lr"),
+        (1 + np.exp(-np.arange(121) / 10), r"falls fastest at 3.2e-06, the lowest rate .*: lower --min_lr"),
+    ):
+        with pytest.raises(UserError, match=text):
+            suggest(rates[: len(losses)].tolist(), losses.tolist())
+
+
 def test_the_steepest_fall_is_suggested() -> None:
     rates = np.geomspace(1e-6, 1, 121)
     fall = 1 / (1 + np.exp(-4 * (np.log10(rates) + 3)))  # steepest at 1e-3
@@ -70,7 +92,7 @@ def test_the_steepest_fall_is_suggested() -> None:
     assert 1e-3 <= found < 5e-3  # the mean comes a few steps later
     losses[100:] = np.nan
     assert suggest(rates.tolist(), losses.tolist()) == found
-    with pytest.raises(UserError, match="the loss does not fall between 1e-06 and 1"):
+    with pytest.raises(UserError, match="the loss does not fall between 3.2e-06 and 1"):
         suggest(rates.tolist(), np.linspace(1, 2, 121).tolist())
     with pytest.raises(UserError, match="the loss diverged after 5 steps"):
         suggest(rates.tolist(), [1.0] * 5 + [np.nan] * 116)
