@@ -68,7 +68,7 @@ test-fast: install-dev  ## run all tests but the slow ones, in 3 minutes
 	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
 
 test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and Ray, and two hosts, on this machine
-	$(TEST) -rs tests/cluster $(ARGS)
+	$(TEST) -n 2 --dist loadfile -rs tests/cluster $(ARGS)
 
 # The extra `export` needs a newer torch. Warnings of old versions are no errors.
 test-versions:  ## run the fast tests with the lowest versions, then with the newest in PYTHONS="python3.12 python3.13"

@@ -158,7 +158,7 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         made.stop()
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 300) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -201,10 +201,10 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-def write_slow_config(folder: Path, *, epochs: int, n_folds: int) -> None:
-    """Write ten images, and `config.yaml` of trainings that `pause.Pause` slows down."""
+def write_held_config(folder: Path, *, epochs: int, n_folds: int) -> None:
+    """Write ten images, and `config.yaml` of trainings that `hold.Hold` stops in the middle."""
     draw_noise_data(folder)
     trainer = {"max_epochs": epochs, "num_sanity_val_steps": 0, "enable_model_summary": False,
-               "callbacks": [{"class_path": "tests.cluster.pause.Pause"}]}  # fmt: skip
+               "callbacks": [{"class_path": "tests.cluster.hold.Hold"}]}  # fmt: skip
     config = noise_config(folder, trainer=trainer, data={"n_folds": n_folds})
     (folder / "config.yaml").write_text(yaml.safe_dump(config))

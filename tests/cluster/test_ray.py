@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +12,30 @@ import pytest
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
-from tests.cluster.engine import descendants, kill, wait_for, write_slow_config
-from tests.cluster.pause import VARIABLE
+from tests.cluster.engine import descendants, kill, wait_for, write_held_config
+from tests.cluster.hold import holding
 from tests.cluster.test_slurm import EPOCHS, epochs, pooled
 from tests.processes import ROOT, Program, run_program
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.filterwarnings("ignore::ResourceWarning")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
 
+MEMORY = 80_000_000  # bytes of the object store of a node
 LAUNCHER = ("--launcher", "ray", "--launcher.gpus", "0", "--launcher.cpus", "1")
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """A cluster of one node, whose processes are started with this checkout."""
+@contextmanager
+def ray_cluster(num_cpus: int = 1) -> Iterator[Any]:
+    """Start a cluster of one node, whose processes are started with this checkout, and stop it at the end."""
     cluster_utils = pytest.importorskip("ray.cluster_utils")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT)
-    node = {"num_cpus": 1, "object_store_memory": 80_000_000}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
+    lost_after = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}  # some seconds instead of 30
+    head = {"num_cpus": num_cpus, "object_store_memory": MEMORY, "_system_config": lost_after}
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={**head, "include_dashboard": False})
     try:
         yield cluster
     finally:
@@ -38,10 +46,22 @@ def ray() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    with ray_cluster() as cluster:
+        yield cluster
+
+
+def raylet(node: Any) -> "subprocess.Popen[bytes]":
+    """Return the process of a node that its tasks hang on."""
+    [process] = [own.process for own in node.all_processes["raylet"]]
+    return process
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, and a configuration of two folds."""
     root = tmp_path_factory.mktemp("data")
-    write_slow_config(root, epochs=EPOCHS, n_folds=2)
+    write_held_config(root, epochs=EPOCHS, n_folds=2)
     return root
 
 
@@ -60,15 +80,14 @@ def trainings(path: Path) -> list[int]:
 
 def test_killed_and_lost_folds_go_on_to_the_result_of_a_local_run(ray: Any, folder: Path) -> None:
     main(["kfold", "-c", str(folder / "config.yaml"), "--name", "reference", "--in_process"])
-    second = ray.add_node(num_cpus=1, object_store_memory=80_000_000)
-    environment = {**os.environ, VARIABLE: "3", "PYTHONPATH": str(ROOT)}
+    second = ray.add_node(num_cpus=1, object_store_memory=MEMORY)
+    environment = {**os.environ, **holding(folder / "go"), "PYTHONPATH": str(ROOT)}
     words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "a", *LAUNCHER, "--launcher.address", ray.address)
     program = Program(*words, env=environment)
     own = folder / "runs" / "a"
     runs = [RunFolder(own / f"fold_{fold}") for fold in range(2)]
-    wait_for(lambda: all(epochs(run) for run in runs))
-    raylet = next(p.process.pid for kind, ps in second.all_processes.items() if kind == "raylet" for p in ps)
-    on_second = [run for run in runs if set(trainings(run.path)) & set(descendants(raylet))]
+    wait_for(lambda: all(run.last.is_file() for run in runs))
+    on_second = [run for run in runs if set(trainings(run.path)) & set(descendants(raylet(second).pid))]
     assert len(on_second) == 1
     [other] = [run for run in runs if run not in on_second]
     ray.remove_node(second, allow_graceful=False)

@@ -15,8 +15,8 @@ import yaml
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
-from tests.cluster.engine import Cluster, cluster, kill, reason_to_skip, wait_for, write_slow_config
-from tests.cluster.pause import VARIABLE
+from tests.cluster.engine import Cluster, cluster, kill, reason_to_skip, wait_for, write_held_config
+from tests.cluster.hold import holding
 from tests.processes import ROOT, Program, run_program
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.skipif(bool(reason_to_skip()), reason=str(reason_to_skip())),
 ]
 
-EPOCHS = 4
+EPOCHS = 3
 LAUNCHER = ("--launcher", "slurm", "--launcher.gpus", "0", "--launcher.cpus", "1", "--launcher.grace", "30")
 
 
@@ -43,17 +43,17 @@ def slurm() -> Iterator[Cluster]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten images, and a configuration of three folds."""
     root = tmp_path_factory.mktemp("data")
-    write_slow_config(root, epochs=EPOCHS, n_folds=3)
+    write_held_config(root, epochs=EPOCHS, n_folds=3)
     return root
 
 
-def environment(slurm: Cluster) -> dict[str, str]:
-    return {**slurm.environment, VARIABLE: "3", "PYTHONPATH": str(ROOT)}
+def environment(slurm: Cluster, hold: Path | None = None) -> dict[str, str]:
+    return {**slurm.environment, "PYTHONPATH": str(ROOT), **(holding(hold) if hold else {})}
 
 
-def deeplab(slurm: Cluster, *words: str, status: int = 0) -> str:
-    """Run a command on the cluster, and return what it prints."""
-    done = run_program(*words, env=environment(slurm), timeout=500)
+def deeplab(slurm: Cluster, *words: str, status: int = 0, hold: Path | None = None) -> str:
+    """Run a command on the cluster, and return what it prints; its trainings hold until a file exists."""
+    done = run_program(*words, env=environment(slurm, hold), timeout=500)
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -80,11 +80,13 @@ def reference(folder: Path) -> Path:
 def test_killed_lost_and_timed_out_folds_go_on_to_the_result_of_a_local_run(
     slurm: Cluster, folder: Path, reference: Path
 ) -> None:
-    said = deeplab(slurm, "kfold", "-c", str(folder / "config.yaml"), "--name", "queued", *LAUNCHER, "--detach")
+    said = deeplab(
+        slurm, "kfold", "-c", str(folder / "config.yaml"), "--name", "queued", *LAUNCHER, "--detach", hold=folder / "go"
+    )
     assert "3 folds are in the queue (job 1). To watch them: deeplab status" in said
     own = folder / "runs" / "queued"
     runs = [RunFolder(own / f"fold_{fold}") for fold in range(3)]
-    wait_for(lambda: all(epochs(run) for run in runs))
+    wait_for(lambda: all(run.last.is_file() for run in runs))
     shown = deeplab(slurm, "status", str(own))
     assert "3 running" in shown
     assert "1_0 n1" in shown
@@ -115,10 +117,11 @@ def test_a_cancelled_experiment_is_resumed_and_a_killed_job_starts_again(
 ) -> None:
     slurm.start_node("n2")
     words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "cancelled")
-    deeplab(slurm, *words, *LAUNCHER, "--jobs", "1", "--folds", "0,1", "--detach")
+    go = folder / "go-cancelled"
+    deeplab(slurm, *words, *LAUNCHER, "--jobs", "1", "--folds", "0,1", "--detach", hold=go)
     own = folder / "runs" / "cancelled"
     first, second = RunFolder(own / "fold_0"), RunFolder(own / "fold_1")
-    wait_for(lambda: epochs(first))
+    wait_for(first.last.is_file)
     assert not second.log.exists()  # --jobs 1
     said = deeplab(slurm, "cancel", str(own))
     assert "2 folds of" in said
@@ -128,9 +131,10 @@ def test_a_cancelled_experiment_is_resumed_and_a_killed_job_starts_again(
     assert "2 stopped" in deeplab(slurm, "status", str(own))
 
     again = ("kfold", "--resume", "--name", "cancelled", "--output_dir", str(own.parent))
-    watching = Program(*again, *LAUNCHER, env=environment(slurm))
-    wait_for(lambda: epochs(second))
+    watching = Program(*again, *LAUNCHER, env=environment(slurm, go))
+    wait_for(second.last.is_file)
     [job] = slurm.processes(f"queued-fold {own} {second.path}")
+    go.touch()
     kill(job, signal.SIGKILL)  # SLURM takes this for a failure: the last job starts the fold again
     said, errors = watching.communicate(timeout=300)
     assert watching.wait() == 0, said + errors
@@ -144,10 +148,10 @@ def test_a_cancelled_experiment_is_resumed_and_a_killed_job_starts_again(
 def test_a_grid_is_compared_by_its_last_job(slurm: Cluster, folder: Path) -> None:
     channels = {label: f"--model.net.aspp_channels {count}" for label, count in (("narrow", 4), ("wide", 8))}
     options = f"-c {folder / 'config.yaml'} --trainer.max_epochs 1"
-    grid = {"output_dir": str(folder / "runs"), "options": options, "folds": [0, 1], "axes": {"channels": channels}}
+    grid = {"output_dir": str(folder / "runs"), "options": options, "folds": [0], "axes": {"channels": channels}}
     (folder / "grid.yaml").write_text(yaml.safe_dump(grid))
     said = deeplab(slurm, "grid", "-c", str(folder / "grid.yaml"), *LAUNCHER, "--detach")
-    assert "4 folds are in the queue" in said
+    assert "2 folds are in the queue" in said
     wait_for(lambda: not slurm.jobs(), 300)
     own = folder / "runs" / "grid"
     assert (own / "report.html").is_file()
@@ -163,9 +167,11 @@ def test_a_single_training_goes_on_in_its_folder_after_the_time_limit(
     log, own = folder / "single.log", RunFolder(folder / "runs" / "single")
     options = ["--ntasks=1", "--requeue", "--open-mode=append", f"--output={log}", f"--chdir={ROOT}"]
     script = f"#!/bin/bash\nsrun {shlex.join(command)}\n"
-    slurm.call("sbatch", *options, text=script, env={VARIABLE: "3", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    slurm.call(
+        "sbatch", *options, text=script, env={**holding(folder / "go"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    )
     [job] = slurm.jobs()
-    wait_for(lambda: epochs(own))
+    wait_for(own.last.is_file)
     slurm.call("scancel", "--signal=USR1", job)
     wait_for(lambda: not slurm.jobs())
     assert log.read_text().count("stopped by the time limit; the job is put into the queue again.") == 1
@@ -197,14 +203,16 @@ def test_preempted_trainings_go_on_in_their_folders(slurm: Cluster, folder: Path
     """A fold in the queue and a training of `srun` give way to a job of higher priority, and are queued again."""
     wait_for(lambda: "down" not in slurm.call("sinfo", "--noheader", "--format=%t"), 60)
     config = str(folder / "config.yaml")
-    deeplab(slurm, "kfold", "-c", config, "--name", "preempted", *LAUNCHER, "--folds", "1", "--detach")
+    deeplab(
+        slurm, "kfold", "-c", config, "--name", "preempted", *LAUNCHER, "--folds", "1", "--detach", hold=folder / "go"
+    )
     fold = RunFolder(folder / "runs" / "preempted" / "fold_1")
     command = [sys.executable, "-m", "deeplab_lightning", "fit", "-c", config, "--name", "taken"]
     alone, log = RunFolder(folder / "runs" / "taken"), folder / "taken.log"
     options = ["--ntasks=1", "--requeue", "--open-mode=append", f"--output={log}", f"--chdir={ROOT}"]
-    given = {VARIABLE: "3", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    given = {**holding(folder / "go"), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     slurm.call("sbatch", *options, text=f"#!/bin/bash\nsrun {shlex.join(command)}\n", env=given)
-    wait_for(lambda: epochs(fold) and epochs(alone))
+    wait_for(lambda: fold.last.is_file() and alone.last.is_file())
     urgent = ["--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null"]
     slurm.call("sbatch", *urgent, text="#!/bin/bash\nsleep 1\n")
     wait_for(lambda: not slurm.jobs(), 300)
@@ -230,8 +238,8 @@ def test_one_training_on_two_nodes_ends_with_a_lost_process_and_goes_on(slurm: C
     # The names of the nodes are no addresses here, where both are this machine.
     script = f"#!/bin/bash\nexport MASTER_ADDR=127.0.0.1\nsrun --kill-on-bad-exit=1 {shlex.join(command)}\n"
     given = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    slurm.call("sbatch", *options, text=script, env={VARIABLE: "2", **given})
-    wait_for(lambda: epochs(own))
+    slurm.call("sbatch", *options, text=script, env={**holding(folder / "go"), **given})
+    wait_for(own.last.is_file)
     trainings = [pid for pid in slurm.processes("--name nodes") if b"srun" not in executable(pid)]
     assert len(trainings) == 2
     kill(trainings[1], signal.SIGKILL)
