@@ -94,6 +94,9 @@ def _run(search: Search, space: SearchSpace, options: Sequence[str], ray: RayOpt
                 table.show([search.state(number, is_searching=True) for number in range(len(search.trials))])
                 drawn[0] = time.monotonic()
 
+        def tell(number: int, what: str) -> None:
+            console.print(f"{search.run(number).name} {what}", markup=False, highlight=False)
+
         def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
             return resolve_fit_config([*options, *setting_options(values)])
 
@@ -101,7 +104,7 @@ def _run(search: Search, space: SearchSpace, options: Sequence[str], ray: RayOpt
             connect(ray, is_starting=True)
             check_resources(ray)
             with _signals(received):  # after `connect`, which sets Ray's own handlers
-                run_search(search, space.num_trials, ray, at_once=at_once, resolve=resolve, on_step=show)
+                run_search(search, space.num_trials, ray, at_once=at_once, resolve=resolve, on_step=show, on_loss=tell)
         except KeyboardInterrupt:
             number = received[0] if received else signal.SIGINT
             table.close()
@@ -139,9 +142,9 @@ def _conclude(search: Search, options: Sequence[str]) -> None:
     files, states = ExperimentFolder(search.folder), search.states()
     search.write_table()
     table_console().print(_table(search.rows(), list(search.parameters)))
-    for state in states:
-        if state.error:
-            print(f"failed: {state.job.name}: {state.error}")
+    for reason in dict.fromkeys(state.error for state in states if state.error):  # once, if all fail alike
+        names = ", ".join(state.job.name for state in states if state.error == reason)
+        print(f"failed: {names}: {reason.removeprefix('error: ')}")
     best = search.best()
     if best is None:
         print(f"no trial finished; {files.trials} holds what each did.", file=sys.stderr)

@@ -99,7 +99,7 @@ class OptunaSampler:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._parameters, self._trials = parameters, list[Any]()
+        self._parameters, self._trials, self._reported = parameters, list[Any](), set[tuple[int, int]]()
         # Another seed after a restart, which would draw the same again.
         sampler = optuna.samplers.TPESampler(seed=len(earlier))
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
@@ -121,7 +121,9 @@ class OptunaSampler:
 
     def report(self, number: int, epoch: int, miou: float) -> None:
         """Take the figure of an epoch of a trial."""
-        self._trials[number].report(miou, epoch)
+        if (number, epoch) not in self._reported:  # a trial that starts again hands out its epochs again
+            self._reported.add((number, epoch))
+            self._trials[number].report(miou, epoch)
 
     def end(self, number: int, miou: float | None) -> None:
         """Take the figure of a trial that trained all epochs; None for one that was stopped before."""

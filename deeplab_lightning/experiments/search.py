@@ -142,8 +142,22 @@ class Search:
         elif attempts and attempts[-1].outcome == "failed":
             state.state, state.error = "failed", attempts[-1].reason
         elif attempts:
-            state.state = "running" if is_searching else "lost"
+            state.state = "running" if is_searching and attempts[-1].outcome == "running" else "lost"
         return state
+
+    def record_losses(self) -> list[int]:
+        """Record the end of trials that nobody recorded, since their node was lost, after all have ended.
+
+        Returns:
+            Their numbers.
+        """
+        lost = []
+        for number in range(len(self.trials)):
+            attempts = Attempts(self.run(number))
+            if attempts.all and attempts.all[-1].outcome == "running":
+                attempts.end("lost", "its node was lost while the search stopped it")
+                lost.append(number)
+        return lost
 
     def last_miou(self, number: int) -> float | None:
         """Return the mIoU of a trial's last validation; None before the first."""

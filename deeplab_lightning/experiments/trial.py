@@ -14,7 +14,8 @@ from deeplab_lightning.experiments.launchers.ray import TrainingKilled, is_kille
 from deeplab_lightning.runs import SEARCH_VARIABLE, RunFolder
 
 _POLL_SECONDS = 0.2
-_MAX_END = 600.0  # seconds for a training that the search stops to write its result
+MAX_END = 600.0
+"""Seconds for a training that the search stops to write its result."""
 
 
 class Trial:
@@ -35,6 +36,7 @@ class Trial:
     ) -> None:
         self._run, self._epochs, self._seen, self._is_closed = RunFolder(folder), epochs, 0, False
         self._process: Process | None = None
+        self._blocked: TrainingKilled | None = None
         self._attempts = Attempts(self._run)
         if self._run.read_result() is not None:
             return
@@ -43,6 +45,9 @@ class Trial:
         os.environ[SEARCH_VARIABLE] = search
         try:
             self._process = start_on_node(["fit", "-c", str(self._run.job)], folder, environment, place)
+        except TrainingKilled as error:  # Tune gives a trial up that cannot be built; `next_epoch` can be tried again
+            self._blocked = error
+            self._attempts.end("lost", str(error))
         except (UserError, OSError) as error:
             self._attempts.end("failed", str(error))
 
@@ -53,8 +58,11 @@ class Trial:
         mIoU of 0, since its settings are of no use.
 
         Raises:
-            TrainingKilled: If a signal from elsewhere ended the training, which may be started again.
+            TrainingKilled: If a signal from elsewhere ended the training, or an earlier start of it, on a node that was
+                lost, still writes: it may be started again.
         """
+        if self._blocked is not None:
+            raise self._blocked
         while True:
             if self._process is not None:
                 self._run.write_search_answer(self._seen)
@@ -75,7 +83,7 @@ class Trial:
         if self._process is None or self._is_closed:
             return
         self._run.write_search_answer(RunFolder.SEARCH_STOPS)
-        end = time.monotonic() + _MAX_END
+        end = time.monotonic() + MAX_END
         while self._process.poll() is None and time.monotonic() < end:
             time.sleep(_POLL_SECONDS)
         self._close("stopped")

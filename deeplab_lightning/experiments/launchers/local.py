@@ -23,6 +23,10 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 _MAX_LOCK_WAIT = 15.0  # seconds that the processes of a killed training may take to end
 
 
+class FolderInUseError(UserError):
+    """Report a folder that another process writes to."""
+
+
 class LocalProcess:
     """Run a command in a process group on this machine, which ends when this process ends.
 
@@ -84,7 +88,7 @@ class LocalLauncher:
             slot: Number of the job among those that run at once, from 0; it decides the devices.
 
         Raises:
-            ValueError: If another process still writes to the job's folder.
+            FolderInUseError: If another process still writes to the job's folder.
         """
         job.folder.mkdir(parents=True, exist_ok=True)
         environment = {**own_environment(), "PYTHONUNBUFFERED": "1"}
@@ -106,11 +110,11 @@ def locked(folder: Path) -> Iterator[IO[str]]:
         folder: The folder.
 
     Raises:
-        UserError: If another process writes there.
+        FolderInUseError: If another process writes there.
     """
     with RunFolder(folder).lock.open("w") as lock:
         if not _is_locked(lock):
-            raise UserError(f"{folder}: another process still writes here. Wait until it ends, or stop it.")
+            raise FolderInUseError(f"{folder}: another process still writes here. Wait until it ends, or stop it.")
         yield lock
 
 

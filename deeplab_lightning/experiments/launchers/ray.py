@@ -13,7 +13,7 @@ from deeplab_lightning.connection import can_connect
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.experiments.jobs import Job, Process
 from deeplab_lightning.experiments.launchers.environment import own_environment
-from deeplab_lightning.experiments.launchers.local import LocalLauncher
+from deeplab_lightning.experiments.launchers.local import FolderInUseError, LocalLauncher
 from deeplab_lightning.experiments.launchers.options import RayOptions
 from deeplab_lightning.experiments.launchers.place import check_place, describe_place
 from deeplab_lightning.runs import RunFolder
@@ -48,11 +48,13 @@ def connect(options: RayOptions, *, is_starting: bool = False) -> None:
             raise UnavailableError(f"no Ray cluster answers at {options.address}. {advice}")
     given: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "ignore_reinit_error": True}
     try:
-        try:
+        if not is_starting or options.address is not None:
             ray.init(options.address or "auto", **given)
-        except ConnectionError:
-            if not is_starting or options.address is not None:
-                raise
+            return
+        # Not "auto", which joins any Ray of this machine, also one that another search started for itself and ends.
+        try:
+            ray.init(None, include_dashboard=False, **given)
+        except ConnectionError:  # the last one that `ray start` started here is dead
             ray.init("local", include_dashboard=False, **given)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UnavailableError(f"no Ray cluster can be used: {' '.join(str(error).split())} {advice}") from error
@@ -139,7 +141,7 @@ class RayProcess:
 
 
 class TrainingKilled(Exception):
-    """Report a training that a signal ended, so that Ray starts the task again."""
+    """Report a training that was killed, or has yet to end on a node that was lost, so that Ray starts it again."""
 
 
 def _run(command: list[str], folder: Path, environment: Mapping[str, str], place: Mapping[str, str]) -> int:
@@ -147,7 +149,7 @@ def _run(command: list[str], folder: Path, environment: Mapping[str, str], place
 
     Raises:
         UserError: If the node is not like the machine that submitted the task.
-        TrainingKilled: If a signal ended it.
+        TrainingKilled: If a signal ended it, or an earlier start of it still writes to the folder.
     """
     process = start_on_node(command, folder, environment, place)
     try:
@@ -184,7 +186,9 @@ def start_on_node(
         place: What `describe_place` returned there.
 
     Raises:
-        UserError: If the node is not like the machine that submitted it, or another process writes to the folder.
+        UserError: If the node is not like the machine that submitted it.
+        TrainingKilled: If another process still writes to the folder. A node that the cluster has lost, such as one
+            without network, takes a minute to end its trainings.
     """
     node = platform.node()
     if not Path(place["folder"]).is_dir() or not folder.parent.is_dir():
@@ -192,7 +196,10 @@ def start_on_node(
     os.chdir(place["folder"])
     check_place(place, node)
     os.environ.update(environment)
-    return LocalLauncher().start(Job(folder.name, [command], folder, lambda: True), command, 0)
+    try:
+        return LocalLauncher().start(Job(folder.name, [command], folder, lambda: True), command, 0)
+    except FolderInUseError as error:
+        raise TrainingKilled(str(error)) from error
 
 
 def submitted_environment() -> dict[str, str]:

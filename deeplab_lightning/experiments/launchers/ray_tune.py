@@ -14,7 +14,7 @@ from deeplab_lightning.experiments.launchers.place import describe_place
 from deeplab_lightning.experiments.launchers.ray import submitted_environment
 from deeplab_lightning.experiments.samplers import make_sampler
 from deeplab_lightning.experiments.search import Search
-from deeplab_lightning.experiments.trial import Trial
+from deeplab_lightning.experiments.trial import MAX_END, Trial
 
 REDUCTION = 3
 """Of the trials that reach a rung, one in this many goes on (3 or 4 in Li et al. 2020, "A System for Massively
@@ -61,6 +61,7 @@ def run_search(
     at_once: int | None,
     resolve: Callable[[Mapping[str, Any]], dict[str, Any]],
     on_step: Callable[[], object],
+    on_loss: Callable[[int, str], object],
 ) -> None:
     """Run a search on the cluster that this process is connected to, until all trials have ended.
 
@@ -74,27 +75,49 @@ def run_search(
         at_once: Number of trials at once; as many as the cluster holds if None.
         resolve: Function that returns the configuration of `fit` with the settings of a trial.
         on_step: Function that is called often.
+        on_loss: Function that is called with the number of a trial that was killed or lost, and what follows.
     """
     from ray import tune
 
     scratch = search.folder.absolute() / ".ray"  # what Tune writes; the folders of the trials are the record
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    scheduler = tune.schedulers.ASHAScheduler(
+    try:
+        with _variables(
+            TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0",
+            TUNE_PRINT_ALL_TRIAL_ERRORS="0",
+        ):  # fmt: skip
+            for _ in range(1 + options.retries):
+                tune.run(  # not Tuner, which pickles the sampler and what shows the trials
+                    _trainable(search), name="trials", storage_path=str(scratch), verbose=0,
+                    callbacks=[_callback(on_step, on_loss)], metric="miou", mode="max", num_samples=num_trials,
+                    max_concurrent_trials=at_once, search_alg=_searcher(search, resolve), scheduler=_scheduler(search),
+                    raise_on_failed_trial=False, resources_per_trial={"cpu": options.cpus, "gpu": options.gpus},
+                    max_failures=options.retries,
+                )  # fmt: skip
+                # Tune forgets a trial whose node is lost while it is stopped. It has no result, so it starts again.
+                lost = search.record_losses()
+                for number in lost:
+                    on_loss(number, "was lost with its node while it was stopped")
+                if not lost:
+                    break
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _scheduler(search: Search) -> Any:
+    """Return ASHA, in a search that gives trainings time to end."""
+    from ray import tune
+
+    class PatientScheduler(tune.schedulers.ASHAScheduler):
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            # Once all trials are decided, Tune kills those that need more than 10 s to stop, and has no option for it.
+            tune_controller._actor_force_cleanup_timeout = MAX_END
+            super().on_trial_add(tune_controller, trial)
+
+    return PatientScheduler(
         time_attr="epoch", max_t=search.max_epochs, grace_period=search.min_epochs, reduction_factor=REDUCTION,
         stop_last_trials=False,
     )  # fmt: skip
-    try:
-        with _variables(
-            TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1", TUNE_DISABLE_SIGINT_HANDLER="1", RAY_AIR_NEW_OUTPUT="0"
-        ):
-            tune.run(  # not Tuner, which pickles the sampler and what shows the trials
-                _trainable(search), name="trials", storage_path=str(scratch), verbose=0, callbacks=[_callback(on_step)],
-                metric="miou", mode="max", num_samples=num_trials, max_concurrent_trials=at_once,
-                search_alg=_searcher(search, resolve), scheduler=scheduler, raise_on_failed_trial=False,
-                resources_per_trial={"cpu": options.cpus, "gpu": options.gpus}, max_failures=options.retries,
-            )  # fmt: skip
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -130,14 +153,26 @@ def _trainable(search: Search) -> Any:
     return TrialActor
 
 
-def _callback(on_step: Callable[[], object]) -> Any:
+def _callback(on_step: Callable[[], object], on_loss: Callable[[int, str], object]) -> Any:
     from ray import tune
 
-    class OnStep(tune.Callback):
+    class Watch(tune.Callback):
         def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
             on_step()
 
-    return OnStep()
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            on_loss(trial.config[_NUMBER], f"starts again: {_reason(trial)}")
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            on_loss(trial.config[_NUMBER], f"is given up: {_reason(trial)}")
+
+    return Watch()
+
+
+def _reason(trial: Any) -> str:
+    """Return in one line why a trial of Tune did not go on."""
+    error = trial.get_pickled_error()
+    return str(getattr(error, "cause", error)).strip().rpartition("\n")[2].strip()
 
 
 def _searcher(search: Search, resolve: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
