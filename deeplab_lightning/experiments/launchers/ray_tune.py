@@ -111,7 +111,7 @@ def _scheduler(search: Search) -> Any:
     class PatientScheduler(tune.schedulers.ASHAScheduler):
         def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
             # Once all trials are decided, Tune kills those that need more than 10 s to stop, and has no option for it.
-            tune_controller._actor_force_cleanup_timeout = MAX_END
+            tune_controller._tune_controller._actor_force_cleanup_timeout = MAX_END
             super().on_trial_add(tune_controller, trial)
 
     return PatientScheduler(
