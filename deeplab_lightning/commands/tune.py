@@ -95,7 +95,7 @@ def _run(search: Search, space: SearchSpace, options: Sequence[str], ray: RayOpt
                 drawn[0] = time.monotonic()
 
         def tell(number: int, what: str) -> None:
-            console.print(f"{search.run(number).name} {what}", markup=False, highlight=False)
+            console.print(f"{search.run(number).name} {what}", markup=False, highlight=False, soft_wrap=True)
 
         def resolve(values: Mapping[str, Any]) -> dict[str, Any]:
             return resolve_fit_config([*options, *setting_options(values)])
