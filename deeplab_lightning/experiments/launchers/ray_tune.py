@@ -11,7 +11,7 @@ from typing import Any
 from deeplab_lightning.errors import UnavailableError, UserError
 from deeplab_lightning.experiments.launchers.options import RayOptions
 from deeplab_lightning.experiments.launchers.place import describe_place
-from deeplab_lightning.experiments.launchers.ray import submitted_environment
+from deeplab_lightning.experiments.launchers.ray import TrainingKilled, submitted_environment
 from deeplab_lightning.experiments.samplers import make_sampler
 from deeplab_lightning.experiments.search import Search
 from deeplab_lightning.experiments.trial import MAX_END, Trial
@@ -171,8 +171,8 @@ def _callback(on_step: Callable[[], object], on_loss: Callable[[int, str], objec
 
 def _reason(trial: Any) -> str:
     """Return in one line why a trial of Tune did not go on."""
-    error = trial.get_pickled_error()
-    return str(getattr(error, "cause", error)).strip().rpartition("\n")[2].strip()
+    line = str(trial.get_pickled_error()).strip().rpartition("\n")[2].strip()  # the last one of a stack trace
+    return line.rpartition(f"{TrainingKilled.__name__}: ")[2]
 
 
 def _searcher(search: Search, resolve: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Any:
