@@ -385,7 +385,7 @@ def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path:
     (tmp_path / "._d.png").write_text("the notes of a system")
     (tmp_path / "list.txt").write_text("e.jpg\n")
     images = f"[{tmp_path}, {tmp_path / 'list.txt'}]"
-    words = ["--ckpt_path", checkpoint, "--images", images, "--output", str(tmp_path / "out")]
+    words = ["--ckpt_path", checkpoint, "--images", images, "--output", str(tmp_path.with_name(f"{tmp_path.name}-out"))]
     result = run_program("predict", *words, "--data.num_workers", "1", "--data.eval_batch_size", "2")
     assert result.returncode == 1
     _, _, error = result.stderr.partition("error: ")
@@ -394,7 +394,7 @@ def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path:
     assert [reason.split(": ")[0] for reason in reasons] == [str(tmp_path / f"{name}.jpg") for name in "bce"]
     assert "Traceback" not in result.stderr
     assert "2 images predicted." in result.stdout
-    assert sorted(path.name for path in (tmp_path / "out").rglob("*.*")) == [
+    assert sorted(path.name for path in (tmp_path.with_name(f"{tmp_path.name}-out")).rglob("*.*")) == [
         *("a.jpg", "a.png", "d.jpg", "d.png", "predictions.csv")
     ]
 
