@@ -171,7 +171,8 @@ def _callback(on_step: Callable[[], object], on_loss: Callable[[int, str], objec
 
 def _reason(trial: Any) -> str:
     """Return in one line why a trial of Tune did not go on."""
-    line = str(trial.get_pickled_error()).strip().rpartition("\n")[2].strip()  # the last one of a stack trace
+    # The local file: `trial.get_error()` reads a copy, which is made later.
+    line = Path(trial.error_file).read_text(encoding="utf-8").strip().rpartition("\n")[2].strip()
     return line.rpartition(f"{TrainingKilled.__name__}: ")[2]
 
 
