@@ -153,6 +153,21 @@ def make_folder(path: Path) -> None:
         raise UserError(f"{path.absolute()}: such a folder cannot be made. Choose another one.") from error
 
 
+@contextmanager
+def output_folder(path: Path) -> Iterator[None]:
+    """Make the folder of a result before the work that it takes, and remove it if the work fails with nothing written.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    make_folder(path)
+    try:
+        yield
+    except BaseException:
+        remove_if_empty(path)
+        raise
+
+
 def check_output_file(option: str, path: Path | None) -> None:
     """Refuse a folder as the file that an option names, before hours are spent on its content.
 

@@ -22,7 +22,10 @@ _PLAINER = (  # patterns and their replacements
     (r"^the following arguments are required: optimizer$", _SCHEDULES),
     (r"^Type [\w.]+\.Callable\[.*\] expects a function or a callable class: ", ""),
     (r"^Expected 'builtins\.tuple' to be a class that .*", "options of a class need the class: name it before them"),
-    (r"^Expected an? instantiatable class, but (?:\w+\.)*(\w+) is abstract", r"name the \1 before its options"),
+    (
+        r"^Expected an? instantiatable class, but (?:\w+\.)*(\w+) is abstract",
+        r"name a class, a \1, before its options; configs/base.yaml lists them",
+    ),
     (r"^Parser key \"(.+?)\":$", r"\1:"),
     (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
     (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),

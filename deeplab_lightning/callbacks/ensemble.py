@@ -50,7 +50,8 @@ class AverageProbabilities(L.Callback):
         nets = [pl_module.net]
         for path in self.checkpoints:
             module = read_module(path, trust=self.trust)
-            if moved := moved_class(module.classes.names, pl_module.classes.names):
+            is_alike = module.classes.num_classes == pl_module.classes.num_classes  # else `Ensemble` refuses it
+            if is_alike and (moved := moved_class(module.classes.names, pl_module.classes.names)):
                 raise UserError(f"{path} cannot be averaged with the first network: {moved}.")
             net = module.net
             refuse_impossible(net, views=self.views, is_averaged=True, engine=self.engine)

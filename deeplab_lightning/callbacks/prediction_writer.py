@@ -17,10 +17,16 @@ from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.files import unused_path, write_atomically, write_text
 from deeplab_lightning.inference.calibration_file import read_temperature
-from deeplab_lightning.inference.outputs import CocoPart, CsvPart, Outputs, coco_text, csv_parts
+from deeplab_lightning.inference.outputs import (
+    CocoPart,
+    CsvPart,
+    Outputs,
+    coco_text,
+    csv_parts,
+)
 from deeplab_lightning.labels import Found, Wanted
 from deeplab_lightning.module import SegmentationModule
-from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems
+from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems, refuse_output_among_images
 from deeplab_lightning.tables import table_console
 
 _JPEG_QUALITY = 92
@@ -45,6 +51,8 @@ class PredictionWriter(L.Callback):
         """Choose the folder, the same on all processes, and the file name of each image."""
         default = RunFolder(trainer.default_root_dir).predictions
         chosen = Path(self.output_dir) if self.output_dir else unused_path(default)
+        data = getattr(trainer, "datamodule", None)
+        refuse_output_among_images(chosen, getattr(data, "predict_images", None))
         self._files = PredictionFolder(trainer.strategy.broadcast(chosen))
         loader: Any = trainer.predict_dataloaders
         dataset = loader.dataset.dataset.reopened()  # the loader is elsewhere in a video

@@ -229,7 +229,8 @@ def refuse_other_classes(path: str | Path, classes: ClassTable, *, goes_on: bool
     if renamed := [f"{a} is called {b}" for a, b in zip(trained, classes.names, strict=True) if a != b]:
         if goes_on:
             raise UserError(
-                f"{path} was trained on classes of other names: {renamed[0]} in the data. {START_FROM_WEIGHTS}"
+                f"{path} was trained on classes of other names: {renamed[0]} in the data. Go on with the names of the "
+                f"training, [{', '.join(trained)}]; data that are evaluated later may have others."
             )
         rank_zero_warn(f"{path} was trained on classes of other names: {', '.join(renamed)} in the data.")
 

@@ -130,7 +130,7 @@ def refuse_fold(args: Sequence[str], remedy: str) -> None:
     Raises:
         ValueError: If the options set `data.fold`.
     """
-    if (fold := option(args, "--data.fold")) is not None:
+    if (fold := option(args, "--data.fold")) not in {None, "null"}:
         raise UserError(f"all folds are trained, so --data.fold {fold} has no effect here; {remedy}.")
 
 

@@ -38,12 +38,12 @@ from deeplab_lightning.data.datasets.image_folder import check_source
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
-from deeplab_lightning.inference.outputs import Outputs, refuse_output_among_images
+from deeplab_lightning.inference.outputs import Outputs
 from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.restarts import note_run, restarted_run
-from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder
+from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder, refuse_output_among_images
 from deeplab_lightning.schedules import nearest_figure
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.loggers import named_logger

@@ -18,7 +18,7 @@ from deeplab_lightning.commands.peak_memory import peak_megabytes, reset_peak
 from deeplab_lightning.commands.short_training import train_some_steps
 from deeplab_lightning.data.image_cache import available_memory
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.files import write_text
+from deeplab_lightning.files import output_folder, write_text
 from deeplab_lightning.tables import csv_text_of_dicts, table_console
 
 _WARM_UP = 2  # steps that are not measured: they allocate memory and choose algorithms
@@ -45,11 +45,12 @@ class StepClock(L.Callback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
-        self.batch_size = 0
+        self.batch_size, self.is_on_cpu = 0, True
         self.before_mb = self.peak_mb = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start measuring memory."""
+        self.is_on_cpu = pl_module.device.type == "cpu"
         reset_peak(pl_module.device)
         self.before_mb = peak_megabytes(pl_module.device)
 
@@ -79,17 +80,9 @@ def tune_batch(args: list[str]) -> None:
         raise UserError(f"--max_batch_size must be at least 1, got {given.max_batch_size}.")
     if given.steps <= _WARM_UP:
         raise UserError(f"--steps must be above {_WARM_UP}, the steps that are not measured, got {given.steps}.")
-    trials: list[Trial] = []
-    size, reason, is_full = 1, "", False
-    while not reason and size <= given.max_batch_size:
-        reason, is_full = _try(rest, size, given.steps, trials)
-        size *= 2
-    if not trials:
-        raise UserError(f"one image does not fit: {reason}. Take a smaller crop, or gradient checkpointing.")
-    largest = trials[-1].batch_size
-    if is_full and largest > 1 and largest * 3 // 2 <= given.max_batch_size:
-        _try(rest, largest * 3 // 2, given.steps, trials)
     folder = Path(given.output)
+    with output_folder(folder):
+        trials, reason = _search(rest, given.max_batch_size, given.steps)
     write_text(folder / "tune_batch.csv", csv_text_of_dicts([asdict(trial) for trial in trials]))
     table_console().print(_table(trials))
     if reason:
@@ -99,6 +92,25 @@ def tune_batch(args: list[str]) -> None:
     best = fastest(trials)
     print(f"Largest: --data.batch_size {largest}. Fastest: --data.batch_size {best.batch_size}")
     print("The learning rate belongs to the batch size: see deeplab tune-lr, or model.base_batch_size.")
+
+
+def _search(args: Sequence[str], max_size: int, steps: int) -> tuple[list[Trial], str]:
+    """Try larger and larger batches.
+
+    Returns:
+        Trials by rising batch size, and why there is no larger one; empty if none was asked for.
+    """
+    trials: list[Trial] = []
+    size, reason, is_full = 1, "", False
+    while not reason and size <= max_size:
+        reason, is_full = _try(args, size, steps, trials)
+        size *= 2
+    if not trials:
+        raise UserError(f"one image does not fit: {reason}. Take a smaller crop, or gradient checkpointing.")
+    between = trials[-1].batch_size * 3 // 2
+    if is_full and trials[-1].batch_size < between <= max_size:
+        _try(args, between, steps, trials)
+    return trials, reason
 
 
 def fastest(trials: Sequence[Trial]) -> Trial:
@@ -134,7 +146,7 @@ def _try(args: Sequence[str], size: int, steps: int, trials: list[Trial]) -> tup
     trials.append(Trial(size, round(size / seconds, 2), round(clock.peak_mb, 1)))
     table_console().print(f"measured batches of {size}")
     own = 1e6 * (clock.peak_mb - clock.before_mb)  # of the steps
-    if not torch.cuda.is_available() and own > available_memory():
+    if clock.is_on_cpu and own > available_memory():
         free = (own + available_memory()) / 1e9
         return f"{2 * size} images would take about {2 * own / 1e9:.1f} GB, and {free:.1f} GB are free", False
     return "", False

@@ -13,7 +13,7 @@ from deeplab_lightning.commands.parsers import tune_lr_parser
 from deeplab_lightning.commands.short_training import loss_of, train_some_steps
 from deeplab_lightning.drawing import draw_learning_rates
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.files import write_atomically, write_text
+from deeplab_lightning.files import output_folder, write_atomically, write_text
 from deeplab_lightning.optimizers import batch_size_factor
 from deeplab_lightning.tables import csv_text_of_dicts
 
@@ -80,10 +80,10 @@ def tune_lr(args: list[str]) -> None:
     if given.steps < _MIN_STEPS:
         raise UserError(f"--steps must be at least {_MIN_STEPS}, got {given.steps}.")
     sweep = LearningRateSweep(given.min_lr, given.max_lr, given.steps)
-    with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
+    folder = Path(given.output)
+    with output_folder(folder), tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         train_some_steps(rest, sweep, given.steps, scratch, is_quiet=False)
     rates = sweep.rates[: len(sweep.losses)]
-    folder = Path(given.output)
     rows = [{"lr": f"{rate:.6g}", "loss": f"{loss:.6g}"} for rate, loss in zip(rates, sweep.losses, strict=True)]
     write_text(folder / "tune_lr.csv", csv_text_of_dicts(rows))
     suggested = suggest(rates, sweep.losses)

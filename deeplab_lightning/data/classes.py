@@ -202,6 +202,6 @@ def moved_class(trained: Sequence[str], names: Sequence[str]) -> str | None:
         A clause; None if every name that both have has the same index in both.
     """
     for index, name in enumerate(names):
-        if name in trained and trained[index] != name:
-            return f"{name} is class {trained.index(name)} there and class {index} in the data"
+        if name in trained and (place := list(trained).index(name)) != index:
+            return f"{name} is class {place} there and class {index} here"
     return None

@@ -82,9 +82,9 @@ def decode_csv(path: Path, *, size: Size | None, size_of: Callable[[int, str], S
 
 
 def _is_mask(header: Sequence[str]) -> bool:
-    """Check whether the first line holds numbers where a header has names."""
-    words = [word for cell in header[1:] for word in cell.split()]
-    return bool(words) and all(re.fullmatch(r"[+-]?\d+", word) for word in words)
+    """Check whether the last cell of the first line holds a mask, also an empty one, instead of a name or a number."""
+    words = header[-1].split()
+    return not words or (len(words) > 1 and all(re.fullmatch(r"[+-]?\d+", word) for word in words))
 
 
 def _row(path: Path, line: int, cells: list[str], num_columns: int) -> _Row:

@@ -3,7 +3,6 @@
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -158,24 +157,3 @@ def coco_text(parts: Iterable[CocoPart], classes: ClassTable) -> str:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, **region})
     categories = [{"id": train_id + 1, "name": classes.names[train_id]} for train_id in foreground(classes)]
     return json.dumps({"images": images, "annotations": annotations, "categories": categories}) + "\n"
-
-
-def refuse_output_among_images(output: Any, images: Any) -> None:
-    """Refuse to write predictions into a folder of images, where the next prediction would take them for images.
-
-    Args:
-        output: Folder to write to; None for one in the run's folder.
-        images: Path of the images, or a list of paths; None if the configuration names no images.
-
-    Raises:
-        ValueError: If the folder is one of the images' or lies in it.
-    """
-    if output is None:
-        return
-    folder = Path(output).resolve()
-    for path in images if isinstance(images, list | tuple) else [images]:
-        if path is not None and Path(path).is_dir() and folder.is_relative_to(Path(path).resolve()):
-            raise UserError(
-                f"--output {output} lies in the folder of the images, {path}, where the next prediction would take "
-                "the masks for images. Choose a folder outside."
-            )

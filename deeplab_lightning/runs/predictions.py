@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.files import write_text
@@ -150,3 +151,30 @@ def _numbered(stem: str, name: str) -> str:
     number = hashlib.sha256(name.encode()).hexdigest()[:12]
     parts = [part.encode()[: _MAX_NAME - len(number) - 1].decode(errors="ignore") for part in stem.split("/")]
     return f"{'/'.join(parts)}-{number}"
+
+
+def refuse_output_among_images(output: Any, images: Any) -> None:
+    """Refuse to write predictions into a folder of images, where the next prediction would take them for images.
+
+    Args:
+        output: Folder to write to; None if it is not chosen yet.
+        images: Path of the images, or a list of paths; None if the configuration names no images.
+
+    Raises:
+        ValueError: If the folder is one of the images' or lies in it, or its masks would replace the images.
+    """
+    if output is None:
+        return
+    folder = Path(output).resolve()
+    for path in images if isinstance(images, list | tuple) else [images]:
+        if path is None or not Path(path).is_dir():
+            continue
+        if folder.is_relative_to(Path(path).resolve()):
+            raise UserError(
+                f"predictions in {output} would lie in the folder of the images, {path}, where the next prediction "
+                "would take the masks for images. Choose an --output outside."
+            )
+        own = PredictionFolder(folder)
+        written = (own.masks, own.overlays, own.confidences, own.arrays)
+        if any(Path(path).resolve().is_relative_to(part) for part in written):
+            raise UserError(f"predictions in {output} would replace the images in {path}. Choose another --output.")

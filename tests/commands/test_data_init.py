@@ -368,6 +368,25 @@ def test_values_blended_by_a_resize_are_no_classes(folder: Path) -> None:
     assert "between 0 and 255" in line
 
 
+def test_thin_classes_are_no_blends(folder: Path) -> None:
+    """Lanes 1 to 4 lie in class 0, and their values between 0 and 5; they touch 5 only at one end."""
+    for index in range(6):
+        write_image(folder / "images" / f"p{index}.jpg", (60, 80), seed=index)
+        mask = np.zeros((60, 80), dtype=np.uint8)
+        mask[:20] = 5
+        for lane in range(1, 5):
+            mask[20:, 15 * lane + index : 15 * lane + index + 2] = lane
+        write_mask(folder / "masks" / f"p{index}.png", mask)
+    _, config = written(folder)
+    assert len(classes(config)["names"]) == 6
+    table = np.array([(0, 0, 0), (32, 0, 0), (64, 0, 0), (96, 0, 0), (112, 0, 0), (128, 0, 0)], dtype=np.uint8)
+    for path in sorted((folder / "masks").glob("*.png")):
+        Image.fromarray(table[np.asarray(Image.open(path))]).save(path)
+    (folder.parent / "set.yaml").unlink()
+    _, config = written(folder)
+    assert len(classes(config)["names"]) == 6
+
+
 def test_colours_between_others_are_classes_if_they_are_solid_or_named(folder: Path) -> None:
     """As VOC's cat (64, 0, 0), halfway from background to aeroplane."""
     table = np.array([(0, 0, 0), (128, 0, 0), (64, 0, 0)], dtype=np.uint8)

@@ -92,6 +92,8 @@ IDS, RLE = "image_id,PredictionString", "ImageId,ClassId,EncodedPixels"
         ((RLE, "a.png,1,1 2 6 1", "a.png,2,3 1"), [[1, 2, 0], [1, 0, 1]]),  # column by column
         ((RLE, "a.png,1,1 2 6 1", "a.png,0,3 1"), [[1, 0, 255], [1, 255, 1]]),  # without a background
         (("ImageId,EncodedPixels", "a.png,2 2"), [[0, 1, 0], [1, 0, 0]]),
+        (("0,1", "a.png,0 1 2 255 0 1"), [[0, 1, 2], [255, 0, 1]]),  # as pandas writes columns without names
+        (("0,1,2", "a.png,1,1 2 6 1", "a.png,2,3 1"), [[1, 2, 0], [1, 0, 1]]),
         (("ImageId,EncodedPixels", "a.png,-1"), [[0, 0, 0], [0, 0, 0]]),
     ],
 )
@@ -108,7 +110,7 @@ def test_runs_are_known_by_the_usual_names_of_their_column(tmp_path: Path, name:
     assert np.asarray(Image.open(tmp_path / "out" / "n0.png")).tolist() == [[0, 1, 0], [1, 0, 0]]
 
 
-@pytest.mark.parametrize("row", ["n{}.png,1 1 1 1", "n{}.png,1,1 2", "n{}.png,1,"])
+@pytest.mark.parametrize("row", ["n{}.png,1 1 1 1", "n{}.png,1,1 2", "n{}.png,1,", "n{}.png,"])
 def test_a_missing_header_is_said(tmp_path: Path, row: str) -> None:
     """The first row was taken for the header: of 4 images, 3 masks were written."""
     table(tmp_path, *(row.format(index) for index in range(4)))

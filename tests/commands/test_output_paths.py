@@ -35,8 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("compare runs/cv runs/cv/fold_0 --csv empty", "--csv must name a file to write, and empty is a folder"),
         ("report runs/cv --html empty", "--html must name a file to write, and empty is a folder"),
         ("best runs/cv --output empty", "--output must name a file to write, and empty is a folder"),
-        (f"predict --ckpt_path {BEST} --images images --output images", "lies in the folder of the images, images"),
+        (
+            f"predict --ckpt_path {BEST} --images images --output images",
+            "would lie in the folder of the images, images",
+        ),
         (f"predict --ckpt_path {BEST} --images [masks,images] --output images/new", "folder of the images, images"),
+        (f"predict --ckpt_path {BEST} --images masks --output images/..", "would replace the images in masks"),
         ("kfold -c cv.yaml --name new --seeds 0,1,0", "--seeds must name each number once, got '0,1,0'"),
         ("kfold -c cv.yaml --name new --data.fold 1", "--data.fold 1 has no effect here; --folds 0,2 trains only some"),
         ("grid -c grid.yaml", "--data.fold 1 has no effect here; `folds: .*in grid.yaml trains only some"),
@@ -46,7 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("fit -c cv.yaml --data.train_transforms.crop 32", "'crop' is not accepted: did you mean crop_size?"),
         ("fit -c cv.yaml --data.train_transforms.x 32", "'x' is not accepted: allowed are augmentations, brightness"),
-        ("fit -c cv.yaml --data.copy_paste.probability 1", "data.copy_paste: name the CropMix before its options"),
+        (
+            "fit -c cv.yaml --data.copy_paste.probability 1",
+            "data.copy_paste: name a class, a CropMix, before its options; configs/base.yaml",
+        ),
     ],
 )
 def test_what_cannot_be_written_or_followed_is_one_line_before_any_work(folder: Path, words: str, message: str) -> None:
@@ -84,3 +91,23 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder: Path) -> None:
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1] == "error: /proc/x: such a folder cannot be made. Choose another one."
         assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_below_the_images_needs_another_output(folder: Path) -> None:
+    """The second prediction took the masks and overlays of the first for images."""
+    refused = run_program("predict", "--ckpt_path", BEST, "--images", ".", cwd=folder)
+    assert refused.returncode == 1
+    assert refused.stderr.splitlines()[-1].startswith("error: predictions in ")
+    assert "would lie in the folder of the images, ., where the next prediction" in refused.stderr
+    assert not (folder / "runs" / "cv" / "fold_0" / "predictions").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["tune-batch", "tune-lr"])
+def test_a_file_as_folder_is_refused_before_the_training(folder: Path, command: str) -> None:
+    done = run_program(command, "-c", "cv.yaml", "--output", "cv.yaml/x", cwd=folder)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cv.yaml")
+    assert done.stderr.count("\n") == 1
+    assert not done.stdout

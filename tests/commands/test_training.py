@@ -344,7 +344,7 @@ def test_classes_in_another_order_are_refused_and_other_names_are_said(folder: P
         refused = run_program(*words, other)
         assert refused.returncode == 1
         [line] = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
-        assert "trained on other indices: road is class 1 there and class 0 in the data" in line
+        assert "trained on other indices: road is class 1 there and class 0 here" in line
         assert "in the order of the training, [sky, road, car]" in line
     said = run_program("validate", "--ckpt_path", checkpoint, same, check=True)
     assert "classes of other names: road is called lane in the data" in said.stderr

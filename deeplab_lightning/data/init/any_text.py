@@ -18,8 +18,9 @@ class AnyText(NamedTuple):
 def read_any_text(path: Path) -> AnyText | None:
     """Read a text file; None if it is not text.
 
-    Only newlines end a line, as in `deeplab_lightning.files.read_lines`. Without a byte order mark, what is not UTF-8
-    is taken for Windows-1252, of which Latin-1 is a part but for control characters.
+    Only newlines end a line, as in `deeplab_lightning.files.read_lines`, or carriage returns where there is none.
+    Without a byte order mark, what is not UTF-8 is taken for Windows-1252, of which Latin-1 is a part but for control
+    characters.
 
     Args:
         path: The file.
@@ -31,5 +32,9 @@ def read_any_text(path: Path) -> AnyText | None:
             text = content.decode(encoding)
         except UnicodeDecodeError:
             continue
-        return None if "\0" in text else AnyText(text.split("\n"), _NAMES.get(encoding))
+        return None if "\0" in text else AnyText(_lines(text), _NAMES.get(encoding))
     return None
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n" if "\n" in text else "\r")

@@ -1,12 +1,13 @@
 """Recognise masks that were resized with interpolation, which blends the values or colours of classes at borders."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from deeplab_lightning.errors import DataError
 
@@ -14,6 +15,9 @@ _MAX_SOLID = 64  # values whose blends are looked for, the most frequent ones
 _MAX_LOOSE = 2000  # values that are looked at, the most frequent ones
 _ROUNDING = 1.0  # by which a channel of a blend may differ from the line between two colours
 _MAX_FILES = 3  # in one message
+_MAX_CONFIRMED = 12  # blends that are looked at in a mask
+_REACH = 7  # pixels of the window around a blend in which both of its ends lie, also in masks enlarged threefold
+_SHARE = 0.6  # of a blend's pixels that lie between both ends; a thin class mostly lies within one other
 
 
 class Blend(NamedTuple):
@@ -64,6 +68,24 @@ def find_blends(pixels: Mapping[int, int], solid: Collection[int], *, has_colors
             found.setdefault(loose[index], Blend(loose[index], low, high))
     is_evidence = 2 * len(found) >= len(loose) and (has_colors or len(found) >= max(2, len(ends)))
     return list(found.values()) if is_evidence else []
+
+
+def confirm_blends(blends: Sequence[Blend], ids_of: Callable[[int], npt.NDArray[Any]]) -> list[Blend]:
+    """Return the blends if most of them lie between pixels of both ends, and none otherwise.
+
+    Args:
+        blends: The blends that the values alone suggest.
+        ids_of: Returns the (H, W) values of a mask that holds a value.
+    """
+    looked_at = list(blends)[:_MAX_CONFIRMED]
+    confirmed = sum(_lies_between(ids_of(blend.value), blend) for blend in looked_at)
+    return list(blends) if 2 * confirmed > len(looked_at) else []
+
+
+def _lies_between(ids: npt.NDArray[Any], blend: Blend) -> bool:
+    """Check whether most pixels of a blend have both ends nearby."""
+    near = [ndimage.maximum_filter(ids == end, size=_REACH) for end in (blend.low, blend.high)]
+    return bool((near[0] & near[1])[ids == blend.value].mean() >= _SHARE)
 
 
 def _channels(values: Collection[int], *, has_colors: bool) -> npt.NDArray[np.float64]:

@@ -8,10 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
+
 from deeplab_lightning.data.classes import IGNORE_INDEX, MAX_CLASSES
 from deeplab_lightning.data.datasets.base import count_values
 from deeplab_lightning.data.images import RawMask, read_raw_mask
-from deeplab_lightning.data.init.blends import Blend, blend_error, find_blends, solid_values
+from deeplab_lightning.data.init.blends import Blend, blend_error, confirm_blends, find_blends, solid_values
 from deeplab_lightning.data.init.class_files import Color, NamedClass
 from deeplab_lightning.errors import DataError
 
@@ -95,7 +97,12 @@ def read_mask_values(paths: Sequence[Path]) -> MaskValues:
     if has_colors and all(len(set(_color(value))) == 1 for value in pixels):  # values in three channels
         has_colors, counts = False, {value & 255: number for value, number in counts.items()}
         first, solid = {value & 255: path for value, path in first.items()}, {value & 255 for value in solid}
-    blends = find_blends(counts, solid, has_colors=has_colors)
+
+    def ids_of(value: int) -> npt.NDArray[Any]:
+        ids: npt.NDArray[Any] = read_raw_mask(first[value]).ids
+        return ids if has_colors else ids & 255
+
+    blends = confirm_blends(find_blends(counts, solid, has_colors=has_colors), ids_of)
     values = MaskValues(counts, has_colors, palettes[0] if palettes else None, first, blends)
     if len(pixels) > MAX_CLASSES + 1:
         values.refuse_blends()
