@@ -85,10 +85,10 @@ test-versions:  ## run the fast tests with the lowest versions, then with the ne
 			-m "not slow and not cluster" || exit 1; \
 	done
 
-bench: install-dev  ## measure folds, verdicts, scale, loader, memory, parity, backbones, speed, suspects, in minutes
+bench: install-dev  ## measure folds, verdicts, scale, loader, storage, memory, parity, backbones, speed, suspects
 	OMP_NUM_THREADS=1 $(BENCH) tests/benchmarks/test_folds.py tests/benchmarks/test_loader.py \
 		tests/benchmarks/test_kills.py tests/benchmarks/test_verdicts.py tests/benchmarks/test_scale.py \
-		tests/benchmarks/test_cheap.py
+		tests/benchmarks/test_cheap.py tests/benchmarks/test_storage.py
 	$(BENCH) tests/benchmarks/test_memory.py tests/benchmarks/test_parity.py tests/benchmarks/test_backbones.py
 	$(BENCH) tests/benchmarks/test_peers.py tests/benchmarks/test_suspects.py
 	$(BENCH) tests/benchmarks/test_engines.py
