@@ -109,7 +109,8 @@ def test_trials_of_lost_nodes_go_on_and_end(tmp_path: Path) -> None:
         said, errors = program.communicate(timeout=300)
         assert program.wait() == 0, said + errors
     assert (epochs(good), outcomes(good)) == (list(range(EPOCHS)), ["lost", "lost", "finished"])
-    assert (epochs(bad), outcomes(bad)) == ([0], ["lost", "stopped"])
+    assert outcomes(bad) == ["lost", "stopped"]
+    assert epochs(bad) in ([0], [0, 1])  # the second start may end an epoch before it is told to stop
     assert "trial_0 starts again: the actor's node was terminated" in said
     assert f"trial_0 starts again: {good.path}: another process still writes here" in said
     assert "trial_1 was lost with its node while it was stopped" in said
