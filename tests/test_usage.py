@@ -36,7 +36,7 @@ class Shape:
         (["--shape", "Round"], "error: shape: no class is called Round"),
         (
             ["--shape", '{"class_path": "Shape", "init_args": {"side": 3}}'],
-            "error: shape: Option 'side' is not accepted",
+            "error: shape: Option 'side' is not accepted: did you mean sides?",
         ),
     ],
 )

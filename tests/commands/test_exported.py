@@ -262,7 +262,7 @@ def test_8_bits_that_find_other_labels_are_refused(run: RunFolder, tmp_path: Pat
     with pytest.raises(RuntimeError, match="in 8 bits the network finds the same labels on .* of the pixels only"):
         agreement(model, lambda images: -model(images), inputs)
     words = ("export", "--ckpt_path", str(run.best), "--output", str(tmp_path / "int8.onnx"), "--int8")
-    with pytest.raises(ValueError, match="--int8 writes ONNX files; leave out --format torch_export"):
-        main([*words, str(root / "images"), "--format", "torch_export"])
+    with pytest.raises(ValueError, match=r"--int8 writes ONNX files, got --output .*model.pt2"):
+        main([*words, str(root / "images"), "--output", str(tmp_path / "model.pt2")])
     with pytest.raises(FileNotFoundError, match="no such image, folder or list"):
         main([*words, str(root / "nothing")])
