@@ -54,6 +54,21 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
             help="Folder of the predictions; in the run's folder if null.",
         )
         _add_outputs(parser)
+    _add_computation(parser)
+    if command in {"validate", "test"}:
+        parser.add_argument(
+            "--calibration",
+            type=str | None,
+            default=None,
+            help="JSON file to write the temperature of the evaluated probabilities to, also of an average of networks "
+            "and views, for `predict --temperature`.",
+        )
+    if command in {"test", "predict"}:
+        _add_averages(parser)
+
+
+def _add_computation(parser: LightningArgumentParser) -> None:
+    """Add the options of how the probabilities of an image are computed."""
     parser.add_argument(
         "--tta",
         type=str | None,
@@ -82,35 +97,30 @@ def add_evaluation_options(parser: LightningArgumentParser, command: str) -> Non
         default=None,
         help="Pixels that neighbouring tiles share, up to half of --tile; an eighth of it if null.",
     )
-    if command in {"validate", "test"}:
-        parser.add_argument(
-            "--calibration",
-            type=str | None,
-            default=None,
-            help="JSON file to write the temperature of the evaluated probabilities to, also of an average of networks "
-            "and views, for `predict --temperature`.",
-        )
-    if command in {"test", "predict"}:
-        parser.add_argument(
-            "--ensemble",
-            type=list[str] | None,
-            default=None,
-            help="Further checkpoints or exported files whose probabilities are averaged: '[b.ckpt, c.onnx]'. "
-            "--experiment FOLDER, instead of --ckpt_path, takes the best of all folds of an experiment.",
-        )
-        parser.add_argument(
-            "--ensemble_weights",
-            type=list[float] | None,
-            default=None,
-            help="Weights of --ckpt_path and the checkpoints of --ensemble in the mean: '[2, 1]'. Equal if null.",
-        )
-        parser.add_argument(
-            "--min_area",
-            type=str | None,
-            default=None,
-            help="Pixels of the smallest region that is kept: 64, or bottle=64,can=20 for these classes alone. A "
-            "smaller one gets the class with which it shares the longest border.",
-        )
+
+
+def _add_averages(parser: LightningArgumentParser) -> None:
+    """Add the options of averages of several networks, and of the regions that are kept of their labels."""
+    parser.add_argument(
+        "--ensemble",
+        type=list[str] | None,
+        default=None,
+        help="Further checkpoints or exported files whose probabilities are averaged: '[b.ckpt, c.onnx]'. "
+        "--experiment FOLDER, instead of --ckpt_path, takes the best of all folds of an experiment.",
+    )
+    parser.add_argument(
+        "--ensemble_weights",
+        type=list[float] | None,
+        default=None,
+        help="Weights of --ckpt_path and the checkpoints of --ensemble in the mean: '[2, 1]'. Equal if null.",
+    )
+    parser.add_argument(
+        "--min_area",
+        type=str | None,
+        default=None,
+        help="Pixels of the smallest region that is kept: 64, or bottle=64,can=20 for these classes alone. A "
+        "smaller one gets the class with which it shares the longest border.",
+    )
 
 
 def _add_outputs(parser: LightningArgumentParser) -> None:
