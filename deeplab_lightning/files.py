@@ -182,7 +182,7 @@ def check_output_file(option: str, path: Path | None) -> None:
         return
     if path.is_dir():
         raise UserError(f"{option} must name a file to write, and {path} is a folder. Give a file in it.")
-    above = next(folder for folder in (*path.absolute().parents,) if folder.exists())
+    above = next(folder for folder in path.absolute().parents if folder.exists())
     if not above.is_dir():
         raise UserError(f"{option} must name a file in a folder, and {above} is a file.")
 

@@ -17,13 +17,7 @@ from deeplab_lightning.drawing import overlay, palette_image, viewable
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.files import unused_path, write_atomically, write_text
 from deeplab_lightning.inference.calibration_file import read_temperature
-from deeplab_lightning.inference.outputs import (
-    CocoPart,
-    CsvPart,
-    Outputs,
-    coco_text,
-    csv_parts,
-)
+from deeplab_lightning.inference.outputs import CocoPart, CsvPart, Outputs, coco_text, csv_parts
 from deeplab_lightning.labels import Found, Wanted
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import PredictionFolder, RunFolder, prediction_stems, refuse_output_among_images
