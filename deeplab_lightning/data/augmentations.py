@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision import tv_tensors
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.data.mixing import CopyPaste as CopyPaste  # its class path in configurations of before
 from deeplab_lightning.errors import UserError
 
 _COVERAGE = (1, 2)  # values of two masks: a pixel that a transform fills in has its own value in at most one of them

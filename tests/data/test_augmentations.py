@@ -298,6 +298,17 @@ def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_configuration_of_before_names_copy_paste_where_it_was(tmp_path: Path) -> None:
+    """The class moved to another module, and its old path was refused."""
+    data_of(tmp_path)
+    config = noise_config(tmp_path, trainer={"max_epochs": 1})
+    config["data"]["copy_paste"] = {"class_path": "deeplab_lightning.data.augmentations.CopyPaste"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    run_program("fit", "-c", str(tmp_path / "config.yaml"), "--name", "old", check=True)
+    assert (tmp_path / "runs" / "old" / "result.json").is_file()
+
+
+@pytest.mark.slow
 def test_a_value_that_config_yaml_cannot_hold_is_refused(tmp_path: Path) -> None:
     """The parser wrote the text of its warning into config.yaml, which no resumed training could read."""
     data_of(tmp_path)
