@@ -15,6 +15,7 @@ _NOISE = (
     "Expected a path but ",
     "Expected a <class 'NoneType'>",
     "Problem with given class_path ",
+    "Expected an instantiatable class, but ",
 )
 _NO_CLASS = "no class is called "
 _SCHEDULES = "of several schedules, take SequentialSchedule or ChainedSchedule, which build them with the optimiser"
@@ -22,10 +23,6 @@ _PLAINER = (  # patterns and their replacements
     (r"^the following arguments are required: optimizer$", _SCHEDULES),
     (r"^Type [\w.]+\.Callable\[.*\] expects a function or a callable class: ", ""),
     (r"^Expected 'builtins\.tuple' to be a class that .*", "options of a class need the class: name it before them"),
-    (
-        r"^Expected an? instantiatable class, but (?:\w+\.)*(\w+) is abstract",
-        r"name a class, a \1, before its options; configs/base.yaml lists them",
-    ),
     (r"^Parser key \"(.+?)\":$", r"\1:"),
     (r"<class '(?:[\w]+\.)*(\w+)'>", r"\1"),
     (r"\btyping\.Literal\[(.*?)\]", r"one of \1"),

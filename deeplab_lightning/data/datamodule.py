@@ -42,7 +42,7 @@ from deeplab_lightning.data.loaders import (
     TrainView,
     Transforms,
 )
-from deeplab_lightning.data.mixing import CropMix
+from deeplab_lightning.data.mixing import CopyPaste, CropMix
 from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import DataError, UserError
@@ -134,7 +134,7 @@ class SegmentationDataModule(L.LightningDataModule):
         seed: int = 0,
         allow_single_class: bool = False,
         image_format: ImageFormat | None = None,
-        copy_paste: CropMix | None = None,
+        copy_paste: CopyPaste | CropMix | None = None,  # the first is that of options without a class
         repeat_rare: float = 0.0,
     ) -> None:
         super().__init__()

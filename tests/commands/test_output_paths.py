@@ -50,10 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         ("fit -c cv.yaml --data.train_transforms.crop 32", "'crop' is not accepted: did you mean crop_size?"),
         ("fit -c cv.yaml --data.train_transforms.x 32", "'x' is not accepted: allowed are augmentations, brightness"),
-        (
-            "fit -c cv.yaml --data.copy_paste.probability 1",
-            "data.copy_paste: name a class, a CropMix, before its options; configs/base.yaml",
-        ),
+        ("fit -c cv.yaml --data.copy_paste.x 1", "'x' is not accepted: allowed are border, max_objects, max_share"),
     ],
 )
 def test_what_cannot_be_written_or_followed_is_one_line_before_any_work(folder: Path, words: str, message: str) -> None:

@@ -299,13 +299,19 @@ def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_configuration_of_before_names_copy_paste_where_it_was(tmp_path: Path) -> None:
-    """The class moved to another module, and its old path was refused."""
+    """The class moved to another module, and its old path was refused; so were options without a class."""
     data_of(tmp_path)
     config = noise_config(tmp_path, trainer={"max_epochs": 1})
     config["data"]["copy_paste"] = {"class_path": "deeplab_lightning.data.augmentations.CopyPaste"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     run_program("fit", "-c", str(tmp_path / "config.yaml"), "--name", "old", check=True)
     assert (tmp_path / "runs" / "old" / "result.json").is_file()
+    del config["data"]["copy_paste"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["-c", str(tmp_path / "config.yaml"), "--data.copy_paste.probability", "0.25", "--print_config"]
+    printed = yaml.safe_load(run_program("fit", *words, check=True).stdout)
+    assert printed["data"]["copy_paste"]["class_path"].endswith(".CopyPaste")
+    assert printed["data"]["copy_paste"]["init_args"]["probability"] == 0.25
 
 
 @pytest.mark.slow
