@@ -14,7 +14,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor, nn
 
 from deeplab_lightning.class_paths import TRUSTED_PACKAGES, class_path_of, foreign_class, import_error, init_args_of
-from deeplab_lightning.data.datamodule import SPLIT_KEYS, SegmentationDataModule
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.fold_split import SPLIT_KEYS
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.losses import known_weights

@@ -21,7 +21,8 @@ from deeplab_lightning.checkpoints import (
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.commands.options import option, options
 from deeplab_lightning.data.classes import ClassTable, moved_class
-from deeplab_lightning.data.datamodule import MAYBE_TRAINED, SegmentationDataModule
+from deeplab_lightning.data.datamodule import SegmentationDataModule
+from deeplab_lightning.data.fold_split import MAYBE_TRAINED
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import unused_path

@@ -1,5 +1,6 @@
 """Turn image files of any number of channels and bits into uint8 pixels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
 
 from deeplab_lightning.errors import UserError
 
@@ -130,6 +132,21 @@ class ImageFormat:
 
 PLAIN = ImageFormat()
 """RGB of 8 bits."""
+
+
+def measure_channels(images: Iterable[Tensor]) -> tuple[list[float], list[float]]:
+    """Measure mean and standard deviation of each channel over all pixels, on the scale of 0-1.
+
+    Args:
+        images: (C, H, W) uint8 each, of any sizes.
+    """
+    count, total, squares = 0, np.float64(0), np.float64(0)
+    for image in images:
+        pixels = image.flatten(1).numpy().astype(np.float64) / 255  # (C, H * W)
+        count, total, squares = count + pixels.shape[1], total + pixels.sum(1), squares + np.square(pixels).sum(1)
+    mean = np.asarray(total / count)
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # a channel without contrast is not blown up
 
 
 def split_shape(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, int], int]:

@@ -84,6 +84,20 @@ class EpochSampler(DistributedSampler[Sample]):
         return ((epoch, index) for index in islice(super().__iter__(), start * self.batch_size, None))
 
 
+def repeat_rare_images(indices: Sequence[int], is_present: npt.NDArray[np.bool_], share: float) -> list[int]:
+    """Repeat the images of rare classes (Gupta et al. 2019).
+
+    Args:
+        indices: The N images of an epoch.
+        is_present: (N, K) whether the image holds the class.
+        share: Share t of the images, in (0, 1]: an image with a class that is in fewer of them, in the share f, is
+            named sqrt(t / f) times, rounded up.
+    """
+    of_class = np.sqrt(share / np.maximum(is_present.mean(axis=0), 1 / len(indices))).clip(min=1)  # (K,)
+    times = np.ceil(np.where(is_present, of_class, 1).max(axis=1)).astype(int)
+    return np.repeat(indices, times).tolist()
+
+
 class EvalSampler(DistributedSampler[Sample]):
     """Share the images of an evaluation among the processes, each image once.
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deeplab_lightning.data.classes import ClassTable
-from deeplab_lightning.data.datamodule import SPLIT_KEYS
+from deeplab_lightning.data.fold_split import SPLIT_KEYS
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 from deeplab_lightning.export.formats import Opened, open_onnx, open_openvino, open_program
 from deeplab_lightning.inference import Views

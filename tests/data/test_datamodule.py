@@ -168,7 +168,7 @@ def test_the_folds_of_a_checkpoint_stay_where_the_method_would_make_others(
     trained = datamodule(mask_folder)
     state, folds = checkpoint_state(trained), trained.folds
     again = datamodule(mask_folder)
-    monkeypatch.setattr("deeplab_lightning.data.datamodule.stratified_folds", None)  # not called
+    monkeypatch.setattr("deeplab_lightning.data.fold_split.stratified_folds", None)  # not called
     again.load_state_dict(state)
     assert again.folds == folds
 
