@@ -1,7 +1,5 @@
 """Describe a module in its checkpoints, and rebuild its arguments from them."""
 
-import inspect
-import json
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -10,8 +8,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentError, ArgumentParser
-from torch import Tensor, nn
 
 from deeplab_lightning.class_paths import TRUSTED_PACKAGES, class_path_of, foreign_class, import_error, init_args_of
 from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -22,9 +18,17 @@ from deeplab_lightning.losses import known_weights
 from deeplab_lightning.models.saving import (
     NO_PRETRAINED,
     describe_use,
-    network_arguments,
     unknown_arguments,
 )
+from deeplab_lightning.module_arguments import (
+    TRAINING_PARTS,
+    arguments_of,
+    build_arguments,
+    owners_of,
+    refusal_to_train,
+    required_arguments,
+)
+from deeplab_lightning.module_arguments import MissingLoss as MissingLoss  # its place in earlier checkpoints
 
 CLASSES_KEY = "classes"
 """Key of the class table in a checkpoint, as plain lists."""
@@ -33,33 +37,7 @@ CLASS_WEIGHTS_KEY = "class_weights"
 NETWORK_KEY = "network"
 """Key of the network's class, of the preprocessing of its images and of what a checkpoint names but does not hold."""
 _ARGUMENTS_KEY = "hyper_parameters"  # Lightning's
-_PARTS = ("loss", "optimizer", "lr_scheduler", "postprocess")
-
-
-class MissingLoss(nn.Module):
-    """Replace a loss that a checkpoint cannot restore: nan in evaluation, an error in training.
-
-    Args:
-        reason: Why it cannot be restored, as a clause.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__()
-        self.reason = reason
-        self._is_told = False
-
-    def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
-        """Return nan, and say so once.
-
-        Raises:
-            ValueError: In training.
-        """
-        if self.training:
-            raise UserError(f"{self.reason}: give the loss to train with.")
-        if not self._is_told:
-            warnings.warn(f"{self.reason}: no loss is computed.", stacklevel=2)
-            self._is_told = True
-        return logits.new_full((), torch.nan)
+_PARTS = ("loss", *TRAINING_PARTS, "postprocess")
 
 
 def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
@@ -121,9 +99,11 @@ def describe(module: Any, config: Mapping[str, Any] | None) -> dict[str, Any]:
         CLASS_WEIGHTS_KEY: known_weights(module.loss),
     }
     if config is None:
-        arguments = _arguments_of(module)
-        if module.postprocess is not None and "postprocess" not in arguments:
-            network["postprocess"] = class_path_of(module.postprocess)
+        arguments = arguments_of(module)
+        factories = {"optimizer": module.optimizer_factory, "lr_scheduler": module.scheduler_factory}
+        for name, part in {"postprocess": module.postprocess, **factories}.items():
+            if part is not None and name not in arguments:
+                network[name] = class_path_of(part)
     else:
         content["config"] = config
         arguments = {**config["model"], "net": _with_all_arguments(config["model"]["net"], net)}
@@ -136,7 +116,8 @@ def saved_arguments(
 ) -> dict[str, Any]:
     """Rebuild the arguments of a module from its checkpoint.
 
-    A loss, an optimiser or a schedule that cannot be imported is replaced by one that refuses to train.
+    A loss, an optimiser or a schedule that the checkpoint does not hold, or that cannot be imported, is replaced by one
+    that refuses to train.
 
     Args:
         kind: `SegmentationModule` or a subclass.
@@ -156,8 +137,11 @@ def saved_arguments(
     if "_instantiator" not in saved:
         return {}  # without it, the values are the arguments themselves
     arguments: dict[str, Any] = {"_instantiator": None}
-    buildable = {}
-    for name in inspect.signature(kind).parameters:
+    buildable, owners = {}, owners_of(kind)
+    for name in TRAINING_PARTS:
+        if (lost := checkpoint.get(NETWORK_KEY, {}).get(name)) and name in owners:
+            arguments[name] = refusal_to_train(f"{path} does not hold its {name} {lost}")
+    for name in owners:
         if name not in saved or name in given:
             continue
         value = saved[name]
@@ -169,18 +153,20 @@ def saved_arguments(
             buildable[name] = value
         elif name == "loss":
             arguments[name] = MissingLoss(text)
-        elif name in {"optimizer", "lr_scheduler"}:
-            arguments[name] = _refuse_to_train(text)
+        elif name in TRAINING_PARTS:
+            arguments[name] = refusal_to_train(text)
         else:
             raise UserError(f"{text}. Give it by load_from_checkpoint(path, {name}=...).")
     for name, text in gaps(checkpoint).items():
         if name not in given:
             warnings.warn(f"{path} {text}.", stacklevel=3)
-    try:
-        return arguments | _build(kind, buildable)
-    except ArgumentError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be rebuilt: {reason}. Give the part by load_from_checkpoint.") from error
+    arguments |= build_arguments(path, buildable, owners)
+    if missing := [name for name in required_arguments(kind) if name not in {*arguments, *given}]:
+        raise UserError(
+            f"{path} does not hold the argument {missing[0]} of {kind.__name__}: give it by load_from_checkpoint(path, "
+            f"{missing[0]}=...), or keep it in an attribute of this name."
+        )
+    return arguments
 
 
 def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -263,51 +249,3 @@ def _with_all_arguments(entry: Mapping[str, Any], net: Any) -> dict[str, Any]:
         arguments["in_channels"] = net.in_channels
     arguments |= {key: value for key, value in NO_PRETRAINED.items() if key in arguments}
     return {**entry, "init_args": arguments}
-
-
-def _arguments_of(module: Any) -> dict[str, Any]:
-    """Return the arguments of a module that was built in Python, as far as its objects tell them."""
-    net = uncompiled(module.net)
-    values = {name: getattr(module, name, None) for name in inspect.signature(type(module)).parameters}
-    arguments: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
-    if not unknown_arguments(net):
-        arguments["net"] = {"class_path": class_path_of(net), "init_args": network_arguments(net)}
-    lost = MissingLoss(f"the checkpoint does not hold the arguments of its loss {class_path_of(module.loss)}")
-    arguments["loss"] = _description(module.loss) or _description(lost)
-    if postprocess := _description(module.postprocess):
-        arguments["postprocess"] = postprocess
-    return arguments
-
-
-def _description(part: object) -> dict[str, Any] | None:
-    """Describe a loss or postprocess of this package, whose attributes have its arguments' names; None for others."""
-    if not type(part).__module__.startswith("deeplab_lightning."):
-        return None
-    values = {name: getattr(part, name) for name in inspect.signature(type(part)).parameters}
-    plain = {name: _plain(value) for name, value in values.items()}
-    return {"class_path": class_path_of(part), "init_args": json.loads(json.dumps(plain))}
-
-
-def _plain(value: object) -> Any:
-    """Return an argument as a plain value."""
-    if isinstance(value, nn.ModuleList):
-        return [_description(part) for part in value]
-    return value.tolist() if isinstance(value, Tensor) else value
-
-
-def _build(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the objects that some arguments of a class describe."""
-    others = {name for name in inspect.signature(kind).parameters if name not in values}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "module", skip=others, instantiate=False, fail_untyped=False)
-    built = parser.instantiate(parser.parse_object({"module": dict(values)}))
-    return {name: built["module"][name] for name in values}
-
-
-def _refuse_to_train(reason: str) -> Any:
-    """Return a factory that raises an error."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        raise UserError(f"{reason}: give it to train.")
-
-    return refuse

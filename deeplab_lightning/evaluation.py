@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deeplab_lightning import kernels
-from deeplab_lightning.data.batch import Batch
+from deeplab_lightning.data.batch import Batch, as_batches
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.inference.calibration import PixelCollector
 from deeplab_lightning.inference.regions import RegionFilter
@@ -85,8 +85,8 @@ class EvaluatedModule(SavedModule):
         self.per_image = ImageMatrices(num_classes)
         """Confusion matrices of the images of this process in the last evaluation."""
 
-    def _evaluate(self, batches: list[Batch], stage: str) -> None:
-        for batch in batches:
+    def _evaluate(self, batches: list[Batch] | Batch, stage: str) -> None:
+        for batch in as_batches(batches):
             assert batch.mask is not None
             postprocess = self.postprocess if stage == "test" else None
             labels = (self._count_parts if self._has_parts(batch) else self._count)(batch, stage, postprocess)
@@ -143,7 +143,8 @@ class EvaluatedModule(SavedModule):
     def _total_loss(self, output: TrainingLogits, mask: Tensor, *, is_void: bool) -> Tensor:
         """Add up the loss and the auxiliary losses; 0 if the mask is void, where many losses fail or return nan."""
         if is_void:  # of all outputs, since DDP expects a gradient of every parameter
-            return sum((logits.sum() * 0.0 for _, logits in output.auxiliary), output.logits.sum() * 0.0)
+            others = [*(logits for _, logits in output.auxiliary), *self.loss.parameters()]
+            return sum((values.sum() * 0.0 for values in others), output.logits.sum() * 0.0)
         auxiliary = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]
         return sum(auxiliary, self.loss(output.logits, mask))
 

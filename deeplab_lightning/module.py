@@ -5,13 +5,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from deeplab_lightning import kernels
-from deeplab_lightning.data.batch import Batch, Unreadable
+from deeplab_lightning.data.batch import Batch, Unreadable, as_batches
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.evaluation import EvaluatedModule
 from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, label_images
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
+from deeplab_lightning.models.modes import in_evaluation
 from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, default_optimizer, parameter_groups
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
@@ -73,6 +74,15 @@ class SegmentationModule(EvaluatedModule):
         cpu_kernels: bool = True,
     ) -> None:
         super().__init__()
+        if not isinstance(getattr(net, "_orig_mod", net), DeepLab):
+            raise UserError(
+                f"net must be a DeepLab or a subclass, got {type(net).__name__}: a network of another kind takes the "
+                "place of decode or coarse_logits in a subclass of DeepLab."
+            )
+        if not isinstance(loss, nn.Module | None):
+            raise UserError(
+                f"loss must be an nn.Module or None, got {loss!r}: call the function in a module's forward."
+            )
         self.classes = classes or ClassTable([f"class_{i}" for i in range(net.num_classes)])
         if self.classes.num_classes != net.num_classes:
             found = f"the network has {net.num_classes} classes, the class table {self.classes.num_classes}"
@@ -93,9 +103,9 @@ class SegmentationModule(EvaluatedModule):
         self.wanted = Wanted()
         self.found: dict[str, Found] = {}
         """What `predict_step` found last in each image: labels, and what was wanted besides them."""
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.net = net.to(memory_format=self.memory_format)
-        self.net.preprocess.memory_format = self.memory_format
+        self.channels_last = channels_last
+        self.net = net.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        self.net.preprocess.channels_last = channels_last
         self.net.class_names = list(self.classes.names)
         self.net.palette = [list(color) for color in self.classes.colors or ()]
         self._set_up_evaluation(net.num_classes)
@@ -129,13 +139,12 @@ class SegmentationModule(EvaluatedModule):
         Returns:
             (B, H, W) or (H, W) uint8 train ids.
         """
-        was_training = self.training
-        labels = label_images(self.eval(), images, door=self.door, postprocess=self.postprocess)
-        self.train(was_training)
-        return labels
+        with in_evaluation(self):
+            return label_images(self, images, door=self.door, postprocess=self.postprocess)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute and log the loss of one batch."""
+        as_batches(batch)  # stops at other kinds
         loss, _ = self.compute_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch.image), on_step=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -180,6 +189,7 @@ class SegmentationModule(EvaluatedModule):
             head_lr_multiplier=self.head_lr_multiplier,
             head_bias_lr_multiplier=self.head_bias_lr_multiplier,
             backbone_lr_decay=self.backbone_lr_decay,
+            loss=self.loss,
         )
         optimizer = self.optimizer_factory(groups)
         factor = batch_size_factor(self.base_batch_size, self._trainer)

@@ -23,9 +23,14 @@ def default_optimizer(params: Iterable[Any]) -> Optimizer:
 
 
 def parameter_groups(
-    net: DeepLab, *, head_lr_multiplier: float, head_bias_lr_multiplier: float, backbone_lr_decay: float = 1.0
+    net: DeepLab,
+    *,
+    head_lr_multiplier: float,
+    head_bias_lr_multiplier: float,
+    backbone_lr_decay: float = 1.0,
+    loss: nn.Module | None = None,
 ) -> list[dict[str, Any]]:
-    """Group the parameters of a network by learning rate and weight decay.
+    """Group the parameters of a network, and of a loss that has some, by learning rate and weight decay.
 
     The backbone has the base learning rate, and the head's weights and biases have multiples of it: DeepLab v2 (section
     4.1) trains the new layers with 10 times the rate and their biases with 20 times. Biases and normalisation layers
@@ -38,6 +43,7 @@ def parameter_groups(
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
         backbone_lr_decay: Learning rate of each stage of the backbone, as a multiple of the next stage's; the last one
             has the backbone's. 1 trains all stages alike.
+        loss: Loss; parameters of its own have the rate of the head's weights, and no weight decay.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
@@ -76,6 +82,9 @@ def parameter_groups(
             group["weight_decay"] = 0.0
         if parameters:
             groups.append(group)
+    in_net = {id(parameter) for parameter in net.parameters()}
+    if of_loss := [parameter for parameter in (loss.parameters() if loss else ()) if id(parameter) not in in_net]:
+        groups.append({"params": of_loss, "name": "loss", "lr_multiplier": head_lr_multiplier, "weight_decay": 0.0})
     return groups
 
 

@@ -9,7 +9,6 @@ from torch import nn
 
 from deeplab_lightning.checkpoints import (
     CLASS_WEIGHTS_KEY,
-    MissingLoss,
     describe,
     saved_arguments,
     saved_use,
@@ -21,6 +20,7 @@ from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.losses import ClassPixels, measure_weights, needs_pixels, set_weights
 from deeplab_lightning.models.deeplab import DeepLab
 from deeplab_lightning.models.saving import normalize_by, restore_use
+from deeplab_lightning.module_arguments import MissingLoss
 
 _COMPILED = "_orig_mod."  # what `torch.compile` adds to the names of weights
 

@@ -47,7 +47,14 @@ FLOORS = (
             "data.transforms",
         ),
         *("models.dilation", "models.pretrained", "models.backbone", "models.stages", "models.aspp", "models.cost"),
-        *("models.preprocessing", "models.saving", "models.weight_layouts", "models.weights", "models.deeplab"),
+        *(
+            "models.modes",
+            "models.preprocessing",
+            "models.saving",
+            "models.weight_layouts",
+            "models.weights",
+            "models.deeplab",
+        ),
         *("kernels.support", "kernels.taps", "kernels.depthwise_gradients", "kernels.depthwise", "kernels.tiles"),
         *("kernels", "metrics", "metrics.iou", "metrics.confusion", "metrics.boundary", "metrics.mean"),
         *("metrics.calibration", "metrics.per_image", "metrics.details"),
@@ -87,6 +94,7 @@ FLOORS = (
     ),
     (
         *(
+            "module_arguments",
             "checkpoints",
             "saved_module",
             "last_validation",

@@ -16,7 +16,7 @@ from tests.conftest import noise_config
 from tests.processes import run_program
 from tests.test_module import tiny_data, trainer
 
-MULTIPLIERS = {"head_lr_multiplier": 10.0, "head_bias_lr_multiplier": 20.0}
+MULTIPLIERS: dict[str, Any] = {"head_lr_multiplier": 10.0, "head_bias_lr_multiplier": 20.0}
 
 
 def test_groups_hold_every_parameter_once_with_its_multiplier() -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning import kernels
 from deeplab_lightning.data.classes import moved_class
@@ -55,7 +55,12 @@ class AverageProbabilities(L.Callback):
                 raise UserError(f"{path} cannot be averaged with the first network: {moved}.")
             net = module.net
             refuse_impossible(net, views=self.views, is_averaged=True, engine=self.engine)
-            net.preprocess.max_size = pl_module.net.preprocess.max_size
+            if net.preprocess.max_size != (size := pl_module.net.preprocess.max_size):
+                rank_zero_warn(
+                    f"{path} was evaluated with max_size {net.preprocess.max_size}; here all networks see images "
+                    f"of max_size {size}. In Python, deeplab_lightning.load([...]) keeps the size of each."
+                )
+            net.preprocess.max_size = size
             if pl_module.door.is_open:
                 kernels.speed_up(net)
             nets.append(net.to(weight.device, weight.dtype).eval())

@@ -15,6 +15,7 @@ from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.drawing import panel, viewable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.labels import find_labels
+from deeplab_lightning.models.modes import in_evaluation
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 
@@ -110,12 +111,10 @@ def predict_one(module: SegmentationModule, sample: Sample) -> torch.Tensor:
     Returns:
         (H, W) uint8 train ids on the CPU.
     """
-    was_training = module.training
-    module.eval()
     images = sample.image.as_subclass(torch.Tensor)[None].to(module.device)
     size = (images.shape[-2], images.shape[-1])
-    labels = find_labels(module.door.logits(module, images), images, size, door=module.door)
-    module.train(was_training)
+    with in_evaluation(module):
+        labels = find_labels(module.door.logits(module, images), images, size, door=module.door)
     return labels[0].cpu()
 
 

@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning.checkpoints import (
     CLASSES_KEY,
-    MissingLoss,
     gaps,
     import_problem,
     network_problem,
@@ -28,6 +27,7 @@ from deeplab_lightning.errors import MissingFileError, UserError
 from deeplab_lightning.files import unused_path
 from deeplab_lightning.inference.exported import ExportedFile, ExportedNet, is_exported, read_exported, trust_file
 from deeplab_lightning.module import SegmentationModule
+from deeplab_lightning.module_arguments import MissingLoss
 from deeplab_lightning.runs import ExperimentFolder
 from deeplab_lightning.usage import usage_error
 

@@ -6,12 +6,13 @@ not counted), s output stride. Images are RGB unless `data.image_format` says ot
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from deeplab_lightning.data.classes import IGNORE_INDEX
+from deeplab_lightning.errors import UserError
 
 __all__ = ["IGNORE_INDEX", "Batch", "Sample", "Unreadable", "collate", "collate_by_size", "collate_readable"]
 
@@ -67,6 +68,22 @@ class Batch(NamedTuple):
             return self.num_counted
         assert self.mask is not None
         return _counted(self.mask)
+
+
+def as_batches(found: Any) -> list[Batch]:
+    """Return what a loader yielded as a list of batches; one batch becomes a list of one.
+
+    Raises:
+        UserError: If it is something else, such as a pair of images and masks.
+    """
+    batches = [found] if isinstance(found, Batch) else found
+    if isinstance(batches, list) and all(isinstance(batch, Batch) for batch in batches):
+        return batches
+    parts = f" of {', '.join(type(part).__name__ for part in found)}" if isinstance(found, list | tuple) else ""
+    raise UserError(
+        f"loaders must yield deeplab_lightning.data.Batch, got a {type(found).__name__}{parts}: take "
+        "SegmentationDataModule, or a collate_fn that returns Batch(image, mask, names, sizes)."
+    )
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

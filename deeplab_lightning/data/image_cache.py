@@ -136,7 +136,9 @@ class DecodedDataset(SegmentationDataset):
 
     def _size(self, index: int) -> tuple[int, int]:
         """Read (height, width) of image `index` from its header."""
-        return image_size(self.paths[index]) if self._has_files else self._dataset.open_image(index).size
+        if not self._has_files:
+            return self._dataset.open_image(index).size
+        return image_size(self.paths[index], self._dataset.image_format.channels)
 
     def _pixel_file(self, index: int) -> Path:
         if not self._has_files:

@@ -94,7 +94,7 @@ class ImageFormat:
         """
         if array.dtype.kind not in "buif" or not array.size:
             raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}, but images are arrays of numbers")
-        size, channels = split_shape(array.shape, path)
+        size, channels = split_shape(array.shape, path, self.channels)
         if channels != self.channels and not (channels == 1 and self.channels == 3):
             raise _channel_error(path, channels, self.channels)
         if array.shape[:2] != size:  # (C, H, W)
@@ -149,8 +149,15 @@ def measure_channels(images: Iterable[Tensor]) -> tuple[list[float], list[float]
     return mean.tolist(), np.maximum(std, 1 / 255).tolist()  # a channel without contrast is not blown up
 
 
-def split_shape(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, int], int]:
-    """Return (height, width) and the number of channels of an array: its first or last axis, whichever is shorter.
+def split_shape(shape: tuple[int, ...], path: Path, wanted: int | None = None) -> tuple[tuple[int, int], int]:
+    """Return (height, width) and the number of channels of an array.
+
+    The channels are the last or the first axis: the one of the wanted length, else the shorter one.
+
+    Args:
+        shape: Shape of the array.
+        path: Its file, for messages.
+        wanted: Number of channels that the network takes; None if it is unknown.
 
     Raises:
         ValueError: If it has neither two nor three axes.
@@ -159,7 +166,8 @@ def split_shape(shape: tuple[int, ...], path: Path) -> tuple[tuple[int, int], in
         return (shape[0], shape[1]), 1
     if len(shape) != 3:
         raise UserError(f"{path}: holds an array of shape {shape}, but images are (H, W), (H, W, C) or (C, H, W)")
-    height, width, channels = shape if shape[2] <= shape[0] else (*shape[1:], shape[0])
+    is_last = shape[2] <= shape[0] if wanted not in (shape[0], shape[2]) else shape[2] == wanted
+    height, width, channels = shape if is_last else (*shape[1:], shape[0])
     return (height, width), channels
 
 

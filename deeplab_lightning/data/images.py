@@ -176,7 +176,7 @@ class ArrayFile(ImageSource):
 
     def __init__(self, path: Path, image_format: ImageFormat) -> None:
         self._path, self._format = path, image_format
-        self.size, _ = split_shape(array_shape(path), path)
+        self.size, _ = split_shape(array_shape(path), path, image_format.channels)
 
     def pixels(self, reduction: int = 1) -> Tensor:
         """Read the array as (C, H, W) uint8, in any memory order."""
@@ -234,15 +234,19 @@ def planar(pixels: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.numpy()))
 
 
-def image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path, channels: int | None = None) -> tuple[int, int]:
     """Read the upright (height, width) of an image in pixels from the header of its file.
+
+    Args:
+        path: The file.
+        channels: Number of channels of an array; if None, its shortest axis are the channels.
 
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is not that of an image.
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
-        return split_shape(array_shape(path), path)[0]
+        return split_shape(array_shape(path), path, channels)[0]
     try:
         with Image.open(path) as file:
             return _upright_size(file)
@@ -250,7 +254,7 @@ def image_size(path: Path) -> tuple[int, int]:
         raise MissingFileError(f"{path}: no such image") from error
     except UnidentifiedImageError as error:
         if path.suffix.lower() in TIFF_SUFFIXES:  # Pillow knows few kinds of bands
-            return split_shape(array_shape(path), path)[0]
+            return split_shape(array_shape(path), path, channels)[0]
         raise _decoding_error(path, error) from error
     except _UNREADABLE as error:
         raise _decoding_error(path, error) from error

@@ -1,5 +1,6 @@
 """Average the class probabilities of several networks, and of several views of an image."""
 
+import copy
 import math
 import re
 from collections.abc import Sequence
@@ -127,7 +128,11 @@ class Ensemble(nn.Module):
                 f"{len(nets)} in all, got {list(weights or ())}."
             )
         self.nets, self.views = nn.ModuleList(nets), views
-        self.preprocess, self.num_classes, self.in_channels = first.preprocess, first.num_classes, first.in_channels
+        self.num_classes, self.in_channels = first.num_classes, first.in_channels
+        self.preprocess = first.preprocess
+        if len({net.preprocess.max_size for net in nets}) > 1:  # each shrinks the whole image itself
+            self.preprocess = copy.copy(first.preprocess)
+            self.preprocess.max_size = None
         self.class_names, self.palette = first.class_names, first.palette
 
     def forward(self, images: Tensor) -> Tensor:

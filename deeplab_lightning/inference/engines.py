@@ -98,7 +98,7 @@ class EngineNet(DeepLab):
         super().__init__(net.backbone, net.head, num_classes=net.num_classes, scales=net.scales)
         self.class_names, self.palette = net.class_names, net.palette
         self.preprocess = copy.deepcopy(net.preprocess)
-        self.preprocess.memory_format = torch.contiguous_format  # which the engines take
+        self.preprocess.channels_last = False  # as the engines take images
         self.net, self.engine, self.min_size = net, engine, 2 * net.backbone.strides[-1]
         self.eval()
         part = traceable(_OneScale(net)).eval().float().to(memory_format=torch.contiguous_format)

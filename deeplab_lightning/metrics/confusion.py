@@ -43,7 +43,7 @@ class ConfusionMatrix(PixelCounts):
 
     def update(self, matrices: Tensor) -> None:
         """Add the counts of each image, (B, K, K) int64 from `per_image_confusion`."""
-        self.counts += matrices.sum(dim=0)
+        self.counts = self.counts + matrices.sum(dim=0)
 
     def compute(self) -> Tensor:
         """Return the sum (K, K) int64; rows are truth, columns prediction."""

@@ -26,8 +26,9 @@ class WeightedMean(Metric):
 
     def update(self, value: Tensor, weight: float) -> None:
         """Add a scalar with its weight."""
-        self.total += value.detach() * weight
-        self.weight += weight
+        # Not in place: after a validation, the state is an inference tensor.
+        self.total = self.total + value.detach() * weight
+        self.weight = self.weight + weight
 
     def compute(self) -> Tensor:
         """Return the mean, a scalar."""

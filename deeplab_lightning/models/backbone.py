@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import segmentation_models_pytorch as smp
 import timm
+import torch
 import torchvision
 from timm.data import IMAGENET_INCEPTION_MEAN, IMAGENET_INCEPTION_STD
 from timm.models import adapt_input_conv
@@ -377,7 +378,8 @@ def _adapt_first_layer(backbone: Backbone, in_channels: int) -> None:
     first = next(layers, None)
     if first is None or first.groups != 1:
         raise UserError(f"the first layer of {type(backbone).__name__} takes RGB images only; take another backbone.")
-    first.weight = nn.Parameter(adapt_input_conv(in_channels, first.weight.detach()).to(first.weight.dtype))
+    adapted = adapt_input_conv(in_channels, first.weight.detach()).to(first.weight.dtype)
+    first.weight = nn.Parameter(adapted.clone(memory_format=torch.contiguous_format))  # not a view of other weights
     first.in_channels = backbone.in_channels = in_channels
     backbone.mean, backbone.std = (0.5,) * in_channels, (0.25,) * in_channels
 

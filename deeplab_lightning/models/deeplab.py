@@ -10,6 +10,7 @@ from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.aspp import DEFAULT_ATROUS_RATES, ASPPConcat, ASPPSum, ConvNormReLU, SeparableConv
 from deeplab_lightning.models.backbone import Backbone, build_backbone
 from deeplab_lightning.models.dilation import DilationRule
+from deeplab_lightning.models.modes import in_evaluation
 from deeplab_lightning.models.preprocessing import Preprocessing, image_batch
 from deeplab_lightning.models.saving import HubFolder
 from deeplab_lightning.models.weights import start_from
@@ -118,10 +119,10 @@ class DeepLab(nn.Module, HubFolder):
         Raises:
             ValueError: If the images have another shape or dtype.
         """
-        batch, was_training = image_batch(images, self.in_channels).to(self.preprocess.mean.device), self.training
-        prepared = self.eval().preprocess(batch)
-        logits = self.coarse_logits(prepared)
-        self.train(was_training)
+        batch = image_batch(images, self.in_channels).to(self.preprocess.mean.device)
+        with in_evaluation(self):
+            prepared = self.preprocess(batch)
+            logits = self.coarse_logits(prepared)
         assert isinstance(logits, Tensor)  # in evaluation
         size, prepared_size = ((x.shape[-2], x.shape[-1]) for x in (batch, prepared))
         if prepared_size != size:

@@ -24,7 +24,7 @@ class Preprocessing(nn.Module):
         transforms: Class path of evaluation transforms that are not `EvalTransforms`, and that users have to apply
             themselves; None if there are none.
         image_format: Arguments of the `ImageFormat` of the training images; None for RGB of 8 bits.
-        memory_format: Memory format of the normalised images.
+        channels_last: Whether the normalised images are in channels-last memory.
     """
 
     mean: Tensor  # (C, 1, 1), on the scale of 0-255
@@ -35,7 +35,7 @@ class Preprocessing(nn.Module):
         self.max_size: int | None = None
         self.transforms: str | None = None
         self.image_format: dict[str, Any] | None = None
-        self.memory_format = torch.contiguous_format
+        self.channels_last = False
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, _of_pixels(values), persistent=False)
 
@@ -58,7 +58,8 @@ class Preprocessing(nn.Module):
         """Convert (B, C, H, W) uint8 to float of zero mean and unit deviation."""
         scaled = (images.float() - self.mean) / self.std
         # The dtype of the buffers is that of the network, not float32 with precision bf16-true.
-        return scaled.to(self.mean.dtype).contiguous(memory_format=self.memory_format)
+        memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
+        return scaled.to(self.mean.dtype).contiguous(memory_format=memory_format)
 
 
 def _of_pixels(values: Sequence[float]) -> Tensor:

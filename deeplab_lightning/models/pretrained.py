@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import timm
@@ -154,18 +155,38 @@ def read_class_names(path: Path) -> list[str] | None:
     Returns:
         The names in the order of the scores; None if there are none.
     """
+    table = _beside_weights(path).get("classes")
+    names = table.get("names") if isinstance(table, Mapping) else table
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def read_statistics(path: Path) -> tuple[list[float], list[float]] | None:
+    """Read mean and standard deviation of each channel that stand beside weights, as `read_class_names` does.
+
+    Args:
+        path: File of weights.
+
+    Returns:
+        Values on the scale of 0-1; None if there are none.
+    """
+    content = _beside_weights(path)
+    network = content.get("network", content)
+    if not isinstance(network, Mapping) or not {"mean", "std"} <= set(network):
+        return None
+    return list(network["mean"]), list(network["std"])
+
+
+def _beside_weights(path: Path) -> Mapping[str, Any]:
+    """Return what stands beside weights: the content of a checkpoint, or of the configuration in the folder."""
     if path.suffix == ".safetensors":
         config = path.with_name("config.json")
         content = json.loads(config.read_text()) if config.is_file() else {}
-        names = content.get("classes") if isinstance(content, dict) else None
     else:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # torch's format before 1.6, which has no names either
-            return None
-        table = content.get("classes") if isinstance(content, Mapping) else None
-        names = table.get("names") if isinstance(table, Mapping) else None
-    return [str(name) for name in names] if isinstance(names, list) else None
+        except RuntimeError:  # torch's format before 1.6, which holds tensors alone
+            return {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def _without_tag(name: str) -> str:

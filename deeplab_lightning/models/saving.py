@@ -29,6 +29,13 @@ class HubFolder(PyTorchModelHubMixin):
     preprocess: Preprocessing
     class_names: list[str] | None
     palette: list[list[int]] | None
+    _keywords: tuple[str, ...] = ()
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Self:
+        """Remember which arguments were given by name, for networks that hand `**kwargs` on."""
+        net = super().__new__(cls, *arguments, **keywords)
+        net._keywords = tuple(keywords)
+        return net
 
     def save_pretrained(  # type: ignore[override]
         self, folder: str | Path, *, classes: Sequence[str] | None = None, **options: Any
@@ -151,7 +158,9 @@ def normalize_by(net: HubFolder, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def _argument_names(net: HubFolder) -> list[str]:
-    return [name for name in inspect.signature(type(net).__init__).parameters if name != "self"]
+    parameters = list(inspect.signature(type(net)).parameters.values())
+    named = [p.name for p in parameters if p.kind not in {p.VAR_POSITIONAL, p.VAR_KEYWORD}]
+    return [*named, *(name for name in net._keywords if name not in named)]
 
 
 def _require_class(name: str, config: Path) -> None:

@@ -9,7 +9,8 @@ from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
-from deeplab_lightning.models.pretrained import load_state_dict_file, read_class_names, torch_hub_file
+from deeplab_lightning.models.pretrained import load_state_dict_file, read_class_names, read_statistics, torch_hub_file
+from deeplab_lightning.models.saving import HubFolder, normalize_by
 from deeplab_lightning.models.weight_layouts import LAYOUTS, Layout, State, Translation, recognise_layout
 
 
@@ -41,6 +42,8 @@ def load_weights(
 ) -> LoadReport:
     """Load weights of this or another project into a DeepLab.
 
+    With a checkpoint or a folder of this package, images are normalised as in its training.
+
     Args:
         net: Network of the member, backbone, `dilation` and output stride that the weights were trained with.
         source: Path of a safetensors file or of tensors by name that `torch.save` wrote, URL of such a file, or tensors
@@ -63,7 +66,8 @@ def load_weights(
         FileNotFoundError: If the file does not exist.
         RuntimeError: If a URL cannot be reached within 2 seconds.
     """
-    state = _without_prefixes(source if isinstance(source, Mapping) else load_state_dict_file(_file(source)))
+    file = None if isinstance(source, Mapping) else _file(source)
+    state = _without_prefixes(source if file is None else load_state_dict_file(file))  # type: ignore[arg-type]
     name = recognise_layout(state) if layout == "auto" else layout
     if name not in LAYOUTS:
         raise UserError(f"layout must be one of {', '.join(get_args(Layout))}, got {name!r}.")
@@ -85,6 +89,9 @@ def load_weights(
     if strict:
         _check(report, translation, own, misshapen)
     net.load_state_dict(fitting, strict=False)
+    statistics = read_statistics(file) if file is not None and name == "own" else None
+    if statistics is not None and isinstance(net, HubFolder) and len(statistics[0]) == len(net.backbone.mean):
+        normalize_by(net, *statistics)
     return report
 
 

@@ -35,7 +35,7 @@ def network(name: str) -> DeepLab:
             nn.init.normal_(layer.running_mean, std=0.1)  # type: ignore[arg-type]
             nn.init.uniform_(layer.weight, 0.8, 1.2)
     net = net.to(memory_format=torch.channels_last).eval()
-    net.preprocess.memory_format = torch.channels_last
+    net.preprocess.channels_last = True
     return net
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
+from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES
 from deeplab_lightning.data.cache import content_key
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets.base import (
@@ -25,6 +26,9 @@ from deeplab_lightning.files import read_lines
 
 _MAX_COLORS = 5  # in one message
 _BLANKS = " \t\r"  # other white space may be part of a name
+
+
+_ARRAYS = (ARRAY_SUFFIX, *TIFF_SUFFIXES)  # whose axes are known with the number of channels: a scan compares the sizes
 
 
 class MaskFolderDataset(SegmentationDataset):
@@ -294,7 +298,7 @@ class MaskFolderDataset(SegmentationDataset):
                 except (OSError, ValueError) as error:
                     yield Problem.from_error(error, "Replace the file.", name)
                     continue
-                if sizes[0] != sizes[1]:
+                if sizes[0] != sizes[1] and image.suffix.lower() not in _ARRAYS:
                     yield size_problem(name, image, sizes[0], f"its mask {mask} is", sizes[1])
 
     def _is_below(self, mask: Path) -> bool:
