@@ -15,7 +15,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 import deeplab_lightning
 from deeplab_lightning.data.datamodule import SegmentationDataModule
-from deeplab_lightning.data.scan import scan_dataset
 
 _GIT_SECONDS = 5.0
 
@@ -36,7 +35,7 @@ def describe_data(trainer: L.Trainer) -> dict[str, Any]:
         "num_images": len(datamodule.dataset) + (len(datamodule.val_dataset or ()) if not is_folded else 0),
         "fold": datamodule.fold if is_folded else None,
         "n_folds": datamodule.n_folds if is_folded else None,
-        "data_digest": scan_dataset(datamodule.dataset, is_quiet=True).digest,
+        "data_digest": datamodule.data_digest,
     }
 
 

@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from deeplab_lightning.commands.parsers import compare_parser
-from deeplab_lightning.errors import DataError, MissingFileError
+from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.experiments.aggregate import Epoch
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.comparison_table import (
@@ -42,6 +42,7 @@ def compare(args: list[str]) -> None:
         check_output_file(option, path)
     with tempfile.TemporaryDirectory(prefix="deeplab-") as scratch:
         folders, notes = source_folders(given.sources, Path(scratch))
+        _refuse_twice(folders)
         compare_folders(
             folders,
             epoch=given.epoch,
@@ -96,6 +97,17 @@ def _seeds_of(source: str) -> list[str]:
     """Return the experiments of the seeds in a folder of `kfold --seeds`, or the source itself."""
     seeds = [] if source.startswith(_WANDB) else ExperimentFolder(source).seeds()
     return [str(seed.path) for seed in seeds] or [source]
+
+
+def _refuse_twice(folders: Sequence[Path]) -> None:
+    """Raise an error if a folder is given twice, which would be compared with itself.
+
+    Raises:
+        UserError: If one is, also as a seed of a folder that is given.
+    """
+    places = [folder.resolve() for folder in folders]
+    if twice := next((folder for n, folder in enumerate(folders) if places[n] in places[:n]), None):
+        raise UserError(f"{twice} is given twice, itself or as a part of another folder: give each experiment once.")
 
 
 def _with_baseline(folders: Sequence[Path], name: str) -> list[Path]:

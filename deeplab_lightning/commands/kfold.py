@@ -153,7 +153,14 @@ def _prepare(folder: Path, config: dict[str, Any], folds: list[int], seeds: list
 
 def _print_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
     """Print the mIoU of each seed and how far they differ."""
-    finished = [e for e in experiments if all(e.is_finished(fold) for fold in e.folds)]
+    trained = [[run.name for run in ExperimentFolder(e.folder).runs() if run.result.is_file()] for e in experiments]
+    most = max(trained, key=len)
+    # Seeds of fewer folds have other images, and compare does not pool them.
+    finished = [
+        e
+        for e, folds in zip(experiments, trained, strict=True)
+        if folds == most and all(e.is_finished(fold) for fold in e.folds)
+    ]
     values = [read_cv(experiment.folder).pooled_miou for experiment in finished]
     if len(values) > 1:
         shown = ", ".join(f"{value:.3f}" for value in values)

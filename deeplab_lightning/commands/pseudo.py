@@ -73,7 +73,7 @@ def pseudo(args: list[str]) -> None:
         print(f"left out: {reason}", file=sys.stderr)
     console.print(
         f"Written to {output}. Train on them in every fold, validate on none, and compare:\n"
-        f"deeplab kfold -c ... -c {shlex.quote(str(overlay))} --name {given.experiment.name}-pseudo\n"
+        f"deeplab kfold -c ... -c {shlex.quote(str(overlay))} --name {shlex.quote(f'{given.experiment.name}-pseudo')}\n"
         f"deeplab compare {shlex.quote(str(given.experiment))} ...",
         soft_wrap=True,
         markup=False,

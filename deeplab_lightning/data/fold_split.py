@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import numpy.typing as npt
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from deeplab_lightning.data.classes import ClassTable
@@ -141,17 +142,29 @@ class SplitDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the folds for a checkpoint, so that it validates on the same images wherever it is."""
-        if self.dataset is None or self.split != "folds":
+        if self.dataset is None:
             return {}
-        return {"folds": self._compressed_folds, "fold": self.fold, **self._split_settings}
+        digest = {"data_digest": self.data_digest}
+        if self.split != "folds":
+            return digest
+        return {"folds": self._compressed_folds, "fold": self.fold, **self._split_settings, **digest}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Use the folds of a checkpoint, unless other ones are asked for; say so where images may have been trained on.
 
+        A training that goes on is told if images or labels have changed.
+
         Raises:
             DataError: If images were added to the data set since, or taken away.
         """
-        if self.dataset is None or self.split != "folds" or "folds" not in state_dict:
+        if self.dataset is None:
+            return
+        goes_on = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if goes_on and state_dict.get("data_digest", self.data_digest) != self.data_digest:
+            rank_zero_warn(
+                "images or labels have changed since the checkpoint was written; the training goes on with these."
+            )
+        if self.split != "folds" or "folds" not in state_dict:
             return
         rows = read_csv_text(zlib.decompress(state_dict["folds"]).decode())
         if any(state_dict[key] != value for key, value in self._split_settings.items()):
@@ -174,6 +187,12 @@ class SplitDataModule(L.LightningDataModule):
             self.fold_table = table
         elif self.folds != table.folds:
             rank_zero_warn(f"{self.fold_file} holds other folds than the checkpoint. {MAYBE_TRAINED}")
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Return 12 hexadecimal digits of the images in `dataset` and the pixels of each class in their masks."""
+        assert self.dataset is not None
+        return scan_dataset(self.dataset, is_quiet=True).digest
 
     @property
     def _split_settings(self) -> dict[str, Any]:

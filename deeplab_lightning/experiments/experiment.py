@@ -1,6 +1,7 @@
 """Prepare a K-fold experiment and list the commands that remain to be run."""
 
 import copy
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +15,8 @@ from deeplab_lightning.experiments.jobs import Job
 from deeplab_lightning.experiments.settings import setting_differences, settings_hash
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
+
+_PLACE = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images|masks|annotations)")
 
 if TYPE_CHECKING:
     from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -50,7 +53,7 @@ class Experiment:
 
         Raises:
             DataError: If the data are bad, the split is official, or the folder holds an experiment with other
-                settings.
+                settings, or folds that were trained on other images or labels.
         """
         from deeplab_lightning.data.config import datamodule_from_config  # slow to import
 
@@ -60,13 +63,13 @@ class Experiment:
         config = {**copy.deepcopy(config), "name": folder.name, "ckpt_path": None}
         config["data"]["fold"] = 0
         files = ExperimentFolder(folder)
-        if files.config.is_file():
-            check_same(files.read_config(), config, folder)
+        moved = check_same(files.read_config(), config, folder) if files.config.is_file() else []
         if files.folds.is_file():
             config["data"]["fold_file"] = str(files.folds)
         datamodule = datamodule_from_config(config["data"])
         datamodule.prepare_data()
         datamodule.setup("fit")
+        _check_data(files, datamodule, moved)
         files.write_splits(datamodule.folds_csv(), datamodule.balance_csv())
         config["data"]["fold_file"] = str(files.folds)
         files.write_config(config)
@@ -215,21 +218,56 @@ def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
     """Raise an error if an experiment would continue with other settings; the machine may differ.
 
-    More epochs are no other setting: the folds are trained further.
+    More epochs are no other setting: the folds are trained further. Nor is another place of the data, which has to hold
+    the same images and labels.
+
+    Returns:
+        The places of the data that differ, as clauses.
     """
-    found = setting_differences(then, now)
-    differing = [
-        f"{key}: {_short(before)} then, {_short(after)} now"
-        for key, (before, after) in found.items()
+    found = {
+        key: f"{key}: {_short(before)} then, {_short(after)} now"
+        for key, (before, after) in setting_differences(then, now).items()
         if not (key == "trainer.max_epochs" and _is_more(before, after))
-    ]
-    if differing:
+    }
+    moved = [text for key, text in found.items() if _PLACE.fullmatch(key)]
+    if differing := [text for text in found.values() if text not in moved]:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
             "Resume with the same settings, or choose another --name."
+        )
+    return moved
+
+
+def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", moved: Sequence[str]) -> None:
+    """Raise an error if finished folds were trained on other images or labels than there are now.
+
+    Args:
+        files: The experiment's folder.
+        datamodule: The data.
+        moved: Places of the data that differ from those of the start.
+
+    Raises:
+        DataError: If they were, or the data lie elsewhere and no fold says what it was trained on.
+    """
+    now = datamodule.data_digest
+    digests: dict[str, str] = {}
+    for run in files.runs():
+        with suppress(DataError):
+            if found := (run.read_result() or {}).get("data_digest"):
+                digests[run.name] = str(found)
+    if other := next((name for name, digest in digests.items() if digest != now), None):
+        raise DataError(
+            f"images or labels have changed since {other} of {files.path} was trained (digest {digests[other]} then, "
+            f"{now} now), and its figures cannot be pooled with those of new folds. Restore the data, or choose "
+            "another --name."
+        )
+    if moved and not digests:
+        raise DataError(
+            f"{files.path} was started with data elsewhere ({'; '.join(moved)}), and no fold is finished that says "
+            "what it was trained on. Resume with the same place, or choose another --name."
         )
 
 

@@ -42,8 +42,9 @@ def pool_seeds(
     configs = [read_config(folder) for folder in folders]
     for index, result in enumerate(results):
         for recipe in members:
-            differing = differing_settings(configs[recipe[0]], configs[index])
-            if differing and set(differing) <= set(SEEDS) and _is_same_design(results[recipe[0]], result):
+            # Of each member: a copy of one of them is no further seed.
+            differing = [set(differing_settings(configs[member], configs[index])) for member in recipe]
+            if all(keys and keys <= set(SEEDS) for keys in differing) and _is_same_design(results[recipe[0]], result):
                 recipe.append(index)
                 break
         else:

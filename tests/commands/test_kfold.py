@@ -1,6 +1,7 @@
 """Whole K-fold experiments on tiny data, in this process and in processes of their own."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -84,6 +85,40 @@ def test_finished_folds_are_not_trained_again(
     (reference / "cv.json").unlink()
     main(["kfold", "--aggregate", str(reference)])
     assert (reference / "cv.json").read_text() == cv
+
+
+@pytest.mark.slow
+def test_folds_of_other_labels_are_not_pooled(reference: Path, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
+    runs = tmp_path / "runs"
+    shutil.copytree(reference, runs / "reference")
+    for name in ("result.json", "image_matrices.npz"):
+        (runs / "reference" / "fold_1" / name).unlink()
+    words = ("kfold", "--resume", "--name", "reference", "--output_dir", str(runs), "--in_process")
+    moved = [f"--data.dataset.root={tmp_path / 'copy'}"]
+    done = run_program(*words, *moved, check=True, timeout=600)  # the same data elsewhere
+    assert "1 of 2 folds are finished already" in done.stdout
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    write_mask(tmp_path / "copy" / "masks" / "3.png", mask)
+    (runs / "reference" / "fold_1" / "result.json").unlink()
+    done = run_program(*words, *moved, timeout=600)
+    assert done.returncode == 1
+    assert "images or labels have changed since fold_0" in done.stderr
+    assert not (runs / "reference" / "fold_1" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_a_resumed_training_says_that_labels_have_changed(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
+    words = ["fit", "-c", str(folder / "config.yaml"), "--data.dataset.root", str(tmp_path / "copy")]
+    words += ["--output_dir", str(tmp_path / "runs")]
+    main([*words, "--name", "a", "--trainer.max_epochs", "1"])
+    write_mask(tmp_path / "copy" / "masks" / "3.png", np.zeros((40, 48), dtype=np.uint8))
+    last = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt"
+    done = run_program(*words, "--ckpt_path", str(last), check=True, timeout=600)
+    assert "images or labels have changed since the checkpoint was written" in done.stdout + done.stderr
+    done = run_program(*words, "--ckpt_path", str(last.parents[2] / "a" / "checkpoints" / "last.ckpt"), timeout=600)
+    assert "have changed" not in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -173,6 +208,9 @@ def test_seeds_repeat_all_folds_and_are_compared_as_one_recipe(tmp_path: Path) -
     words = ("kfold", "-c", str(tmp_path / "config.yaml"))
     done = run_program(*words, "--name", "a", "--seeds", "0,7", check=True)
     assert "a: pooled mIoU of 2 seeds" in done.stdout
+    more = run_program(*words, "--name", "a", "--resume", "--seeds", "0,7,9", "--folds", "0", check=True)
+    assert "a: pooled mIoU of 2 seeds" in more.stdout  # the third lacks a fold
+    shutil.rmtree(tmp_path / "runs" / "a" / "seed_9")
     runs = tmp_path / "runs"
     jobs = {
         path.parent.relative_to(runs / "a"): path for path in sorted((runs / "a").glob("seed_*/fold_*/config.yaml"))

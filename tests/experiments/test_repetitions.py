@@ -1,6 +1,7 @@
 """Seeds as repetitions: pooled, shown, and enough for "better"."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 from scipy import stats
 
 from deeplab_lightning.commands.compare import compare
+from deeplab_lightning.experiments.aggregate import aggregate
 from deeplab_lightning.experiments.comparison import compare_experiments
-from deeplab_lightning.experiments.repetitions import over_seeds, recipe_name
+from deeplab_lightning.experiments.repetitions import over_seeds, pool_seeds, recipe_name
 from tests.experiments.test_verdict import Write, images, write  # noqa: F401, the fixture
+from tests.processes import run_program
 
 
 def seeds_of(
@@ -35,6 +38,24 @@ def seeds_of(
         # All networks see the same images: the difficulty of an image is one draw.
         folders.append(write(f"{name}/seed_{seed}", images(right, seed=5), n_folds=n_folds, config=config))
     return folders
+
+
+def test_a_copy_of_an_experiment_is_no_further_seed(write: Write, tmp_path: Path) -> None:  # noqa: F811
+    folders = seeds_of(write, "lite0", [0.90, 0.80])
+    copies = [tmp_path / "copy" / folder.name for folder in folders]
+    for folder, copied in zip(folders, copies, strict=True):
+        shutil.copytree(folder, copied)
+    recipes, pooled = pool_seeds([*folders, *copies], [aggregate(folder) for folder in (*folders, *copies)])
+    assert recipes == [folders, copies]
+    assert pooled[0].pooled_miou == pooled[1].pooled_miou
+
+
+def test_an_experiment_that_is_given_twice_is_refused(write: Write) -> None:  # noqa: F811
+    folders = seeds_of(write, "lite0", [0.90, 0.80])
+    for twice in ([folders[0], folders[0]], [folders[0].parent, folders[1]]):
+        done = run_program("compare", *map(str, twice))
+        assert done.returncode == 1
+        assert "is given twice" in done.stderr
 
 
 def test_seeds_are_one_recipe_and_their_spread_is_said(write: Write) -> None:  # noqa: F811
