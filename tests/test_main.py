@@ -397,6 +397,8 @@ def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path:
     assert sorted(path.name for path in (tmp_path.with_name(f"{tmp_path.name}-out")).rglob("*.*")) == [
         *("a.jpg", "a.png", "d.jpg", "d.png", "predictions.csv")
     ]
+    table = tmp_path.with_name(f"{tmp_path.name}-out") / "predictions.csv"
+    assert [Path(row["image"]).name for row in read_csv(table)] == ["a.jpg", "d.png"]  # no file that does not exist
 
 
 @pytest.mark.slow

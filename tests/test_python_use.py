@@ -243,3 +243,9 @@ def test_a_validation_loader_of_one_size_may_yield_batches(tmp_path: Path) -> No
     used = trainer(tmp_path)
     used.fit(SegmentationModule(tiny_net()), loader, loader)
     assert 0 <= float(used.callback_metrics["val/miou"]) <= 1
+
+
+def test_a_tilde_in_a_path_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    dataset = MaskFolderDataset(f"~/{folder.name}", "images", masks="masks", classes=table())
+    assert len(dataset) == 10

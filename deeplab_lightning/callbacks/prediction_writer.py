@@ -63,8 +63,9 @@ class PredictionWriter(L.Callback):
         if self._coco_file is not None and self._coco_file == self._csv_file:
             raise UserError(f"--coco and --csv must be two files, got {wanted.csv} for both.")
         has = {"overlay": wanted.overlays, "confidence": wanted.confidence, "probabilities": wanted.probabilities}
+        self._kinds = ["mask", *(kind for kind, is_written in has.items() if is_written)]
         if trainer.is_global_zero:
-            self._files.begin(self._stems, ["mask", *(kind for kind, is_written in has.items() if is_written)])
+            self._files.begin(self._stems, self._kinds)
         kinds: dict[str | None, Any] = {None: None, "npz": "float16", "uint8": "uint8"}
         temperature = 1.0 if wanted.temperature is None else read_temperature(wanted.temperature)
         pl_module.wanted = Wanted(wanted.confidence, kinds[wanted.probabilities], temperature)  # type: ignore[assignment]
@@ -151,6 +152,10 @@ class PredictionWriter(L.Callback):
             for path in filter(None, (self._coco_file, self._csv_file, *videos)):
                 console.print(f"written:  {path}", markup=False, soft_wrap=True)
         if unreadable:
+            missing = {item.name for item in unreadable}
+            if trainer.is_global_zero:
+                read = {name: stem for name, stem in self._stems.items() if name not in missing}
+                self._files.begin(read, self._kinds)
             reasons = "\n".join(item.reason for item in sorted(unreadable))
             raise DataError(f"{len(unreadable)} of {len(self._stems)} images could not be read:\n{reasons}")
 

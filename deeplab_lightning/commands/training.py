@@ -335,23 +335,31 @@ class DeepLabCLI(LightningCLI):
             super()._run_subcommand(self._command)
         except SIGTERMException:  # Lightning would end with status 0
             self._end_after_sigterm()
+        except SystemExit as ending:
+            if not isinstance(ending.__context__, KeyboardInterrupt):
+                raise
+            self._end_after(signal.SIGINT)  # Lightning ends with status 1, and does not say how to go on
         except Exception:
             if any(stop.received for stop in self._stops()):  # its reading processes, or other ranks, ended first
                 self._end_after_sigterm()
             raise
 
     def _end_after_sigterm(self) -> NoReturn:
-        """End with the status of a process that SIGTERM ended, and say how to go on."""
+        """End after SIGTERM, or after the signal of a time limit."""
+        if self.trainer.is_global_zero and any(stop.is_limit for stop in self._stops()):
+            print("stopped by the time limit; the job is put into the queue again.", file=sys.stderr, flush=True)
+            requeue(os.environ["SLURM_JOB_ID"])  # which ends this process
+        self._end_after(signal.SIGTERM)
+
+    def _end_after(self, number: signal.Signals) -> NoReturn:
+        """End with the status of a process that a signal ended, and say how to go on."""
         if not self.trainer.is_global_zero:
             sys.exit(0)  # another status makes Lightning kill the first process
         last = RunFolder(self.trainer.default_root_dir).last
         is_resumable = self._command == "fit" and last.is_file()
         advice = f" To continue: deeplab fit --ckpt_path {shlex.quote(str(last))}" if is_resumable else ""
-        if any(stop.is_limit for stop in self._stops()):
-            print("stopped by the time limit; the job is put into the queue again.", file=sys.stderr, flush=True)
-            requeue(os.environ["SLURM_JOB_ID"])  # which ends this process
-        print(f"stopped by SIGTERM.{advice}", file=sys.stderr)
-        sys.exit(128 + signal.SIGTERM)
+        print(f"stopped by {number.name}.{advice}", file=sys.stderr)
+        sys.exit(128 + number)
 
     def _stops(self) -> list[StopOnSigterm]:
         callbacks: list[L.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -282,6 +282,27 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
     assert not RunFolder(last.parents[1]).result.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_ctrl_c_says_how_to_go_on(folder: Path, devices: int) -> None:
+    name = f"interrupted-{devices}"
+    words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500"]
+    process = start(folder, *words, *(["--trainer.strategy", "ddp"] if devices > 1 else []))
+    last = folder / "runs" / name / "checkpoints" / "last.ckpt"
+    while not last.is_file() and process.poll() is None:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    try:
+        _, stderr = process.communicate(timeout=90)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == 128 + signal.SIGINT, stderr
+    assert f"stopped by SIGINT. To continue: deeplab fit --ckpt_path {last}" in stderr
+    assert "Traceback" not in stderr
+    assert is_whole(last)
+
+
 @pytest.fixture
 def plain_torch() -> Iterator[None]:
     yield

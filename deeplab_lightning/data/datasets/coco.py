@@ -103,8 +103,8 @@ class CocoDataset(SegmentationDataset):
         on_error: OnError = "raise",
     ) -> None:
         super().__init__(on_error)
-        self.json_path = Path(annotations)
-        self.image_folder = Path(images) if images is not None else self.json_path.parent
+        self.json_path = Path(annotations).expanduser()
+        self.image_folder = Path(images).expanduser() if images is not None else self.json_path.parent
         if self.image_folder.exists() and not self.image_folder.is_dir():
             raise MissingFileError(f"{self.image_folder.absolute()} is a file. Set images to the folder of the images.")
         if not self.image_folder.is_dir():

@@ -72,7 +72,8 @@ class MaskFolderDataset(SegmentationDataset):
     ) -> None:
         super().__init__(on_error)
         self.classes = classes
-        self.root, self.images, self.masks = Path(root), Path(root) / images, Path(root) / masks
+        self.root = Path(root).expanduser()
+        self.images, self.masks = self.root / Path(images).expanduser(), self.root / Path(masks).expanduser()
         for folder in (self.images, self.masks):
             if not folder.is_dir():
                 found = f"{folder.absolute()} is a file, not a folder" if folder.exists() else None
@@ -83,7 +84,7 @@ class MaskFolderDataset(SegmentationDataset):
         self.image_suffix, self.mask_suffix = image_suffix, mask_suffix
         self._image_index = FolderIndex(self.images)
         self._mask_index = self._image_index if self.masks == self.images else FolderIndex(self.masks)
-        self.list_file = Path(root) / list_file if list_file else None
+        self.list_file = self.root / Path(list_file).expanduser() if list_file else None
         pairs = self._found() if self.list_file is None else self._listed(self.list_file)
         rows = sorted(pairs)
         if not rows:
