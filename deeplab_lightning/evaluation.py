@@ -15,6 +15,7 @@ from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
 from deeplab_lightning.labels import Postprocess, find_in_tiles, find_labels
 from deeplab_lightning.last_validation import may_be_last
+from deeplab_lightning.losses.sum import compute_loss
 from deeplab_lightning.metrics.boundary import BoundaryCounts
 from deeplab_lightning.metrics.calibration import ConfidenceCounts
 from deeplab_lightning.metrics.confusion import ConfusionMatrix, per_image_confusion
@@ -145,8 +146,8 @@ class EvaluatedModule(SavedModule):
         if is_void:  # of all outputs, since DDP expects a gradient of every parameter
             others = [*(logits for _, logits in output.auxiliary), *self.loss.parameters()]
             return sum((values.sum() * 0.0 for values in others), output.logits.sum() * 0.0)
-        auxiliary = [weight * self.loss(logits, mask) for weight, logits in output.auxiliary]
-        return sum(auxiliary, self.loss(output.logits, mask))
+        auxiliary = [weight * compute_loss(self.loss, logits, mask) for weight, logits in output.auxiliary]
+        return sum(auxiliary, compute_loss(self.loss, output.logits, mask))
 
     def _log_metrics(self, stage: str) -> None:
         confusion = self.confusion[stage]

@@ -2,9 +2,24 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from deeplab_lightning.errors import UserError
+
+
+def compute_loss(loss: nn.Module, logits: Tensor, mask: Tensor) -> Tensor:
+    """Compute a loss; one of another package gets float32, since few of them take the bf16 or fp16 of autocast.
+
+    Args:
+        loss: Module of (logits, mask) -> scalar.
+        logits: (B, K, H, W) float of any precision.
+        mask: (B, H, W) int64.
+    """
+    is_own = type(loss).__module__.startswith("deeplab_lightning.")
+    is_low = not is_own and logits.dtype in {torch.bfloat16, torch.float16}
+    value: Tensor = loss(logits.float() if is_low else logits, mask)
+    return value
 
 
 class SumLoss(nn.Module):
@@ -28,6 +43,6 @@ class SumLoss(nn.Module):
     def forward(self, logits: Tensor, mask: Tensor) -> Tensor:
         """Compute the sum for logits (B, K, H, W) and a mask (B, H, W) int64."""
         weights = self.weights or [1.0] * len(self.losses)
-        terms = [weight * loss(logits, mask) for weight, loss in zip(weights, self.losses, strict=True)]
+        terms = [weight * compute_loss(loss, logits, mask) for weight, loss in zip(weights, self.losses, strict=True)]
         total: Tensor = sum(terms[1:], terms[0])
         return total

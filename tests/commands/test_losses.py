@@ -44,6 +44,14 @@ def test_every_overlay_trains_and_evaluates(folder: Path, overlay: Path) -> None
 
 
 @pytest.mark.slow
+def test_losses_of_other_packages_train_in_bf16(folder: Path) -> None:
+    overlay = OVERLAYS[0].with_name("ce_lovasz.yaml")
+    words = ["--trainer.precision", "bf16-mixed", "--name", "bf16"]
+    done = run_program("fit", "-c", str(folder / "config.yaml"), "-c", str(overlay), *words)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
 def test_averaged_weights_go_with_class_weights(folder: Path) -> None:
     """The rule's weights were a buffer that the average's copy had not: sizes differed at the first step."""
     overlays = [OVERLAYS[0].parents[1] / "trainer" / "ema.yaml", OVERLAYS[0].with_name("class_weights.yaml")]
