@@ -161,6 +161,13 @@ def saved_arguments(
         if name not in given:
             warnings.warn(f"{path} {text}.", stacklevel=3)
     arguments |= build_arguments(path, buildable, owners)
+    for name, owner in owners.items():
+        if name not in {*arguments, *given, *saved} and not owner.__module__.startswith("deeplab_lightning."):
+            warnings.warn(
+                f"{path} does not hold the argument {name} of {kind.__name__}, which has its default now: give it, or "
+                "keep it in an attribute of this name.",
+                stacklevel=3,
+            )
     if missing := [name for name in required_arguments(kind) if name not in {*arguments, *given}]:
         raise UserError(
             f"{path} does not hold the argument {missing[0]} of {kind.__name__}: give it by load_from_checkpoint(path, "
@@ -235,6 +242,15 @@ def saved_split(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     state = checkpoint.get(SegmentationDataModule.__qualname__, {})  # where Lightning keeps the datamodule's state
     return {key: state[key] for key in SPLIT_KEYS if key in state}
+
+
+def saved_digest(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the digest of the data that a checkpoint was trained on; None if it holds none.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+    """
+    return (checkpoint.get(SegmentationDataModule.__qualname__) or {}).get("data_digest")
 
 
 def uncompiled(net: Any) -> Any:

@@ -144,7 +144,8 @@ class EvaluatedModule(SavedModule):
     def _total_loss(self, output: TrainingLogits, mask: Tensor, *, is_void: bool) -> Tensor:
         """Add up the loss and the auxiliary losses; 0 if the mask is void, where many losses fail or return nan."""
         if is_void:  # of all outputs, since DDP expects a gradient of every parameter
-            others = [*(logits for _, logits in output.auxiliary), *self.loss.parameters()]
+            of_loss = (parameter for parameter in self.loss.parameters() if parameter.requires_grad)
+            others = [*(logits for _, logits in output.auxiliary), *of_loss]
             return sum((values.sum() * 0.0 for values in others), output.logits.sum() * 0.0)
         auxiliary = [weight * compute_loss(self.loss, logits, mask) for weight, logits in output.auxiliary]
         return sum(auxiliary, compute_loss(self.loss, output.logits, mask))

@@ -5,7 +5,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from deeplab_lightning import kernels
-from deeplab_lightning.data.batch import Batch, Unreadable, as_batches
+from deeplab_lightning.data.batch import Batch, Unreadable, loader_error
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.evaluation import EvaluatedModule
@@ -144,7 +144,8 @@ class SegmentationModule(EvaluatedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute and log the loss of one batch."""
-        as_batches(batch)  # stops at other kinds
+        if not isinstance(batch, Batch):
+            raise loader_error(batch)
         loss, _ = self.compute_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch.image), on_step=True, prog_bar=True)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -189,7 +190,7 @@ class SegmentationModule(EvaluatedModule):
             head_lr_multiplier=self.head_lr_multiplier,
             head_bias_lr_multiplier=self.head_bias_lr_multiplier,
             backbone_lr_decay=self.backbone_lr_decay,
-            loss=self.loss,
+            loss=self.loss if self.trains_loss else None,
         )
         optimizer = self.optimizer_factory(groups)
         factor = batch_size_factor(self.base_batch_size, self._trainer)

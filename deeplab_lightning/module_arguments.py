@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.models.backbone import without_pretrained
 from deeplab_lightning.models.saving import network_arguments, unknown_arguments
+from deeplab_lightning.optimizers import default_optimizer
 
 TRAINING_PARTS = ("optimizer", "lr_scheduler")
 """Arguments that only a training needs, besides the loss."""
@@ -49,8 +51,11 @@ def arguments_of(module: Any) -> dict[str, Any]:
     """Return the arguments of a module that was built in Python, as far as its objects tell them."""
     net = getattr(module.net, "_orig_mod", module.net)
     values = {name: getattr(module, name, None) for name in owners_of(type(module))}
-    arguments: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, bool | int | float | str)}
-    if optimizer := _factory_description(module.optimizer_factory):
+    kinds = (bool, int, float, str, list, dict)
+    arguments: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, kinds) and _is_json(v)}
+    if module.optimizer_factory is default_optimizer:
+        arguments["optimizer"] = None
+    elif optimizer := _factory_description(module.optimizer_factory):
         arguments["optimizer"] = optimizer
     if module.scheduler_factory is None:
         arguments["lr_scheduler"] = None
@@ -76,19 +81,27 @@ def _description(part: object) -> dict[str, Any] | None:
 
 def _factory_description(factory: Any) -> dict[str, Any] | str | None:
     """Describe a class, `functools.partial` of one with plain arguments, or a function of a module; None for others."""
-    arguments = {}
-    if isinstance(factory, partial) and not factory.args:
-        arguments, factory = factory.keywords, factory.func
+    arguments: dict[str, Any] = {}
+    if isinstance(factory, partial):
+        arguments, called = factory.keywords, [factory.func, *factory.args]
+        if factory.func.__module__.startswith("jsonargparse."):  # of a checkpoint that was loaded
+            called = [thing for thing in called if isinstance(thing, type)]
+        factory = called[0] if len(called) == 1 else None
     path = class_path_of(factory)
-    if path.startswith("__main__.") or "<" in path or not hasattr(factory, "__qualname__"):
-        return None
-    try:
-        plain = json.loads(json.dumps(arguments))
-    except TypeError:
+    if path.startswith("__main__.") or "<" in path or not _is_json(arguments):
         return None
     if isinstance(factory, type):
-        return {"class_path": path, "init_args": plain}
-    return None if plain else path
+        return {"class_path": path, "init_args": json.loads(json.dumps(arguments))}
+    return path if inspect.isfunction(factory) and not arguments else None
+
+
+def _is_json(value: object) -> bool:
+    """Check whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _plain(value: object) -> Any:
@@ -157,7 +170,8 @@ def _build(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
     others = {name for name in inspect.signature(kind).parameters if name not in values}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "module", skip=others, instantiate=False, fail_untyped=False)
-    built = parser.instantiate(parser.parse_object({"module": dict(values)}))
+    with without_pretrained():
+        built = parser.instantiate(parser.parse_object({"module": dict(values)}))
     return {name: built["module"][name] for name in values}
 
 

@@ -43,7 +43,7 @@ def parameter_groups(
         head_bias_lr_multiplier: Learning rate of the head's biases, as a multiple of the backbone's.
         backbone_lr_decay: Learning rate of each stage of the backbone, as a multiple of the next stage's; the last one
             has the backbone's. 1 trains all stages alike.
-        loss: Loss; parameters of its own have the rate of the head's weights, and no weight decay.
+        loss: Loss; trainable parameters of its own have the rate of the head's weights, and no weight decay.
 
     Returns:
         Groups with `params`, `name`, `lr_multiplier` and, where decay is off, `weight_decay: 0`.
@@ -83,7 +83,8 @@ def parameter_groups(
         if parameters:
             groups.append(group)
     in_net = {id(parameter) for parameter in net.parameters()}
-    if of_loss := [parameter for parameter in (loss.parameters() if loss else ()) if id(parameter) not in in_net]:
+    trained = [parameter for parameter in (loss.parameters() if loss else ()) if parameter.requires_grad]
+    if of_loss := [parameter for parameter in trained if id(parameter) not in in_net]:
         groups.append({"params": of_loss, "name": "loss", "lr_multiplier": head_lr_multiplier, "weight_decay": 0.0})
     return groups
 

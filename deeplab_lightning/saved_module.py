@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from deeplab_lightning.checkpoints import (
@@ -33,6 +34,8 @@ class SavedModule(L.LightningModule):
 
     net: DeepLab
     loss: nn.Module
+    trains_loss = True
+    """Whether parameters of the loss are trained."""
     config: dict[str, Any] | None = None
     """The resolved configuration, set by the command line and stored in checkpoints."""
 
@@ -61,6 +64,12 @@ class SavedModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Prepare images as in the training of the checkpoint, except for what the trainer's data say."""
         restore(self, checkpoint, has_transforms=self._eval_transforms is not None)
+        groups = [group for state in checkpoint.get("optimizer_states", []) for group in state.get("param_groups", [])]
+        goes_on = self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
+        of_loss = any(parameter.requires_grad for parameter in self.loss.parameters())
+        if goes_on and of_loss and groups and "loss" not in {group.get("name") for group in groups}:
+            self.trains_loss = False
+            rank_zero_warn("the checkpoint's training did not train the parameters of its loss, and goes on without.")
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

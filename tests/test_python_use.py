@@ -42,9 +42,9 @@ class OwnLoss(nn.Module):
 
 
 class OwnModule(SegmentationModule):
-    def __init__(self, net, beta=0.3, **others) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, net, beta=0.3, widths=(), unkept=None, **others) -> None:  # type: ignore[no-untyped-def]
         super().__init__(net, **others)
-        self.beta = beta
+        self.beta, self.widths = beta, widths
 
 
 class NarrowModule(SegmentationModule):
@@ -74,8 +74,8 @@ def tiny_data(folder: Path, **options: Any) -> SegmentationDataModule:
 
 def trainer(folder: Path, **options: Any) -> L.Trainer:
     return L.Trainer(
-        accelerator="cpu", max_steps=2, limit_val_batches=1, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
+        accelerator="cpu", limit_train_batches=1, limit_val_batches=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **{"max_epochs": 1, **options},
     )  # fmt: skip
 
 
@@ -104,8 +104,27 @@ def test_a_checkpoint_goes_on_with_its_own_optimizer_and_schedule(folder: Path, 
     assert again.optimizers[0].defaults["weight_decay"] == 0.02
 
 
-def test_an_optimizer_that_a_checkpoint_cannot_hold_refuses_to_train(folder: Path, tmp_path: Path) -> None:
-    module = SegmentationModule(tiny_net(), optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1), classes=table())
+def test_optimizers_are_kept_over_generations(folder: Path, tmp_path: Path) -> None:
+    kinds = {"default": None, "own": partial(torch.optim.AdamW, lr=1e-3, betas=(0.8, 0.9))}
+    for name, optimizer in kinds.items():
+        trained(SegmentationModule(tiny_net(), optimizer=optimizer, classes=table()), folder, tmp_path / f"{name}0")
+        for number in range(2):
+            module = SegmentationModule.load_from_checkpoint(tmp_path / f"{name}{number}")
+            used = trained(module, folder, tmp_path / f"{name}{number + 1}")
+        assert type(used.optimizers[0]) is (torch.optim.SGD if optimizer is None else torch.optim.AdamW)
+        assert optimizer is None or tuple(used.optimizers[0].defaults["betas"]) == (0.8, 0.9)
+
+
+class Maker:
+    def build(self, groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [lambda groups: torch.optim.SGD(groups, lr=0.1), Maker().build])
+def test_an_optimizer_that_a_checkpoint_cannot_hold_refuses_to_train(
+    folder: Path, tmp_path: Path, optimizer: Any
+) -> None:
+    module = SegmentationModule(tiny_net(), optimizer=optimizer, classes=table())
     trained(module, folder, tmp_path / "a")
     loaded = SegmentationModule.load_from_checkpoint(tmp_path / "a")
     with pytest.raises(UserError, match="does not hold its optimizer .*: give it to train"):
@@ -121,6 +140,23 @@ def test_parameters_of_a_loss_are_trained(folder: Path, tmp_path: Path) -> None:
     assert [group["name"] for group in used.optimizers[0].param_groups][-1] == "loss"
 
 
+def test_a_training_that_left_the_loss_alone_goes_on_so(folder: Path, tmp_path: Path) -> None:
+    module = SegmentationModule(tiny_net(), OwnLoss(), classes=table())
+    module.trains_loss = False  # as before its parameters were trained
+    trained(module, folder, tmp_path / "a")
+    again = SegmentationModule(tiny_net(), OwnLoss(), classes=table())
+    used = trainer(tmp_path, max_epochs=2)
+    with pytest.warns(UserWarning, match="did not train the parameters of its loss"):
+        used.fit(again, tiny_data(folder), ckpt_path=tmp_path / "a")
+    assert float(again.loss.log_variance.detach()) == 0.5  # type: ignore[operator]
+
+
+def test_frozen_parameters_of_a_loss_have_no_group(folder: Path, tmp_path: Path) -> None:
+    loss = OwnLoss().requires_grad_(False)
+    used = trained(SegmentationModule(tiny_net(), loss, classes=table()), folder, tmp_path / "a")
+    assert "loss" not in {group["name"] for group in used.optimizers[0].param_groups}
+
+
 @pytest.mark.parametrize("of_module", [False, True], ids=["net", "module"])
 def test_predict_leaves_each_layer_in_its_mode(of_module: bool) -> None:
     module = SegmentationModule(tiny_net()).train()
@@ -132,9 +168,11 @@ def test_predict_leaves_each_layer_in_its_mode(of_module: bool) -> None:
 
 
 def test_subclasses_load_their_checkpoints(folder: Path, tmp_path: Path) -> None:
-    own = OwnModule(tiny_net(), beta=0.7, classes=table(), channels_last=False, head_lr_multiplier=3.0)
+    own = OwnModule(tiny_net(), 0.7, [4], 5, classes=table(), channels_last=False, head_lr_multiplier=3.0)
     trained(own, folder, tmp_path / "a")
-    loaded = OwnModule.load_from_checkpoint(tmp_path / "a")
+    with pytest.warns(UserWarning, match="does not hold the argument unkept of OwnModule"):
+        loaded = OwnModule.load_from_checkpoint(tmp_path / "a")
+    assert list(loaded.widths) == [4]
     assert (loaded.beta, loaded.head_lr_multiplier, loaded.channels_last) == (0.7, 3.0, False)
     assert loaded.classes == own.classes
     plain = SegmentationModule.load_from_checkpoint(tmp_path / "a")
@@ -165,6 +203,8 @@ def test_each_network_of_an_ensemble_sees_images_of_its_own_size(folder: Path, t
     for order in (paths, paths[::-1]):
         found = load(order, device="cpu").predict(image).probabilities
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match="evaluated at different max_size"):
+        load(paths, device="cpu").predict(image, tile=64)
 
 
 @pytest.mark.parametrize("channels", [2, 4])

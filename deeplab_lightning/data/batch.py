@@ -77,10 +77,15 @@ def as_batches(found: Any) -> list[Batch]:
         UserError: If it is something else, such as a pair of images and masks.
     """
     batches = [found] if isinstance(found, Batch) else found
-    if isinstance(batches, list) and all(isinstance(batch, Batch) for batch in batches):
-        return batches
+    if isinstance(batches, list | tuple) and all(isinstance(batch, Batch) for batch in batches):
+        return list(batches)
+    raise loader_error(found)
+
+
+def loader_error(found: Any) -> UserError:
+    """Describe what a loader yielded instead of batches."""
     parts = f" of {', '.join(type(part).__name__ for part in found)}" if isinstance(found, list | tuple) else ""
-    raise UserError(
+    return UserError(
         f"loaders must yield deeplab_lightning.data.Batch, got a {type(found).__name__}{parts}: take "
         "SegmentationDataModule, or a collate_fn that returns Batch(image, mask, names, sizes)."
     )

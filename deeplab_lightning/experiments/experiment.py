@@ -218,11 +218,11 @@ def fold_list(chosen: Sequence[int] | None, n_folds: int) -> list[int]:
     return sorted(set(chosen))
 
 
-def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> list[str]:
+def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path, *, may_move: bool = True) -> list[str]:
     """Raise an error if an experiment would continue with other settings; the machine may differ.
 
-    More epochs are no other setting: the folds are trained further. Nor is another place of the data, which has to hold
-    the same images and labels.
+    More epochs are no other setting: the folds are trained further. Nor is another place of the data, which
+    `prepare` compares by their digest, unless `may_move` is false.
 
     Returns:
         The places of the data that differ, as clauses.
@@ -232,7 +232,7 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> list[
         for key, (before, after) in setting_differences(then, now).items()
         if not (key == "trainer.max_epochs" and _is_more(before, after))
     }
-    moved = [text for key, text in found.items() if _PLACE.fullmatch(key)]
+    moved = [text for key, text in found.items() if may_move and _PLACE.fullmatch(key)]
     if differing := [text for text in found.values() if text not in moved]:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
@@ -242,7 +242,7 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path) -> list[
 
 
 def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", moved: Sequence[str]) -> None:
-    """Raise an error if finished folds were trained on other images or labels than there are now.
+    """Raise an error if folds were trained on other images or labels than there are now, by the digest of each.
 
     Args:
         files: The experiment's folder.
@@ -252,11 +252,17 @@ def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", m
     Raises:
         DataError: If they were, or the data lie elsewhere and no fold says what it was trained on.
     """
+    from deeplab_lightning.checkpoints import read_checkpoint, saved_digest  # slow to import
+
     now = datamodule.data_digest
     digests: dict[str, str] = {}
     for run in files.runs():
         with suppress(DataError):
-            if found := (run.read_result() or {}).get("data_digest"):
+            found = (run.read_result() or {}).get("data_digest")
+            if found is None and run.last.is_file():
+                with suppress(UserError):  # a damaged one is met later
+                    found = saved_digest(read_checkpoint(run.last))
+            if found:
                 digests[run.name] = str(found)
     if other := next((name for name, digest in digests.items() if digest != now), None):
         raise DataError(
@@ -266,8 +272,8 @@ def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", m
         )
     if moved and not digests:
         raise DataError(
-            f"{files.path} was started with data elsewhere ({'; '.join(moved)}), and no fold is finished that says "
-            "what it was trained on. Resume with the same place, or choose another --name."
+            f"{files.path} was started with data elsewhere ({'; '.join(moved)}), and no fold "
+            "says what it was trained on. Resume with the same place, or choose another --name."
         )
 
 

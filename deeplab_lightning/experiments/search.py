@@ -84,7 +84,7 @@ class Search:
             own._write()
             return own
         found = cls.read(folder)
-        check_same(files.read_config(), config, folder)
+        check_same(files.read_config(), config, folder, may_move=False)
         for key in ("parameters", "min_epochs", "max_epochs"):
             if getattr(found, key) != getattr(own, key):
                 raise DataError(f"{folder} was started with other {key}. Take the same ones, or choose another --name.")

@@ -150,7 +150,7 @@ class Model:
     @torch.no_grad()
     def probabilities(self, image: Tensor, *, tiles: Tiles | None = None) -> Tensor:
         """Compute the probabilities (K, H, W) float32 of one image (C, H, W) uint8, on the model's device."""
-        net = self.net if tiles is None else Tiled(self.net, tiles)
+        net = self.net if tiles is None else self._tiled(tiles)
         return self._at_own_size(image, lambda shrunk: net(shrunk).exp())
 
     @property
@@ -165,10 +165,25 @@ class Model:
         def compute(part: Tensor) -> Tensor:
             return self.net.of_view(part, view)
 
-        tiled = None if tiles is None else Tiled(self.net, tiles)
+        tiled = None if tiles is None else self._tiled(tiles)
         return self._at_own_size(
             image, lambda x: compute(x) if tiled is None or tiled.is_whole(x) else tiled.assembled(x, compute).exp()
         )
+
+    def _tiled(self, tiles: Tiles) -> Tiled:
+        """Return the networks in tiles.
+
+        Raises:
+            UserError: If they were evaluated at different sizes, so that one tile would have to be of several.
+        """
+        nets: Any = self.net.nets
+        sizes = {net.preprocess.max_size for net in nets}
+        if len(sizes) > 1:
+            raise UserError(
+                f"networks that were evaluated at different max_size ({', '.join(sorted(map(str, sizes)))}) cannot be "
+                "averaged in tiles; predict whole pictures, or average networks of one size."
+            )
+        return Tiled(self.net, tiles)
 
     def _at_own_size(self, image: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
         """Compute (K, H, W) of an image at its own size by a function of the shrunk images (1, C, h, w)."""
@@ -184,7 +199,7 @@ class Model:
         size = (image.shape[-2], image.shape[-1])
         pixels = image.permute(1, 2, 0).numpy()
         shrunk = self.net.preprocess.shrink(image[None]).to(self.device)
-        net = self.net if tiles is None else Tiled(self.net, tiles)
+        net = self.net if tiles is None else self._tiled(tiles)
         if isinstance(net, Tiled) and not net.is_whole(shrunk) and not keeps_probabilities:
             mask = find_in_tiles(net, shrunk, size, door=Door())[0].cpu().numpy()
             return Prediction(pixels, mask if regions is None else regions.filtered(mask), None, self.classes)

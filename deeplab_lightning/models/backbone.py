@@ -2,6 +2,9 @@
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, cast
 
 import segmentation_models_pytorch as smp
@@ -48,6 +51,8 @@ TAGS = {  # timm model -> its weights; timm's own default may change with its ve
     **{"convnext_tiny": "in12k_ft_in1k", "regnety_032": "ra_in1k", "densenet121": "ra_in1k", "xception65": "ra3_in1k"},
 }
 """Weights of the backbones that the documentation names, as timm tags them."""
+
+_IS_REBUILDING = ContextVar("_IS_REBUILDING", default=False)
 
 
 class Backbone(nn.Module):
@@ -340,10 +345,21 @@ def build_backbone(
         raise UserError(f"output_stride must be 8, 16 or 32, got {output_stride}.")
     if in_channels < 1:
         raise UserError(f"in_channels must be at least 1, got {in_channels}.")
+    pretrained = pretrained and not _IS_REBUILDING.get()
     backbone = _rgb_backbone(name, output_stride=output_stride, pretrained=pretrained, dilation=dilation)
     if in_channels != backbone.in_channels:
         _adapt_first_layer(backbone, in_channels)
     return backbone
+
+
+@contextmanager
+def without_pretrained() -> Iterator[None]:
+    """Build backbones without ImageNet weights, whatever their arguments say, since other weights follow."""
+    token = _IS_REBUILDING.set(True)
+    try:
+        yield
+    finally:
+        _IS_REBUILDING.reset(token)
 
 
 def _rgb_backbone(name: str, *, output_stride: int, pretrained: bool, dilation: DilationRule) -> Backbone:

@@ -56,6 +56,10 @@ class HubFolder(PyTorchModelHubMixin):
         num_classes, names = getattr(self, "num_classes", None), self.class_names if classes is None else list(classes)
         if names is not None and len(names) != num_classes:
             raise UserError(f"classes must hold {num_classes} names, one per class, got {len(names)}.")
+        if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(type(self)).parameters.values()):
+            raise UserError(
+                f"{type(self).__name__} takes **kwargs: name all its arguments, so that they can be read back."
+            )
         if missing := unknown_arguments(self):
             raise UserError(
                 f"{type(self).__name__} was built from {', '.join(missing)}, which config.json cannot hold; save a "
