@@ -18,6 +18,7 @@ from deeplab_lightning.losses import known_weights
 from deeplab_lightning.models.saving import (
     NO_PRETRAINED,
     describe_use,
+    uncompiled,
     unknown_arguments,
 )
 from deeplab_lightning.module_arguments import (
@@ -161,19 +162,28 @@ def saved_arguments(
         if name not in given:
             warnings.warn(f"{path} {text}.", stacklevel=3)
     arguments |= build_arguments(path, buildable, owners)
-    for name, owner in owners.items():
-        if name not in {*arguments, *given, *saved} and not owner.__module__.startswith("deeplab_lightning."):
-            warnings.warn(
-                f"{path} does not hold the argument {name} of {kind.__name__}, which has its default now: give it, or "
-                "keep it in an attribute of this name.",
-                stacklevel=3,
-            )
-    if missing := [name for name in required_arguments(kind) if name not in {*arguments, *given}]:
-        raise UserError(
-            f"{path} does not hold the argument {missing[0]} of {kind.__name__}: give it by load_from_checkpoint(path, "
-            f"{missing[0]}=...), or keep it in an attribute of this name."
-        )
+    _report_missing(kind, path, {*arguments, *given, *saved})
     return arguments
+
+
+def _report_missing(kind: type, path: Any, known: set[str]) -> None:
+    """Warn of the arguments of a subclass that a checkpoint does not hold, and stop at those without a default.
+
+    Raises:
+        UserError: If a value is missing without which the module cannot be built.
+    """
+    required = required_arguments(kind)
+    for name, owner in owners_of(kind).items():
+        if name in known or owner.__module__.startswith("deeplab_lightning."):
+            continue
+        text = f"{path} does not hold the argument {name} of {kind.__name__}"
+        if name in required:
+            raise UserError(
+                f"{text}: give it by load_from_checkpoint(path, {name}=...), or keep it in an attribute of this name."
+            )
+        warnings.warn(
+            f"{text}, which has its default now: give it, or keep it in an attribute of this name.", stacklevel=4
+        )
 
 
 def saved_use(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,11 +261,6 @@ def saved_digest(checkpoint: Mapping[str, Any]) -> str | None:
         checkpoint: Content of the checkpoint.
     """
     return (checkpoint.get(SegmentationDataModule.__qualname__) or {}).get("data_digest")
-
-
-def uncompiled(net: Any) -> Any:
-    """Return the network inside a compiled one, or the network itself."""
-    return getattr(net, "_orig_mod", net)
 
 
 def _with_all_arguments(entry: Mapping[str, Any], net: Any) -> dict[str, Any]:

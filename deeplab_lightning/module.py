@@ -13,6 +13,7 @@ from deeplab_lightning.labels import Found, Postprocess, Wanted, find_image, lab
 from deeplab_lightning.losses import CrossEntropyLoss, check_number_of_weights
 from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.modes import in_evaluation
+from deeplab_lightning.models.saving import uncompiled
 from deeplab_lightning.models.weights import compare_classes
 from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, default_optimizer, parameter_groups
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
@@ -74,7 +75,7 @@ class SegmentationModule(EvaluatedModule):
         cpu_kernels: bool = True,
     ) -> None:
         super().__init__()
-        if not isinstance(getattr(net, "_orig_mod", net), DeepLab):
+        if not isinstance(uncompiled(net), DeepLab):
             raise UserError(
                 f"net must be a DeepLab or a subclass, got {type(net).__name__}: a network of another kind takes the "
                 "place of decode or coarse_logits in a subclass of DeepLab."

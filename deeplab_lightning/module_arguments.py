@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.backbone import without_pretrained
-from deeplab_lightning.models.saving import network_arguments, unknown_arguments
+from deeplab_lightning.models.saving import network_arguments, uncompiled, unknown_arguments
 from deeplab_lightning.optimizers import default_optimizer
 
 TRAINING_PARTS = ("optimizer", "lr_scheduler")
@@ -49,7 +49,7 @@ class MissingLoss(nn.Module):
 
 def arguments_of(module: Any) -> dict[str, Any]:
     """Return the arguments of a module that was built in Python, as far as its objects tell them."""
-    net = getattr(module.net, "_orig_mod", module.net)
+    net = uncompiled(module.net)
     values = {name: getattr(module, name, None) for name in owners_of(type(module))}
     kinds = (bool, int, float, str, list, dict)
     arguments: dict[str, Any] = {k: v for k, v in values.items() if isinstance(v, kinds) and _is_json(v)}

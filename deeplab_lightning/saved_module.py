@@ -13,14 +13,13 @@ from deeplab_lightning.checkpoints import (
     describe,
     saved_arguments,
     saved_use,
-    uncompiled,
 )
 from deeplab_lightning.class_paths import class_path_of
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.transforms import EvalTransforms
 from deeplab_lightning.losses import ClassPixels, measure_weights, needs_pixels, set_weights
 from deeplab_lightning.models.deeplab import DeepLab
-from deeplab_lightning.models.saving import normalize_by, restore_use
+from deeplab_lightning.models.saving import normalize_by, restore_use, uncompiled
 from deeplab_lightning.module_arguments import MissingLoss
 
 _COMPILED = "_orig_mod."  # what `torch.compile` adds to the names of weights

@@ -6,9 +6,9 @@ import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from deeplab_lightning.checkpoints import uncompiled
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.backbone import Backbone
+from deeplab_lightning.models.saving import uncompiled
 from deeplab_lightning.models.stages import stage_parameters
 
 

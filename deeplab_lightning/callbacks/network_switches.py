@@ -6,8 +6,8 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from deeplab_lightning.checkpoints import uncompiled
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.models.saving import uncompiled
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 

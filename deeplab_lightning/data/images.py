@@ -239,7 +239,7 @@ def image_size(path: Path, channels: int | None = None) -> tuple[int, int]:
 
     Args:
         path: The file.
-        channels: Number of channels of an array; if None, its shortest axis are the channels.
+        channels: Number of channels of an array; if None, the shorter of its first and last axis holds them.
 
     Raises:
         FileNotFoundError: If the file does not exist.

@@ -30,7 +30,7 @@ class BoundaryCounts(PixelCounts):
             preds: (B, H, W) integer in [0, K).
             mask: (B, H, W) integer in [0, K), or 255 for ignored pixels.
         """
-        self.counts = self.counts + boundary_counts(preds, mask, self.num_classes).sum(dim=0)
+        self.add(boundary_counts(preds, mask, self.num_classes).sum(dim=0))
 
     def compute(self) -> Tensor:
         """Compute boundary IoU, (K,) float64; nan for classes without a contour in truth and prediction."""

@@ -42,7 +42,7 @@ class ConfidenceCounts(PixelCounts):
             [torch.ones_like(bins), (confidence * _UNITS).long().reshape(-1), (labels == target).long().reshape(-1)]
         )
         sums = torch.zeros(3, NUM_BINS + 1, dtype=torch.int64, device=bins.device)
-        self.counts = self.counts + sums.index_add_(1, bins, values)[:, :-1]
+        self.add(sums.index_add_(1, bins, values)[:, :-1])
 
     def compute(self) -> Tensor:
         """Compute the expected calibration error, a float64 scalar in [0, 1]; nan without pixels."""

@@ -28,6 +28,10 @@ class PixelCounts(Metric):
         # A metric state, not a buffer: weight averaging swaps all buffers around validation.
         self.add_state("counts", default=torch.zeros(*shape, dtype=torch.int64), dist_reduce_fx="sum")
 
+    def add(self, counts: Tensor) -> None:
+        """Add counts, not in place: after a validation, the state is an inference tensor."""
+        self.counts = self.counts + counts
+
 
 class ConfusionMatrix(PixelCounts):
     """Sum the counts of (truth, prediction) pairs over batches and processes.
@@ -43,7 +47,7 @@ class ConfusionMatrix(PixelCounts):
 
     def update(self, matrices: Tensor) -> None:
         """Add the counts of each image, (B, K, K) int64 from `per_image_confusion`."""
-        self.counts = self.counts + matrices.sum(dim=0)
+        self.add(matrices.sum(dim=0))
 
     def compute(self) -> Tensor:
         """Return the sum (K, K) int64; rows are truth, columns prediction."""

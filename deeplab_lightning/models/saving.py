@@ -111,6 +111,11 @@ class HubFolder(PyTorchModelHubMixin):
         return net.eval()  # type: ignore[attr-defined]  # as versions of huggingface_hub before 1 do not
 
 
+def uncompiled(net: Any) -> Any:
+    """Return the network inside a compiled one, or the network itself."""
+    return getattr(net, "_orig_mod", net)
+
+
 def network_arguments(net: HubFolder) -> dict[str, Any]:
     """Return the arguments that a network was built from, without pretrained weights, as JSON values.
 

@@ -26,9 +26,7 @@ from deeplab_lightning.files import read_lines
 
 _MAX_COLORS = 5  # in one message
 _BLANKS = " \t\r"  # other white space may be part of a name
-
-
-_ARRAYS = (ARRAY_SUFFIX, *TIFF_SUFFIXES)  # whose axes are known with the number of channels: a scan compares the sizes
+_ARRAYS = (ARRAY_SUFFIX, *TIFF_SUFFIXES)  # their size is known with the number of channels only: a scan compares it
 
 
 class MaskFolderDataset(SegmentationDataset):
