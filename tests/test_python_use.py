@@ -17,9 +17,12 @@ from deeplab_lightning.data import Batch, ClassTable, MaskFolderDataset, Segment
 from deeplab_lightning.data.image_format import ImageFormat
 from deeplab_lightning.data.transforms import EvalTransforms, TrainTransforms
 from deeplab_lightning.errors import UserError
+from deeplab_lightning.metrics.confusion import ConfusionMatrix
 from deeplab_lightning.metrics.mean import WeightedMean
+from deeplab_lightning.models import backbone
 from deeplab_lightning.models.weights import load_weights
 from tests.conftest import CLASSES, draw_noise_data, write_mask
+from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
 
@@ -56,6 +59,13 @@ class NarrowModule(SegmentationModule):
 class OwnNet(DeepLabV3):
     def __init__(self, num_classes: int, width: int = 8, **others: Any) -> None:
         super().__init__(num_classes, backbone="test_resnet", aspp_channels=width, pretrained=False, **others)
+
+
+class OpenNet(DeepLabV3):
+    """Its backbone gets ImageNet weights unless the caller says otherwise."""
+
+    def __init__(self, num_classes: int, **others: Any) -> None:
+        super().__init__(num_classes, aspp_channels=8, **others)
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +202,23 @@ def test_a_network_that_hands_arguments_on_is_rebuilt(folder: Path, tmp_path: Pa
     assert torch.equal(net.eval()(images), module.net.eval()(images))
 
 
+def test_a_network_that_hands_arguments_on_is_rebuilt_without_imagenet_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build, wanted = backbone._rgb_backbone, []
+
+    def record(name: str, **options: Any) -> backbone.Backbone:
+        wanted.append(options["pretrained"])
+        return build(name, **{**options, "pretrained": False})
+
+    monkeypatch.setattr(backbone, "_rgb_backbone", record)
+    trained(SegmentationModule(OpenNet(3, backbone="test_resnet"), classes=table()), folder, tmp_path / "a")
+    net = SegmentationModule.load_from_checkpoint(tmp_path / "a", trust=True).net
+    assert wanted == [True, False]
+    with pytest.raises(UserError, match=r"OpenNet takes \*\*kwargs"):
+        net.save_pretrained(tmp_path / "folder")
+
+
 def test_each_network_of_an_ensemble_sees_images_of_its_own_size(folder: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "small.ckpt", tmp_path / "whole.ckpt"]
     for path, size in zip(paths, (24, None), strict=True):
@@ -205,6 +232,9 @@ def test_each_network_of_an_ensemble_sees_images_of_its_own_size(folder: Path, t
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
     with pytest.raises(UserError, match="evaluated at different max_size"):
         load(paths, device="cpu").predict(image, tile=64)
+    words = ["--ckpt_path", str(paths[1]), "--ensemble", f"[{paths[0]}]", "--images", str(folder / "images")]
+    done = run_program("predict", *words, "--output", str(tmp_path / "out"), "--output_dir", str(tmp_path), check=True)
+    assert "small.ckpt was evaluated with max_size 24; here all networks see images of max_size None" in done.stderr
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -225,13 +255,17 @@ def test_weights_of_a_checkpoint_bring_its_mean_and_deviation(folder: Path, tmp_
     torch.testing.assert_close(net(images), module.net.eval()(images), atol=1e-5, rtol=0)
 
 
-def test_a_mean_of_inference_mode_goes_on_outside_of_it() -> None:
-    mean = WeightedMean()
+def test_counts_of_inference_mode_go_on_outside_of_it() -> None:
+    mean, matrix = WeightedMean(), ConfusionMatrix(2)
     with torch.inference_mode():
         mean.update(torch.tensor(1.0), 1.0)
+        matrix.update(torch.ones(1, 2, 2, dtype=torch.int64))
         mean.reset()
+        matrix.reset()
     mean.update(torch.tensor(3.0), 2.0)
+    matrix.update(torch.ones(3, 2, 2, dtype=torch.int64))
     assert float(mean.compute()) == 3.0
+    assert matrix.compute().tolist() == [[3, 3], [3, 3]]
 
 
 def test_a_module_is_saved_whole(tmp_path: Path) -> None:

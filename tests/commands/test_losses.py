@@ -44,10 +44,13 @@ def test_every_overlay_trains_and_evaluates(folder: Path, overlay: Path) -> None
 
 
 @pytest.mark.slow
-def test_losses_of_other_packages_train_in_bf16(folder: Path) -> None:
-    overlay = OVERLAYS[0].with_name("ce_lovasz.yaml")
-    words = ["--trainer.precision", "bf16-mixed", "--name", "bf16"]
-    done = run_program("fit", "-c", str(folder / "config.yaml"), "-c", str(overlay), *words)
+@pytest.mark.parametrize("is_sum", [False, True], ids=["alone", "in a sum"])
+def test_losses_of_other_packages_train_in_bf16(folder: Path, is_sum: bool) -> None:
+    alone = ["--model.loss", "segmentation_models_pytorch.losses.LovaszLoss", "--model.loss.mode", "multiclass"]
+    alone += ["--model.loss.ignore_index", "255"]
+    words = ["-c", str(OVERLAYS[0].with_name("ce_lovasz.yaml"))] if is_sum else alone
+    words += ["--trainer.precision", "bf16-mixed", "--name", f"bf16-{is_sum}"]
+    done = run_program("fit", "-c", str(folder / "config.yaml"), *words)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

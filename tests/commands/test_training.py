@@ -256,51 +256,48 @@ def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
     assert re.search(r"failed: .*fold_0: error: the training diverged: the loss is not finite", done.stdout)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("devices", "is_group"), [(1, False), (1, True), (2, False), (2, True)])
-def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
-    folder: Path, devices: int, is_group: bool
-) -> None:
-    name = f"stopped-{devices}-{is_group}"
-    words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500"]
-    words += ["--data.num_workers", "1" if is_group else "0"]
+def stopped_by(folder: Path, number: signal.Signals, words: list[str], *, devices: int, is_group: bool) -> Path:
+    """Send a signal to a training that has written `last.ckpt`, check what it says, and return the checkpoint."""
+    name = f"stopped-{number.name}-{devices}-{is_group}"
+    words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500", *words]
     process = start(folder, *words, *(["--trainer.strategy", "ddp"] if devices > 1 else []))
     last = folder / "runs" / name / "checkpoints" / "last.ckpt"
     while not last.is_file() and process.poll() is None:
         time.sleep(0.05)
     time.sleep(0.3)
-    (os.killpg if is_group else os.kill)(process.pid, signal.SIGTERM)
+    (os.killpg if is_group else os.kill)(process.pid, number)
     try:
         _, stderr = process.communicate(timeout=90)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == 128 + signal.SIGTERM, stderr
-    assert f"stopped by SIGTERM. To continue: deeplab fit --ckpt_path {last}" in stderr
+    assert process.wait() == 128 + number, stderr
+    assert f"stopped by {number.name}. To continue: deeplab fit --ckpt_path {last}" in stderr
     assert "Traceback" not in stderr
     assert is_whole(last)
+    return last
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "is_group"), [(1, False), (1, True), (2, False), (2, True)])
+def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
+    folder: Path, devices: int, is_group: bool
+) -> None:
+    words = ["--data.num_workers", "1" if is_group else "0"]
+    last = stopped_by(folder, signal.SIGTERM, words, devices=devices, is_group=is_group)
     assert not RunFolder(last.parents[1]).result.exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2])
 def test_ctrl_c_says_how_to_go_on(folder: Path, devices: int) -> None:
-    name = f"interrupted-{devices}"
-    words = ["--name", name, "--trainer.devices", str(devices), "--trainer.max_epochs", "500"]
-    process = start(folder, *words, *(["--trainer.strategy", "ddp"] if devices > 1 else []))
-    last = folder / "runs" / name / "checkpoints" / "last.ckpt"
-    while not last.is_file() and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    try:
-        _, stderr = process.communicate(timeout=90)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == 128 + signal.SIGINT, stderr
-    assert f"stopped by SIGINT. To continue: deeplab fit --ckpt_path {last}" in stderr
-    assert "Traceback" not in stderr
-    assert is_whole(last)
+    last = stopped_by(folder, signal.SIGINT, [], devices=devices, is_group=True)  # of a terminal, to all processes
+    done = run_program("fit", "--ckpt_path", str(last), "--trainer.max_epochs", str(epochs_done(last) + 1))
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def epochs_done(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True)["epoch"]) + 1
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from deeplab_lightning.commands.training import resolve_fit_config
+from deeplab_lightning.errors import DataError
+from deeplab_lightning.experiments.search import Search
 from deeplab_lightning.experiments.search_space import SearchSpace, nested_settings, setting_options
 from tests.processes import ROOT, run_program
 
@@ -55,6 +57,20 @@ def test_every_shipped_search_parses(path: Path, monkeypatch: pytest.MonkeyPatch
     for key, parameter in space.parameters.items():
         for value in parameter.extremes():
             resolve_fit_config([*shlex.split(space.options), *setting_options({key: value})])
+
+
+def test_a_search_goes_on_with_data_of_one_place_alone(tmp_path: Path) -> None:
+    """Trials on other data cannot be told from each other: K-fold experiments compare a digest, a search does not."""
+    space = SearchSpace("a", str(tmp_path), "", num_trials=1, min_epochs=1, parameters={})
+    config: dict[str, Any] = {
+        "trainer": {"max_epochs": 2},
+        "data": {"dataset": {"class_path": "D", "init_args": {"root": "one"}}},
+    }
+    Search.prepare(tmp_path / "a", space, config, "random")
+    Search.prepare(tmp_path / "a", space, config, "random")
+    config["data"]["dataset"]["init_args"] = {"root": "two"}
+    with pytest.raises(DataError, match="'one' then, 'two' now"):
+        Search.prepare(tmp_path / "a", space, config, "random")
 
 
 def test_settings_are_found_where_init_args_are_left_out() -> None:
