@@ -109,7 +109,7 @@ class _TapConvolution(torch.autograd.Function):
         pixels = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         y = pixels.new_zeros(*pixels.shape[:3], len(weight), dtype=_sum_dtype(x.dtype))
         for (row, column), in_window, out_window in _windows(x, dilation):
-            y[out_window] += pixels[in_window] @ weight[:, :, row, column].t()
+            y[out_window] += _pixel_product(pixels[in_window], weight[:, :, row, column].t())
         return y.to(x.dtype).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -121,7 +121,7 @@ class _TapConvolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_input = pixels.new_zeros(pixels.shape, dtype=_sum_dtype(x.dtype))
             for (row, column), in_window, out_window in _windows(x, ctx.dilation):
-                grad_input[in_window] += grad_output[out_window] @ weight[:, :, row, column]
+                grad_input[in_window] += _pixel_product(grad_output[out_window], weight[:, :, row, column])
             grad_input = grad_input.to(x.dtype).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[1]:
             grad_weight = torch.zeros_like(weight)
@@ -129,6 +129,15 @@ class _TapConvolution(torch.autograd.Function):
                 outputs, inputs = grad_output[out_window].flatten(0, 2), pixels[in_window].flatten(0, 2)
                 grad_weight[:, :, row, column] = outputs.t() @ inputs
         return grad_input, grad_weight, None
+
+
+def _pixel_product(pixels: Tensor, matrix: Tensor) -> Tensor:
+    """Multiply (B, h, w, C) pixels by a (C, O) matrix as one product over all pixels.
+
+    In prediction, `pixels @ matrix` on a window of a map is a batch of small products: with AMX 71 ms instead of 8, at
+    2x42x42x2048.
+    """
+    return (pixels.reshape(-1, pixels.shape[-1]) @ matrix).view(*pixels.shape[:-1], -1)
 
 
 _Window = tuple[slice, slice, slice]

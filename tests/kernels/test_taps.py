@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from deeplab_lightning.kernels import taps
 from deeplab_lightning.kernels.taps import TapConv2d, convolve_by_taps, is_faster_by_taps, use_tap_convolutions
@@ -25,6 +28,31 @@ def test_gradients_are_exact(dilation: int) -> None:
     x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda a, b: convolve_by_taps(a, b, dilation), (x, weight))
+
+
+class Products(TorchDispatchMode):
+    """Record the matrix products of a computation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (name := func.overloadpacket.__name__) in {"mm", "bmm", "matmul"}:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_kernel_position_is_one_product_over_all_pixels(is_training: bool) -> None:
+    """In prediction it was a batch of products, one per row of the map, slower than PyTorch's convolution."""
+    x = torch.randn(2, 6, 9, 9, requires_grad=is_training)
+    weight = torch.randn(4, 6, 3, 3, requires_grad=is_training)
+    with Products() as products:
+        y = convolve_by_taps(x, weight, 2)
+        if is_training:
+            y.sum().backward()
+    assert products.names == ["mm"] * (27 if is_training else 9)  # 9 each of the map, its and the weights' gradients
 
 
 def test_half_precision_is_as_accurate_as_the_stock_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
