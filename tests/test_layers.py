@@ -27,7 +27,8 @@ FLOORS = (
             "data.folds.balance",
         ),
         *("data.folds.table", "data.folder_index", "data.datasets.base", "data.datasets.segmentations"),
-        *("data.datasets.coco_file", "data.datasets.coco", "data.datasets.mask_folder"),
+        *("data.datasets.coco_file", "data.datasets.coco_classes", "data.datasets.coco_objects", "data.datasets.coco"),
+        "data.datasets.mask_folder",
         *(
             "data.video",
             "data.datasets.image_folder",
@@ -174,6 +175,7 @@ FLOORS = (
             "commands.run_settings",
             "commands.surroundings",
             "commands.training_options",
+            "commands.lightning_cli",
             "commands.training",
         ),
         *("commands.peak_memory", "commands.short_training"),

@@ -11,7 +11,7 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 
 from deeplab_lightning import DeepLabV3, SegmentationModule, TimmSyncBatchNorm
-from deeplab_lightning.commands.training import DeepLabCLI
+from deeplab_lightning.commands.lightning_cli import DeepLabCLI
 from deeplab_lightning.kernels import speed_up
 from deeplab_lightning.optimizers import parameter_groups
 from tests.conftest import CLASSES, draw_noise_data

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from deeplab_lightning.callbacks.checkpoint_io import AtomicCheckpointIO
 from deeplab_lightning.cli import main
-from deeplab_lightning.commands.training import DeepLabCLI
+from deeplab_lightning.commands.lightning_cli import DeepLabCLI
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import RunFolder

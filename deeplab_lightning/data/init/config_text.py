@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from deeplab_lightning.data.check import Part, find_warnings
-from deeplab_lightning.data.datasets.coco import BACKGROUND
+from deeplab_lightning.data.datasets.coco_classes import BACKGROUND
 from deeplab_lightning.data.groups import DuplicateGroups
 from deeplab_lightning.data.images import image_size
 from deeplab_lightning.data.init.dataset_text import dataset_lines

@@ -7,7 +7,7 @@ import numpy as np
 
 from deeplab_lightning.data.check import Part
 from deeplab_lightning.data.classes import IGNORE_INDEX
-from deeplab_lightning.data.datasets.coco import BACKGROUND
+from deeplab_lightning.data.datasets.coco_classes import BACKGROUND
 from deeplab_lightning.data.init.layout import Layout
 from deeplab_lightning.data.init.mask_values import FoundClasses
 from deeplab_lightning.data.init.yaml_text import block, commented, scalar
