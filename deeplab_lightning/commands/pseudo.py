@@ -20,7 +20,7 @@ from deeplab_lightning.data.batch import IGNORE_INDEX
 from deeplab_lightning.data.check import Part, extra_images_held_out
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import ImageFolderDataset
-from deeplab_lightning.data.scan import image_digest, scan_dataset
+from deeplab_lightning.data.scan import pixel_digest, scan_dataset
 from deeplab_lightning.drawing import palette_image
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import write_atomically, write_text
@@ -93,7 +93,7 @@ def refuse_held_out(images: ImageFolderDataset, experiment: OutOfFold) -> None:
 
     def digest(index: int) -> int | None:
         try:
-            return image_digest(images.read_image(index))
+            return pixel_digest(images.read_image(index))
         except (OSError, ValueError):  # it is left out, and named with the others
             return None
 

@@ -1,5 +1,6 @@
 """Split a data set into folds, and keep the folds of a run and its checkpoints."""
 
+import hashlib
 import zlib
 from collections.abc import Sequence
 from functools import cached_property
@@ -18,7 +19,7 @@ from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
-from deeplab_lightning.data.scan import scan_dataset
+from deeplab_lightning.data.scan import DIGEST_LENGTH, is_other_data, scan_dataset
 from deeplab_lightning.tables import csv_text, read_csv_text
 
 SPLIT_KEYS = ("n_folds", "split_seed", "fold_method", "fold")
@@ -160,7 +161,7 @@ class SplitDataModule(L.LightningDataModule):
         if self.dataset is None:
             return
         goes_on = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        if goes_on and state_dict.get("data_digest", self.data_digest) != self.data_digest:
+        if goes_on and is_other_data(state_dict.get("data_digest"), self.data_digest):
             rank_zero_warn(
                 "images or labels have changed since the checkpoint was written; the training goes on with these."
             )
@@ -190,9 +191,13 @@ class SplitDataModule(L.LightningDataModule):
 
     @cached_property
     def data_digest(self) -> str:
-        """Return 12 hexadecimal digits of the images in `dataset` and the pixels of each class in their masks."""
+        """Return 16 hexadecimal digits of all images and labels that train or validate."""
         assert self.dataset is not None
-        return scan_dataset(self.dataset, is_quiet=True).digest
+        digest = scan_dataset(self.dataset, is_quiet=True).digest
+        if self.split == "folds" or self.val_dataset is None:
+            return digest
+        both = digest + scan_dataset(self.val_dataset, is_quiet=True).digest
+        return hashlib.sha256(both.encode()).hexdigest()[:DIGEST_LENGTH]
 
     @property
     def _split_settings(self) -> dict[str, Any]:

@@ -20,14 +20,18 @@ from deeplab_lightning.data.datasets.base import MaskFacts, SegmentationDataset,
 from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.problems import Problem
 
+DIGEST_LENGTH = 16
+"""Hexadecimal digits of the digest of a data set; those of earlier versions have 12 and another meaning."""
+
 _MAX_FILES = 3  # in one message
-_VERSION = 4  # part of the cache key: raise it when the same files give other counts
+_VERSION = 5  # part of the cache key: raise it when the same files give other counts
 _NUM_IGNORED = 3  # raw values behind ignored pixels that are remembered for each image, the most frequent ones
 _BYTE_VALUES = 256  # raw values of masks with 8 bits
 _WORD = 64  # bits
-# Columns of a row after objects and pixels: pixels of the image, digest, turned, invisible, palette; raw values and
-# numbers of the ignored pixels; and a bit for each raw value of 8 bits.
-_EXTRA = 5 + 2 * _NUM_IGNORED + _BYTE_VALUES // _WORD
+# Columns of a row after objects and pixels: pixels of the image, its digest, that of its labels, turned, invisible,
+# palette; raw values and numbers of the ignored pixels; and a bit for each raw value of 8 bits.
+_SINGLE = 6
+_EXTRA = _SINGLE + 2 * _NUM_IGNORED + _BYTE_VALUES // _WORD
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class Statistics:
         problems: All problems in the order of the images. Unknown mask values are one problem for all masks.
         is_valid: (N,) bool, False for images with a problem.
         digests: (N,) int64 hash of each image's pixels; equal for identical images, 0 with a problem.
+        label_digests: (N,) int64 hash of each image's train ids and their places; 0 with a problem.
         is_turned: (N,) bool, whether the EXIF tag of the image or its mask asks for a rotation or reflection.
         invisible: (N,) int64 number of annotated objects that cover no pixel.
         palettes: (N,) int64 hash of the mask file's palette; 0 without one.
@@ -58,6 +63,7 @@ class Statistics:
     problems: list[Problem]
     is_valid: npt.NDArray[np.bool_]
     digests: npt.NDArray[np.int64]
+    label_digests: npt.NDArray[np.int64]
     is_turned: npt.NDArray[np.bool_]
     invisible: npt.NDArray[np.int64]
     palettes: npt.NDArray[np.int64]
@@ -80,10 +86,10 @@ class Statistics:
 
     @property
     def digest(self) -> str:
-        """Return twelve hexadecimal digits that change with an image, its name, or the number of pixels of a class."""
+        """Return sixteen hexadecimal digits that change with an image, its name, or the train id of a pixel."""
         found = hashlib.sha256("\0".join(self.names).encode())
-        found.update(self.digests.tobytes() + self.pixels.tobytes())
-        return found.hexdigest()[:12]
+        found.update(self.digests.tobytes() + self.label_digests.tobytes())
+        return found.hexdigest()[:DIGEST_LENGTH]
 
 
 @dataclass(frozen=True)
@@ -135,11 +141,12 @@ def scan_dataset(dataset: SegmentationDataset, *, is_quiet: bool = False) -> Sta
         problems=problems,
         is_valid=np.array([key in known for key in keys], dtype=bool),
         digests=extra[:, 1],
-        is_turned=extra[:, 2].astype(bool),
-        invisible=extra[:, 3],
-        palettes=extra[:, 4],
-        ignored=_summed_ignored(extra[:, 5 : 5 + 2 * _NUM_IGNORED]),
-        raw_values=_joined_values(extra[:, 5 + 2 * _NUM_IGNORED :]),
+        label_digests=extra[:, 2],
+        is_turned=extra[:, 3].astype(bool),
+        invisible=extra[:, 4],
+        palettes=extra[:, 5],
+        ignored=_summed_ignored(extra[:, _SINGLE : _SINGLE + 2 * _NUM_IGNORED]),
+        raw_values=_joined_values(extra[:, _SINGLE + 2 * _NUM_IGNORED :]),
     )
 
 
@@ -190,7 +197,8 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
         *dataset.count_objects(index, labels),
         *pixels[:num_classes],
         labels.size,
-        image_digest(image),
+        pixel_digest(image),
+        pixel_digest(facts.mask),
         source.is_turned or facts.is_turned,
         facts.num_invisible,
         _palette_digest(facts.palette),
@@ -200,14 +208,20 @@ def _inspect(dataset: SegmentationDataset, index: int) -> _Finding:
     return _Finding(np.array(counts, dtype=np.int64))
 
 
-def image_digest(image: Tensor) -> int:
-    """Hash the pixels of an image, so that copies are known whatever their names and files.
+def pixel_digest(image: Tensor) -> int:
+    """Hash the pixels of an image or a mask, so that copies are known whatever their names and files.
 
     Args:
-        image: (C, H, W) uint8, contiguous.
+        image: (C, H, W) or (H, W) of any numbers.
     """
-    digest = hashlib.blake2b(image.numpy().data, digest_size=8, key=str(tuple(image.shape)).encode())
+    pixels = image.contiguous().numpy()
+    digest = hashlib.blake2b(pixels.data, digest_size=8, key=str(tuple(image.shape)).encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def is_other_data(then: str | None, now: str) -> bool:
+    """Check whether two digests show that images or labels differ; those of earlier versions show nothing."""
+    return then is not None and len(then) == len(now) and then != now
 
 
 def _train_id_problem(name: str, path: Any, found: npt.NDArray[np.int64], num_classes: int) -> Problem:

@@ -262,7 +262,7 @@ def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", m
             if found is None and run.last.is_file():
                 with suppress(UserError):  # a damaged one is met later
                     found = saved_digest(read_checkpoint(run.last))
-            if found:
+            if found and len(found) == len(now):  # those of earlier versions say less
                 digests[run.name] = str(found)
     if other := next((name for name, digest in digests.items() if digest != now), None):
         raise DataError(

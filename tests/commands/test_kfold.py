@@ -1,5 +1,6 @@
 """Whole K-fold experiments on tiny data, in this process and in processes of their own."""
 
+import copy
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from deeplab_lightning.cli import main
 from deeplab_lightning.commands.kfold import Experiment
@@ -87,6 +89,11 @@ def test_finished_folds_are_not_trained_again(
     assert (reference / "cv.json").read_text() == cv
 
 
+def mirror(mask: Path) -> None:
+    """Move the labels of a mask to other places, with the same number of pixels of each class."""
+    write_mask(mask, np.asarray(Image.open(mask))[:, ::-1])
+
+
 @pytest.mark.slow
 def test_folds_of_other_labels_are_not_pooled(reference: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
@@ -98,8 +105,7 @@ def test_folds_of_other_labels_are_not_pooled(reference: Path, folder: Path, tmp
     moved = [f"--data.dataset.root={tmp_path / 'copy'}"]
     done = run_program(*words, *moved, check=True, timeout=600)  # the same data elsewhere
     assert "1 of 2 folds are finished already" in done.stdout
-    mask = np.zeros((40, 48), dtype=np.uint8)
-    write_mask(tmp_path / "copy" / "masks" / "3.png", mask)
+    mirror(tmp_path / "copy" / "masks" / "3.png")
     (runs / "reference" / "fold_1" / "result.json").unlink()
     done = run_program(*words, *moved, timeout=600)
     assert done.returncode == 1
@@ -117,12 +123,32 @@ def test_a_resumed_training_says_that_labels_have_changed(folder: Path, tmp_path
     words = ["fit", "-c", str(folder / "config.yaml"), "--data.dataset.root", str(tmp_path / "copy")]
     words += ["--output_dir", str(tmp_path / "runs")]
     main([*words, "--name", "a", "--trainer.max_epochs", "1"])
-    write_mask(tmp_path / "copy" / "masks" / "3.png", np.zeros((40, 48), dtype=np.uint8))
+    mirror(tmp_path / "copy" / "masks" / "3.png")
     last = tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt"
     done = run_program(*words, "--ckpt_path", str(last), check=True, timeout=600)
     assert "images or labels have changed since the checkpoint was written" in done.stdout + done.stderr
     done = run_program(*words, "--ckpt_path", str(last.parents[2] / "a" / "checkpoints" / "last.ckpt"), timeout=600)
     assert "have changed" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_resumed_training_says_that_the_labels_of_its_validation_part_have_changed(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "val", ignore=shutil.ignore_patterns("runs"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    val = copy.deepcopy(config["data"]["dataset"])
+    val["init_args"]["root"] = str(tmp_path / "val")
+    config["data"] |= {"split": "official", "val_dataset": val}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ["fit", "-c", str(tmp_path / "config.yaml"), "--output_dir", str(tmp_path / "runs")]
+    main([*words, "--name", "a", "--trainer.max_epochs", "1"])
+    last = str(tmp_path / "runs" / "a" / "checkpoints" / "last.ckpt")
+    done = run_program(*words, "--ckpt_path", last, check=True, timeout=600)
+    assert "have changed" not in done.stdout + done.stderr
+    mirror(tmp_path / "val" / "masks" / "3.png")
+    done = run_program(*words, "--ckpt_path", last, check=True, timeout=600)
+    assert "images or labels have changed since the checkpoint was written" in done.stdout + done.stderr
 
 
 @pytest.mark.slow

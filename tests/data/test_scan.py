@@ -8,7 +8,7 @@ from deeplab_lightning.data.cache import cache_folder
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.datasets.base import MaskFacts
-from deeplab_lightning.data.scan import scan_dataset
+from deeplab_lightning.data.scan import is_other_data, scan_dataset
 from tests.conftest import CLASSES
 
 
@@ -95,3 +95,10 @@ def test_a_damaged_cache_is_made_again_with_a_word(dataset: MaskFolderDataset, l
 
 def newest() -> int:
     return max(path.stat().st_mtime_ns for path in (cache_folder() / "scans").glob("*.npz"))
+
+
+def test_digests_of_an_earlier_version_say_nothing_of_the_data() -> None:
+    assert is_other_data("0123456789abcdef", "0123456789abcdee")
+    assert not is_other_data("0123456789abcdef", "0123456789abcdef")
+    assert not is_other_data("0123456789ab", "0123456789abcdef")  # it held the number of pixels of each class
+    assert not is_other_data(None, "0123456789abcdef")
