@@ -1,6 +1,9 @@
 """Read images without masks, for predict."""
 
 import copy
+import mimetypes
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -30,9 +33,9 @@ class ImageFolderDataset(Dataset[Sample]):
         image_format: Channels and values of the images.
         max_pixels: Largest number of pixels of an image that is read.
 
-    Files and folders whose names begin with a dot are left out of folders. An image that cannot be read raises an
-    error when it is asked for, so that the others can be predicted. Videos are taken where they are named themselves,
-    and a file that is named itself must be of one of these kinds.
+    Files and folders whose names begin with a dot are left out of folders, and images of other kinds with a warning. An
+    image that cannot be read raises an error when it is asked for, so that the others can be predicted. Videos are
+    taken where they are named themselves, and a file that is named itself must be of one of these kinds.
 
     Attributes:
         names: Keys of the images; those of a video's frames are the video's name and their number.
@@ -127,12 +130,30 @@ def _images(source: Path) -> dict[str, Path]:
     """Map names to the image files of one folder, list file or image file."""
     check_source(source)
     if source.is_dir():
-        names = [name for name in FolderIndex(source).names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        files = FolderIndex(source).names
+        names = [name for name in files if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        _warn_of_other_kinds(source, sorted(set(files) - set(names)))
         return {name: source / name for name in names}
     if source.suffix.lower() == ".txt":
         entries = (_entry(line, source.parent) for line in read_lines(source) if line.strip())
         return dict(entries)
     return {source.name: source}
+
+
+def _warn_of_other_kinds(folder: Path, names: Sequence[str]) -> None:
+    """Warn of images and videos in a folder that are left out, by the kinds that their suffixes mean."""
+    kinds = Counter(
+        PurePosixPath(name).suffix.lower()
+        for name in names
+        if (mimetypes.guess_type(name)[0] or "").startswith(("image/", "video/"))
+    )
+    if kinds:
+        counts = ", ".join(f"{number} {suffix}" for suffix, number in kinds.items())
+        warnings.warn(
+            f"{folder}: files of other kinds are left out ({counts}). Images are read as {', '.join(IMAGE_SUFFIXES)}, "
+            "videos where they are named themselves.",
+            stacklevel=2,
+        )
 
 
 def _entry(line: str, folder: Path) -> tuple[str, Path]:

@@ -52,3 +52,11 @@ def test_names_that_begin_with_a_dot_are_left_out(tmp_path: Path) -> None:
     for name in ("a.png", "._a.png", ".cache/b.png"):
         write_image(tmp_path / name)
     assert ImageFolderDataset([str(tmp_path)]).names == ["a.png"]
+
+
+def test_images_of_other_kinds_in_a_folder_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    for name in ("a.png", "b.GIF", "c.gif", "clip.mp4", "notes.txt"):
+        write_image(tmp_path / "x.png")
+        (tmp_path / "x.png").rename(tmp_path / name)
+    with pytest.warns(UserWarning, match=r"files of other kinds are left out \(2 .gif, 1 .mp4\)"):
+        assert ImageFolderDataset([str(tmp_path)]).names == ["a.png"]
