@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
+from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
 from deeplab_lightning.callbacks.provenance import describe_data, describe_program, versions
 from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -159,7 +160,10 @@ class RunRecord(L.Callback):
         """Add the loss of the step, without waiting for the device."""
         if self._progress.epoch != trainer.current_epoch:  # resumed after the last step of an epoch without validation
             self._progress = _EpochProgress(trainer.current_epoch)
-        self._progress.add(outputs["loss"].detach())
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs  # None where a step was skipped
+        if isinstance(loss, Tensor):
+            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
+            self._progress.add(loss.detach() * parts)  # Lightning has divided it
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the confusion matrices if they are the best so far, or the result if this is `deeplab validate`."""
@@ -173,7 +177,9 @@ class RunRecord(L.Callback):
             details = None if module is None or module.details is None else _gather(module.details.collect())
             if images is not None and is_written:
                 folder.write_last(images, details)
-            figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            key, _ = _monitored(trainer)
+            figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") or k == key}
+            figures["epoch"] = float(trainer.current_epoch)
             earlier = self._progress.figures
             if earlier and best_row([earlier, figures], trainer) is earlier:
                 return  # on all processes alike, since they have the same figures
@@ -251,9 +257,23 @@ class RunRecord(L.Callback):
 
 def _checkpoint_of(row: dict[str, float] | None, trainer: L.Trainer) -> str | None:
     """Return the file with the weights of the best epoch, or of the last one without validation; None if none is."""
+    deciding = _deciding_checkpoint(trainer)
+    if row is not None:
+        return (deciding.best_model_path or None) if deciding else None
     callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    paths = [c.best_model_path for c in callbacks if row is None or c.monitor]
-    return next(filter(None, paths), None)
+    return next(filter(None, (c.best_model_path for c in callbacks)), None)
+
+
+def _deciding_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
+    """Return the callback of `best.ckpt`, whatever else the user monitors; without it, the first that monitors."""
+    monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    return next((c for c in monitoring if type(c) is RunCheckpoint), monitoring[0] if monitoring else None)
+
+
+def _monitored(trainer: L.Trainer) -> tuple[str, str]:
+    """Return name and mode, `max` or `min`, of the figure that chooses the best epoch."""
+    deciding = _deciding_checkpoint(trainer)
+    return ("val/miou", "max") if deciding is None else (str(deciding.monitor), deciding.mode)
 
 
 def _cost(net: nn.Module) -> dict[str, float | None]:
@@ -286,6 +306,8 @@ def _gather(images: Kind) -> Kind:
 def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:
     """Find the first epoch with the best monitored figure, whose weights are in `best.ckpt`.
 
+    Epochs after which no checkpoint is saved do not count.
+
     Args:
         rows: Logged values by key, one mapping per epoch.
         trainer: Trainer whose checkpoint callback names the figure; the highest `val/miou` is the best if None.
@@ -293,10 +315,14 @@ def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> 
     Returns:
         The row, or None if no row has both the figure and `val/miou`.
     """
-    callbacks = trainer.checkpoint_callbacks if trainer else []
-    monitored = [(c.monitor, c.mode) for c in callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    key, mode = monitored[0] if monitored else ("val/miou", "max")
-    scored = [row for row in rows if "val/miou" in row and not math.isnan(row.get(key, math.nan))]
+    key, mode = _monitored(trainer) if trainer else ("val/miou", "max")
+    deciding = _deciding_checkpoint(trainer) if trainer else None
+    every = max(1, deciding.every_n_epochs or 1) if deciding else 1
+    scored = [
+        row
+        for row in rows
+        if "val/miou" in row and not math.isnan(row.get(key, math.nan)) and (row.get("epoch", -1) + 1) % every == 0
+    ]
     if not scored:
         return None
     return max(scored, key=lambda row: row[key]) if mode == "max" else min(scored, key=lambda row: row[key])

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
@@ -68,6 +68,8 @@ def refuse_contradictions(command: str, config: Namespace) -> None:
         usage_error(f"{null[0]} must not be null; leave it out for its defaults.")
     if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
         usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
+    if command == "fit":
+        refuse_other_times(config.checkpoint)
     of_net = config.model.net.get("init_args", Namespace())
     if of_net.get("num_classes") is not None:
         usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
@@ -262,9 +264,15 @@ def build_callbacks(command: str, config: Namespace, text: str) -> list[L.Callba
     is_own = not is_averaged and config.get("min_area") is None
     if command in {"validate", "test"} and is_own:  # a run of W&B is of one checkpoint
         callbacks.append(WandbEvaluation(config.wandb))
-    if config.trainer.enable_progress_bar is not False:
+    if config.trainer.enable_progress_bar is not False and not _has_progress_bar(config):
         callbacks.append(RichProgressBar() if sys.stdout.isatty() else EpochLines())
     return callbacks
+
+
+def _has_progress_bar(config: Namespace) -> bool:
+    """Check whether the user chose a progress bar, which takes the place of ours."""
+    entries = config.trainer.callbacks or []
+    return any(is_subclass(entry, ProgressBar) for entry in (entries if isinstance(entries, list) else [entries]))
 
 
 def refuse_two_averages(callbacks: Sequence[L.Callback]) -> None:
@@ -278,6 +286,29 @@ def refuse_two_averages(callbacks: Sequence[L.Callback]) -> None:
         raise UserError(
             f"trainer.callbacks: {' and '.join(names)} each average the weights. Keep one: of overlays, give a list "
             "without the other after them, --trainer.callbacks '[...]'."
+        )
+
+
+def refuse_other_times(best: Namespace) -> None:
+    """Refuse to choose `best.ckpt` by figures that are not of its weights.
+
+    Args:
+        best: Arguments of its callback.
+
+    Raises:
+        SystemExit: With status 2.
+    """
+    for name in ("every_n_train_steps", "train_time_interval"):
+        if best.get(name):
+            usage_error(
+                f"checkpoint.{name}: best.ckpt is saved after a validation, whose figures are those of its weights. "
+                "Validate more often by trainer.val_check_interval, or save further files by a ModelCheckpoint in "
+                "trainer.callbacks."
+            )
+    if str(best.monitor).startswith("train/"):
+        usage_error(
+            f"checkpoint.monitor: {best.monitor} says nothing of the images that are held out. Monitor val/miou, "
+            "val/loss or another figure of the validation."
         )
 
 

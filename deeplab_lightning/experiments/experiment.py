@@ -178,7 +178,8 @@ class Experiment:
         commands = [] if self.is_finished(fold) else [["fit", "-c", str(run.job)]]
         if has_predictions and not _is_predicted(run):
             options = {"--ckpt_path": run.best, "--images": run.val_images, "--output": run.val_predictions.path}
-            commands.append(["predict", *(str(word) for option in options.items() for word in option)])
+            words = (str(word) for option in options.items() for word in option)
+            commands.append(["predict", *words, "--trust"])  # the classes of a training that ran here
         return Job(f"{self.folder.name}/{run.name}", commands, run.path, lambda: self.is_finished(fold))
 
 
