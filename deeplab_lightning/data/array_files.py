@@ -15,7 +15,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """Read the array of a `.npy` or TIFF file.
+    """Read the array of a `.npy` or TIFF file, as it is stored.
 
     Raises:
         ValueError: If it cannot be read.
@@ -38,6 +38,34 @@ def array_shape(path: Path) -> tuple[int, ...]:
         return _open_npy(path).shape
     with _naming(path), _tifffile().TiffFile(path) as file:
         return tuple(file.series[0].shape)
+
+
+def orientation(path: Path) -> int:
+    """Read the EXIF orientation of a TIFF file: 1 is upright, as a `.npy` file is.
+
+    Raises:
+        ValueError: If it cannot be read.
+        RuntimeError: If tifffile is not installed.
+    """
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return 1
+    with _naming(path), _tifffile().TiffFile(path) as file:
+        tag = file.series[0].keyframe.tags.get("Orientation")
+        return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+
+
+def turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turn (H, W, ...) pixels upright.
+
+    Args:
+        array: The pixels as they are stored.
+        orientation: Their EXIF orientation, 1 to 8.
+    """
+    if orientation >= 5:  # rows are columns
+        array = array.swapaxes(0, 1)
+    rows = slice(None, None, -1 if orientation in {3, 4, 7, 8} else 1)
+    columns = slice(None, None, -1 if orientation in {2, 3, 6, 7} else 1)
+    return array[rows, columns]
 
 
 def _open_npy(path: Path) -> npt.NDArray[Any]:

@@ -15,6 +15,8 @@ from deeplab_lightning.data.scan import Statistics
 
 _MAX_NAMED = 3  # images or classes in one sentence
 _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
+_MAX_OPENED = 16  # images whose values are looked at, evenly spaced
+_MIN_STEPS = 16  # of 256, that the values of a channel should reach
 _MAX_PALETTES = 50  # that are compared
 
 
@@ -58,11 +60,30 @@ def single_class_problem(part: Part) -> Problem | None:
     )
 
 
+def _range_warnings(part: Part) -> Iterator[str]:
+    """Describe the channels whose values `value_range` cuts off, or that fill a small part of it."""
+    image_format = part.dataset.image_format
+    valid = np.flatnonzero(part.statistics.is_valid)
+    if image_format.value_range is None or not len(valid):
+        return
+    chosen = valid[np.linspace(0, len(valid) - 1, min(len(valid), _MAX_OPENED)).astype(int)]
+    images = [part.dataset.open_image(int(index)).pixels() for index in chosen]
+    for channel in range(image_format.channels):
+        values = np.concatenate([image[channel].reshape(-1).numpy() for image in images])
+        outside, steps = float(np.isin(values, (0, 255)).mean()), int(values.max()) - int(values.min())
+        where = f"channel {channel} of {len(images)} images"
+        if outside > _MUCH:
+            yield f"{where}: {outside:.0%} of the values lie at or beyond the ends of data.image_format.value_range."
+        elif steps < _MIN_STEPS:
+            yield f"{where}: the values fill {steps + 1} of 256 steps of data.image_format.value_range: it is too wide."
+
+
 def _part_warnings(part: Part) -> Iterator[str]:
     """Describe what is suspicious in one data set."""
     dataset, statistics = part
     totals = statistics.pixels.sum(axis=0)
     absent = [name for name, count in zip(dataset.classes.names, totals, strict=True) if not count]
+    yield from _range_warnings(part)
     mix_up = _id_mix_up(part)
     if mix_up:
         yield mix_up

@@ -130,8 +130,9 @@ class ClassTable:
     def encode_colors(self, packed: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int, int]]]:
         """Convert a mask that shows classes by their colours to train ids.
 
-        A mask with equal channels may hold raw ids instead, which are tried first. Light grey and VOC's (224, 224, 192)
-        are ignored pixels, as in masks that are drawn with `flat_palette` or by VOC.
+        A mask with equal channels may hold raw ids instead. They are tried first if `raw_ids` were given, else after
+        the colours: an image without any object is black, and black may be the colour of any class. Light grey and
+        VOC's (224, 224, 192) are ignored pixels, as in masks that are drawn with `flat_palette` or by VOC.
 
         Args:
             packed: (H, W) integers, R * 65536 + G * 256 + B.
@@ -141,15 +142,21 @@ class ClassTable:
         """
         values, positions = np.unique(packed, return_inverse=True)
         channels = np.stack([values >> 16, (values >> 8) & 255, values & 255], axis=1)
-        if (channels == channels[:, :1]).all():
-            ids, unknown = self.encode(channels[:, 0].astype(np.uint8))
-            if not unknown:
-                return ids[positions].reshape(packed.shape), []
         known = dict.fromkeys(_VOID_COLORS, IGNORE_INDEX)
         known |= {tuple(color): index for index, color in enumerate(self.colors or ())}  # type: ignore[misc]
         colors = [(int(r), int(g), int(b)) for r, g, b in channels]
+        is_by_color = self._has_default_ids and all(color in known for color in colors)
+        if not is_by_color and (channels == channels[:, :1]).all():
+            ids, unknown = self.encode(channels[:, 0].astype(np.uint8))
+            if not unknown:
+                return ids[positions].reshape(packed.shape), []
         ids = np.array([known.get(color, IGNORE_INDEX) for color in colors], dtype=np.uint8)
         return ids[positions].reshape(packed.shape), [color for color in colors if color not in known]
+
+    @property
+    def _has_default_ids(self) -> bool:
+        """Check whether raw ids are train ids."""
+        return all(raw == train for raw, train in (self.raw_ids or {}).items())
 
     def flat_palette(self) -> list[int]:
         """Return the 256 x 3 values of a palette PNG: the classes' colours, and light grey for ignored pixels."""

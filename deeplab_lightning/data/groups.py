@@ -42,8 +42,9 @@ class PatternGroups(Grouping):
     """Group images by their file names, such as the sequences of a video data set.
 
     Args:
-        pattern: Regular expression that is searched in file names. Its first group is the label, or the
-            whole match if it has no group. Example: `^(.*?)_` for CamVid's `0001TP_006690.png`.
+        pattern: Regular expression that is searched in file names or, if it does not match these, in their paths
+            below the folder of the images. Its first group is the label, or the whole match if it has no group.
+            Examples: `^(.*?)_` for CamVid's `0001TP_006690.png`, `^(.+)/` for a folder per patient.
         chunk_size: Largest number of images per group. Each group's images are divided in the order of their
             names into chunks of neighbours: more groups allow more even folds, and only the ends of a chunk
             have neighbours in other folds. If null, groups are not divided.
@@ -63,16 +64,16 @@ class PatternGroups(Grouping):
 
     def labels(self, dataset: SegmentationDataset) -> list[str]:
         """Return the pattern's match in each file name, with the number of its chunk if chunks are used."""
-        found = []
-        for name in dataset.names:
-            match = self.pattern.search(PurePosixPath(name).name)
-            label = match and (match.group(1) if self.pattern.groups else match.group(0))
-            if not label:
-                raise DataError(
-                    f"the pattern of data.groups, {self.pattern.pattern!r}, does not match {name}. "
-                    "It must match the file names of all images."
-                )
-            found.append(label)
+        names = [PurePosixPath(name).name for name in dataset.names]
+        labels = [self._label(name) for name in names]
+        if not any(labels):
+            labels = [self._label(name) for name in dataset.names]
+        if None in labels:
+            raise DataError(
+                f"the pattern of data.groups, {self.pattern.pattern!r}, does not match "
+                f"{dataset.names[labels.index(None)]}. It must match the file names of all images."
+            )
+        found = [label for label in labels if label is not None]
         if self.chunk_size is None:
             return found
         seen: dict[str, int] = defaultdict(int)
@@ -82,6 +83,11 @@ class PatternGroups(Grouping):
             chunks[index] = f"{label}-{seen[label] // self.chunk_size:04d}"
             seen[label] += 1
         return chunks
+
+    def _label(self, name: str) -> str | None:
+        """Return what the pattern finds in a name; None if that is nothing."""
+        match = self.pattern.search(name)
+        return (match and (match.group(1) if self.pattern.groups else match.group(0))) or None
 
 
 class TableGroups(Grouping):

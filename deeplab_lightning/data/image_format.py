@@ -12,6 +12,7 @@ from torch import Tensor
 
 from deeplab_lightning.errors import UserError
 
+_DEEP = 1024  # upper end of a range that values of 8 bits cannot be meant for
 _DEEP_MODES = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits, all with one channel
 Range = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]  # (H, W, C)
@@ -107,6 +108,11 @@ class ImageFormat:
                 return array
             raise _depth_error(path, array)
         low, high = self._pairs.T
+        if array.dtype == np.uint8 and (high >= _DEEP).all():
+            raise UserError(
+                f"{path}: has 8 bits, of which data.image_format.value_range {self.value_range} would leave nothing; "
+                "give images like those that it was set for"
+            )
         values = np.clip(np.where(np.isnan(array), low, array), low, high)  # no value is the lowest one
         scaled: Pixels = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
         return scaled

@@ -1,6 +1,7 @@
 """Read images and masks from files."""
 
 import io
+import logging
 import re
 import struct
 from abc import ABC, abstractmethod
@@ -16,7 +17,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES, array_shape, read_array
+from deeplab_lightning.data.array_files import (
+    ARRAY_SUFFIX,
+    TIFF_SUFFIXES,
+    array_shape,
+    orientation,
+    read_array,
+    turned,
+)
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat, Pixels, split_shape
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
@@ -26,8 +34,14 @@ MAX_PIXELS = 178_956_970
 LARGE_PIXELS = 4_000_000_000
 """Largest number of pixels of an image that is predicted in tiles; 12 GB in memory."""
 _EXIF_ORIENTATION = 0x0112
+_WIDTH, _HEIGHT, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SUBFILE_TYPE = 256, 257, 262, 277, 338, 254  # tags of TIFF
+_ALPHA = {1, 2}  # kinds of extra samples
+# Photometric interpretation and number of bands: grey, RGB, palette, CMYK, YCbCr, CIE L*a*b*.
+_PLAIN_BANDS = {(0, 1), (1, 1), (2, 3), (3, 1), (5, 4), (6, 3), (8, 3)}
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _WEBP_HEAD = 4096  # bytes
+# For each TIFF of many bands, which are read by tifffile then, it would print a line without the file's name.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 # What Pillow raises for damaged files: struct.error is a format that is cut off within a header.
 _UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -163,7 +177,7 @@ class ImageFile(ImageSource):
 
 
 class ArrayFile(ImageSource):
-    """Read an image from a `.npy` or TIFF file as an array. The header is read at once, the values later.
+    """Read an image from a `.npy` or TIFF file as an array, upright. The header is read at once, the values later.
 
     Args:
         path: The file.
@@ -176,11 +190,14 @@ class ArrayFile(ImageSource):
 
     def __init__(self, path: Path, image_format: ImageFormat) -> None:
         self._path, self._format = path, image_format
-        self.size, _ = split_shape(array_shape(path), path, image_format.channels)
+        self._orientation = orientation(path)
+        self.is_turned = self._orientation != 1
+        self.size = _array_size(path, image_format.channels, self._orientation)
 
     def pixels(self, reduction: int = 1) -> Tensor:
         """Read the array as (C, H, W) uint8, in any memory order."""
-        return _tensor(self._format.from_array(read_array(self._path), self._path))
+        array = self._format.from_array(read_array(self._path), self._path)  # (H, W, C)
+        return _tensor(np.ascontiguousarray(turned(array, self._orientation)) if self.is_turned else array)
 
 
 @contextmanager
@@ -207,7 +224,8 @@ def open_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int
         ValueError: If it is no image.
     """
     suffix = path.suffix.lower()
-    is_array = suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and not image_format.is_plain)
+    is_tiff = suffix in TIFF_SUFFIXES
+    is_array = suffix == ARRAY_SUFFIX or (is_tiff and (not image_format.is_plain or _is_multiband(path)))
     return ArrayFile(path, image_format) if is_array else ImageFile(path, image_format, max_pixels=max_pixels)
 
 
@@ -245,16 +263,15 @@ def image_size(path: Path, channels: int | None = None) -> tuple[int, int]:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is not that of an image.
     """
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return split_shape(array_shape(path), path, channels)[0]
+    suffix = path.suffix.lower()
+    if suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and _is_multiband(path)):
+        return _array_size(path, channels, orientation(path))
     try:
         with Image.open(path) as file:
             return _upright_size(file)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such image") from error
     except UnidentifiedImageError as error:
-        if path.suffix.lower() in TIFF_SUFFIXES:  # Pillow knows few kinds of bands
-            return split_shape(array_shape(path), path, channels)[0]
         raise _decoding_error(path, error) from error
     except _UNREADABLE as error:
         raise _decoding_error(path, error) from error
@@ -297,8 +314,11 @@ def read_raw_mask(path: Path) -> RawMask:
     """
     if not path.is_file():
         raise MissingFileError(f"{path}: no such mask")
+    if path.suffix.lower() == ARRAY_SUFFIX:
+        return _array_mask(path)
     try:
-        with Image.open(path) as file:
+        # From memory: Pillow maps plain TIFF files, and mixes up the rows of those that are turned.
+        with Image.open(io.BytesIO(path.read_bytes())) as file:
             if _is_lossy(path, file):
                 raise UserError(
                     f"{path}: is a mask in {file.format} with lossy compression, which changes labels at every edge; "
@@ -318,6 +338,20 @@ def read_raw_mask(path: Path) -> RawMask:
     elif mode not in {"P", "L"} and not mode.startswith("I"):
         return RawMask(_packed_colors(path, upright), None, is_turned, has_colors=True)
     return RawMask(array, None if palette is None else bytes(palette), is_turned)
+
+
+def _array_mask(path: Path) -> RawMask:
+    """Read a mask from a `.npy` file.
+
+    Raises:
+        ValueError: If it does not hold one whole number per pixel.
+    """
+    array = read_array(path)
+    if array.ndim != 2 or array.dtype.kind not in "buif" or not array.size:
+        raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}, but masks are (H, W) integers")
+    if array.dtype.kind == "f":
+        array = _whole_numbers(path, array)
+    return RawMask(array.astype(np.uint8) if array.dtype == bool else array, None, is_turned=False)
 
 
 def _packed_colors(path: Path, file: Image.Image) -> npt.NDArray[np.int32]:
@@ -381,9 +415,48 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return (height, width) if colors == "YCbCr" else None
 
 
+def _is_multiband(path: Path) -> bool:
+    """Check whether a TIFF file holds other bands than those of a grey, palette or colour image, or several pages.
+
+    Pillow would read its first page, or three of its bands. Small copies of the image do not count as pages.
+    """
+    try:
+        with _any_size(), Image.open(path) as file:
+            tags = file.tag_v2  # type: ignore[attr-defined]
+            bands, further = tags.get(_SAMPLES, 1), tags.get(_EXTRA_SAMPLES, ())
+            num_alpha = sum(kind in _ALPHA for kind in further)
+            is_color = (tags.get(_PHOTOMETRIC), bands - num_alpha) in _PLAIN_BANDS
+            return not is_color or (getattr(file, "n_frames", 1) > 1 and _num_full_pages(file) > 1)
+    except FileNotFoundError as error:
+        raise MissingFileError(f"{path}: no such image") from error
+    except UnidentifiedImageError:
+        return True  # Pillow knows few kinds of bands
+    except (*_UNREADABLE, AttributeError):
+        return False  # which reading it will say
+
+
+def _num_full_pages(file: Image.Image) -> int:
+    """Count the pages of a TIFF file that are not reduced copies of others."""
+    pages = []
+    for number in range(file.n_frames):  # type: ignore[attr-defined]
+        file.seek(number)
+        if not file.tag_v2.get(_SUBFILE_TYPE, 0):  # type: ignore[attr-defined]
+            pages.append(file.size)
+    return pages.count(pages[0]) if pages else 1
+
+
+def _array_size(path: Path, channels: int | None, orientation: int) -> tuple[int, int]:
+    """Return the upright (height, width) of an array file."""
+    height, width = split_shape(array_shape(path), path, channels)[0]
+    return (width, height) if orientation in _TRANSPOSED else (height, width)
+
+
 def _upright_size(file: Image.Image) -> tuple[int, int]:
     """Return (height, width) after the rotation that the EXIF tag asks for."""
     width, height = file.size
+    if file.format == "TIFF":  # whose size is turned already in some versions of Pillow
+        tags = file.tag_v2  # type: ignore[attr-defined]
+        width, height = tags.get(_WIDTH, width), tags.get(_HEIGHT, height)
     return (width, height) if _orientation(file) in _TRANSPOSED else (height, width)
 
 

@@ -126,6 +126,51 @@ def test_masks_as_images_are_a_problem(mask_folder: Path) -> None:
         assert "10 problems" in shown
 
 
+def test_black_masks_of_colours_have_the_class_that_is_black(tmp_path: Path) -> None:
+    """An image without any object was the first class, whatever its colour."""
+    for index in range(4):
+        write_image(tmp_path / "images" / f"{index}.png", (20, 30), seed=index)
+        mask = np.zeros((20, 30, 3), dtype=np.uint8)
+        if index == 0:
+            mask[:2, :15], mask[2:4, :15] = (0, 0, 255), (0, 255, 0)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{index}.png")
+    names = ["water", "forest", "background"]
+    classes = {"names": names, "colors": [[0, 0, 255], [0, 255, 0], [0, 0, 0]]}
+    arguments = {"root": str(tmp_path), "images": "images", "masks": "masks", "classes": classes}
+    config = {"data": {"dataset": {"class_path": "MaskFolderDataset", "init_args": arguments}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = run_program("data", "check", "-c", str(tmp_path / "c.yaml"), check=True)
+    lines = [line for line in done.stdout.splitlines() if "%" in line]
+    shares = {word: re.findall(r"[\d.]+%", line) for line in lines for word in names if word in line}
+    assert shares == {"water": ["1.250%"], "forest": ["1.250%"], "background": ["97.500%"]}
+
+
+@pytest.mark.parametrize(
+    ("value_range", "warning"),
+    [([0, 60], "channel 0 of 4 images: 9"), ([0, 65535], "the values fill 5 of 256 steps"), ([0, 1000], None)],
+)
+def test_a_range_that_does_not_fit_the_values_is_seen(
+    value_range: list[int], warning: str | None, tmp_path: Path
+) -> None:
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(0, 1000, (20, 30)).astype(np.uint16)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+        np_mask = (pixels > 500).astype(np.uint8)
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        np.save(tmp_path / "masks" / f"{index}.npy", np_mask)
+    arguments = {"root": str(tmp_path), "images": "images", "masks": "masks", "mask_suffix": ".npy"}
+    arguments |= {"classes": {"names": ["a", "b"]}}  # type: ignore[dict-item]
+    dataset = {"class_path": "MaskFolderDataset", "init_args": arguments}
+    config = {"data": {"dataset": dataset, "image_format": {"channels": 1, "value_range": value_range}}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    done = run_program("data", "check", "-c", str(tmp_path / "c.yaml"), check=True)
+    said = " ".join((done.stdout + done.stderr).split())
+    assert ("value_range" in said) == (warning is not None)
+    assert warning is None or warning in said
+
+
 def test_a_check_without_data_is_refused(tmp_path: Path) -> None:
     """It said `No problems.`."""
     (tmp_path / "cpu.yaml").write_text("trainer: {accelerator: cpu}\n")

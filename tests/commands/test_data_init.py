@@ -506,3 +506,19 @@ def test_real_data_train_with_what_was_written(real_data: Path, tmp_path: Path, 
     }
     assert [fact for fact in facts[name] if fact not in text] == [], text
     passes(tmp_path / "set")
+
+
+@pytest.mark.slow
+def test_folders_of_patients_stay_whole(tmp_path: Path) -> None:
+    """The slices of a patient were in several folds, and nothing said so."""
+    for patient in range(8):
+        for index, view in enumerate(("axial", "coronal", "sagittal")):
+            name = f"P{patient:02d}/{view}"
+            write_image(tmp_path / "set" / "images" / f"{name}.png", seed=3 * patient + index)
+            write_mask(tmp_path / "set" / "masks" / f"{name}.png", index_mask(index, 0, 1))
+    _, config = written(tmp_path / "set")
+    assert config["data"]["groups"]["init_args"]["pattern"] == "^(.+)/"
+    run_program("split", "-c", "set.yaml", "--output", "folds", cwd=tmp_path, check=True)
+    rows = (tmp_path / "folds" / "folds.csv").read_text().splitlines()[1:]
+    folds = {(row.split("/")[0], row.rsplit(",", 1)[1]) for row in rows}
+    assert len(folds) == 8

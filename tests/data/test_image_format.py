@@ -1,5 +1,6 @@
 """Turn values of any type and number of channels into pixels."""
 
+import io
 import struct
 import sys
 import zlib
@@ -8,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deeplab_lightning.data.array_files import array_shape, read_array
 from deeplab_lightning.data.image_format import ImageFormat
-from deeplab_lightning.data.images import image_size, open_image, read_image
+from deeplab_lightning.data.images import image_size, open_image, read_image, read_mask
 from deeplab_lightning.drawing import viewable
 from deeplab_lightning.errors import UserError
 
@@ -153,3 +154,76 @@ def test_colours_of_sixteen_bits_are_not_cut_without_their_reader(
     for image_format in (ImageFormat(), ImageFormat(3, (0, 4095))):
         with pytest.raises(UserError, match="has 16 bits per channel in colour, which needs imagecodecs"):
             read_image(tmp_path / "a.png", image_format)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_upright_whoever_reads_it(orientation: int, channels: int, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 20, channels), dtype=np.uint8)
+    path = tmp_path / "a.tif"
+    photometric = "rgb" if channels == 3 else "minisblack"
+    tags = [(274, "H", 1, orientation, True)]
+    tifffile.imwrite(path, pixels.squeeze(), photometric=photometric, extratags=tags)
+    size = (6, 20) if orientation < 5 else (20, 6)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(path.read_bytes())))).reshape(*size, channels)
+    for image_format in (ImageFormat(channels), ImageFormat(channels, value_range=(0, 255))):
+        source = open_image(path, image_format)
+        assert source.size == image_size(path) == expected.shape[:2]
+        assert source.is_turned == (orientation != 1)
+        assert np.array_equal(source.pixels().permute(1, 2, 0).numpy(), expected)
+    if channels == 1:
+        assert np.array_equal(read_mask(path), expected[..., 0])  # Pillow alone mixes up the rows of such a file
+
+
+@pytest.mark.parametrize("layout", ["pages", "planar", "interleaved", "grey pages"])
+def test_bands_that_plain_images_have_not_are_named(layout: str, tmp_path: Path) -> None:
+    """Pillow reads the first page, or the first three bands, without a word."""
+    tifffile = pytest.importorskip("tifffile")
+    bands, path = np.random.default_rng(0).integers(0, 256, (4, 12, 20), dtype=np.uint8), tmp_path / "a.tif"
+    if layout == "pages":
+        tifffile.imwrite(path, bands, photometric="minisblack")
+    elif layout == "planar":
+        tifffile.imwrite(path, bands, photometric="rgb", planarconfig="separate", extrasamples=["unspecified"])
+    elif layout == "interleaved":
+        tifffile.imwrite(path, np.moveaxis(bands, 0, -1), photometric="rgb", extrasamples=["unspecified"])
+    else:
+        tifffile.imwrite(path, np.moveaxis(bands, 0, -1), photometric="minisblack", planarconfig="contig")
+    with pytest.raises(UserError, match=r"has 4 channels, and the network takes 3; set data.image_format.ch"):
+        read_image(path)
+    assert image_size(path) == (12, 20)
+    assert read_image(path, ImageFormat(4)).shape == (4, 12, 20)
+
+
+def test_pages_of_one_size_are_bands_and_small_copies_are_not(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    bands, path = np.random.default_rng(0).integers(0, 256, (3, 12, 20), dtype=np.uint8), tmp_path / "a.tif"
+    tifffile.imwrite(path, bands, photometric="minisblack")
+    assert np.array_equal(read_image(path).numpy(), bands)
+    with tifffile.TiffWriter(tmp_path / "b.tif") as file:
+        file.write(np.moveaxis(bands, 0, -1), photometric="rgb", subifds=0)
+        file.write(np.moveaxis(bands, 0, -1)[::2, ::2], photometric="rgb", subfiletype=1)
+    assert np.array_equal(read_image(tmp_path / "b.tif").numpy(), bands)
+
+
+def test_images_of_8_bits_are_not_read_as_deep_ones(tmp_path: Path) -> None:
+    write = Image.fromarray(np.full((6, 8), 200, dtype=np.uint8))
+    write.save(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"a.png: has 8 bits, of which data.image_format.value_range .* leave nothing"):
+        read_image(tmp_path / "a.png", ImageFormat(1, (0, 65535)))
+
+
+@pytest.mark.parametrize("wrong", [np.zeros((4, 5, 3), dtype=np.uint8), np.full((4, 5), 0.5)])
+def test_a_mask_of_numpy_is_read_or_refused(wrong: Any, tmp_path: Path) -> None:
+    mask = np.arange(20, dtype=np.int32).reshape(4, 5)
+    np.save(tmp_path / "a.npy", mask)
+    assert np.array_equal(read_mask(tmp_path / "a.npy"), mask)
+    np.save(tmp_path / "a.npy", wrong)
+    with pytest.raises(UserError, match=r"a.npy: holds .*masks are \(H, W\)|a.npy: holds the value 0.5"):
+        read_mask(tmp_path / "a.npy")
+
+
+def test_transparent_tiffs_stay_plain(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 20, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif").permute(1, 2, 0).numpy(), pixels[..., :3])

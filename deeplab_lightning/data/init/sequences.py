@@ -8,6 +8,7 @@ from deeplab_lightning.data.groups import PatternGroups
 from deeplab_lightning.errors import DataError
 
 _PATTERNS = (  # from coarse to fine; what comes first and gives enough groups is taken
+    r"^(.+)/",  # the folder, as of a patient
     r"^(.*?[A-Za-z].*?)(?:[_-]\d+)+(?:_(?:png|jpe?g))+\.rf\.",  # Roboflow's names: parts of one photo
     r"^(.*)_(?:png|jpe?g)\.rf\.",  # Roboflow's augmented copies
     r"^(.*?[A-Za-z].*?)(?:[_-][A-Za-z]{0,5}\d+)+\.\w+$",  # without all numbers at the end
