@@ -106,7 +106,8 @@ def test_a_killed_training_resumes_to_the_same_weights(folder: Path, options: li
 
 
 AVERAGES = {
-    "ema": "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9}}]",
+    "ema": "[{class_path: deeplab_lightning.callbacks.EMAWithWarmup, init_args: {decay: 0.9}}]",
+    "constant_ema": "[{class_path: EMAWeightAveraging, init_args: {decay: 0.9}}]",
     "swa": "[{class_path: deeplab_lightning.callbacks.EpochWeightAveraging, init_args: {start: 0.5}}]",
 }
 

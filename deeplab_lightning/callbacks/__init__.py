@@ -8,10 +8,11 @@ from deeplab_lightning.callbacks.prediction_writer import PredictionWriter
 from deeplab_lightning.callbacks.progress import EpochLines
 from deeplab_lightning.callbacks.run_record import RunRecord
 from deeplab_lightning.callbacks.save_config import SaveConfig
-from deeplab_lightning.callbacks.weight_averaging import EpochWeightAveraging
+from deeplab_lightning.callbacks.weight_averaging import EMAWithWarmup, EpochWeightAveraging
 
 __all__ = [
     "CompileNetwork",
+    "EMAWithWarmup",
     "EpochLines",
     "EpochWeightAveraging",
     "FreezeBackbone",

@@ -1,12 +1,52 @@
-"""Validate, keep and predict with an average of the weights of the last epochs."""
+"""Validate, keep and predict with an average of the weights of the last steps or epochs."""
 
+from functools import partial
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from deeplab_lightning.errors import UserError
+
+
+class EMAWithWarmup(WeightAveraging):
+    """Average the weights exponentially over the steps, with a decay that grows from 0.1 at the start.
+
+    The decay of step n is the smaller one of `decay` and (n + 1) / (n + 10), as in TensorFlow's moving average, so the
+    average forgets the untrained weights in short trainings too. With a constant decay of 0.99, these are still 13 % of
+    it after 200 steps. The average is what is validated, drawn and saved; the weights that train are in checkpoints
+    too, for resuming. The statistics of batch norms are averaged like weights.
+
+    Args:
+        decay: Share of the average that a step keeps, in [0, 1); 0.999 suits trainings of many thousand steps.
+
+    Raises:
+        ValueError: If `decay` is outside its range.
+    """
+
+    def __init__(self, *, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"decay must be in [0, 1), got {decay}.")
+        super().__init__(avg_fn=partial(_warm_average, decay=decay))
+        self.decay = decay
+
+
+def _warm_average(average: Tensor, weight: Tensor, num_averaged: Tensor, *, decay: float) -> Tensor:
+    """Return the average after one more step; counters, which are integers, are those of the step.
+
+    Args:
+        average: The average so far.
+        weight: The weight of the step.
+        num_averaged: Number of steps in the average, at least 1.
+        decay: Largest share of the average that is kept.
+    """
+    if not average.is_floating_point():
+        return weight
+    kept = ((num_averaged + 1) / (num_averaged + 10)).clamp(max=decay)
+    return torch.lerp(average, weight, (1 - kept).to(average.dtype))
 
 
 class EpochWeightAveraging(WeightAveraging):

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from deeplab_lightning import SegmentationModule
-from deeplab_lightning.callbacks import EpochWeightAveraging
+from deeplab_lightning.callbacks import EMAWithWarmup, EpochWeightAveraging
 from deeplab_lightning.errors import UserError
 from tests.conftest import noise_config
 from tests.processes import run_program
@@ -47,6 +47,27 @@ def test_each_epoch_validates_the_average_of_the_epochs_since_the_start(mask_fol
     for validated, expected in zip(ends.validated, (first, second, third, (third + fourth) / 2), strict=True):
         torch.testing.assert_close(validated, expected)
     torch.testing.assert_close(first_layer(module), (third + fourth) / 2)
+
+
+@pytest.mark.slow
+def test_an_average_of_the_steps_forgets_the_untrained_weights(mask_folder: Path) -> None:
+    ends, averaging = Ends(), EMAWithWarmup(decay=0.4)
+    module = SegmentationModule(tiny_net(), None, lambda groups: torch.optim.SGD(groups, lr=0.1), classes=TABLE)
+    data = tiny_data(mask_folder)
+    fit = trainer(mask_folder, max_epochs=6, limit_train_batches=1, num_sanity_val_steps=0, callbacks=[averaging, ends])
+    fit.fit(module, data)
+    average = ends.trained[0]
+    for step, weight in enumerate(ends.trained[1:], start=1):
+        kept = min(0.4, (step + 1) / (step + 10))
+        average = kept * average + (1 - kept) * weight
+        torch.testing.assert_close(ends.validated[step], average)
+    torch.testing.assert_close(first_layer(module), average)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_a_decay_that_keeps_no_weight_is_refused(decay: float) -> None:
+    with pytest.raises(UserError, match=r"decay must be in \[0, 1\), got"):
+        EMAWithWarmup(decay=decay)
 
 
 @pytest.mark.slow
