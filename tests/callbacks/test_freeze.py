@@ -101,7 +101,7 @@ def test_two_averages_of_the_weights_are_refused(folder: Path) -> None:
     overlays = ("-c", str(OVERLAYS / "ema.yaml"), "-c", str(OVERLAYS / "swa.yaml"))
     done = run_program("fit", "-c", str(folder / "config.yaml"), *overlays)
     assert done.returncode == 1
-    assert "EMAWeightAveraging and EpochWeightAveraging each average the weights" in " ".join(done.stderr.split())
+    assert "EMAWithWarmup and EpochWeightAveraging each average the weights" in " ".join(done.stderr.split())
 
 
 @pytest.mark.slow
