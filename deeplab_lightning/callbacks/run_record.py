@@ -2,20 +2,19 @@
 
 import math
 import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from deeplab_lightning.callbacks.checkpoint_io import RunCheckpoint
+from deeplab_lightning.callbacks.best_epoch import best_checkpoint, best_row, monitored_figure
+from deeplab_lightning.callbacks.epoch_progress import EpochProgress
 from deeplab_lightning.callbacks.provenance import describe_data, describe_program, versions
 from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -33,60 +32,6 @@ from deeplab_lightning.tables import or_null, shown, table_console
 
 _FIGURES = ("miou", "pixel_accuracy", "mean_accuracy", "fw_iou", "dice", "loss")
 _LATER_FIGURES = ("boundary_iou", "ece")  # of `validate` and `test`, which training leaves out
-
-
-class _EpochProgress:
-    """Hold what an epoch has trained so far, also across an interruption.
-
-    Args:
-        epoch: Number of the epoch, from 0.
-        loss_sum: Sum of the losses of the steps so far.
-        num_steps: Their number.
-        seconds: Time that they took.
-        figures: Logged values of the epoch's best validation, if there was one.
-    """
-
-    def __init__(
-        self,
-        epoch: int = -1,
-        loss_sum: float = 0.0,
-        num_steps: int = 0,
-        seconds: float = 0.0,
-        figures: dict[str, float] | None = None,
-    ) -> None:
-        self.epoch, self.figures = epoch, figures
-        self._loss_sum, self._num_steps, self._earlier_seconds = torch.tensor(loss_sum), num_steps, seconds
-        self._start = time.monotonic()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the arguments of the constructor, as plain values for a checkpoint."""
-        return {
-            "epoch": self.epoch,
-            "loss_sum": float(self._loss_sum),
-            "num_steps": self._num_steps,
-            "seconds": self.seconds,
-            "figures": self.figures,
-        }
-
-    def add(self, loss: Tensor) -> None:
-        """Add the loss of a step."""
-        self._loss_sum = self._loss_sum.to(loss.device) + loss
-        self._num_steps += 1
-
-    @property
-    def seconds(self) -> float:
-        """Time of the epoch so far."""
-        return self._earlier_seconds + time.monotonic() - self._start
-
-    @property
-    def loss_sum(self) -> Tensor:
-        """Sum of the losses of the steps so far, a scalar."""
-        return self._loss_sum
-
-    @property
-    def mean_loss(self) -> Tensor:
-        """Mean loss over the steps so far, a scalar; 0 before the first."""
-        return self._loss_sum / max(self._num_steps, 1)
 
 
 class RunRecord(L.Callback):
@@ -110,7 +55,7 @@ class RunRecord(L.Callback):
         self.seed = seed
         self.rows: list[dict[str, float]] = []
         """One mapping of logged values per finished epoch."""
-        self._progress = _EpochProgress()
+        self._progress = EpochProgress()
         self._saved_rows: list[dict[str, float]] | None = None  # of the checkpoint
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,7 +72,7 @@ class RunRecord(L.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what the epoch had trained; checkpoints of earlier versions hold no rows, or nothing."""
         self._saved_rows = state_dict.get("rows")
-        self._progress = _EpochProgress(**{key: value for key, value in state_dict.items() if key != "rows"})
+        self._progress = EpochProgress(**{key: value for key, value in state_dict.items() if key != "rows"})
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the folds, and read the rows of the training that is resumed."""
@@ -150,7 +95,7 @@ class RunRecord(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock and the sum of the losses; a training that goes on has no result until its new end."""
-        self._progress = _EpochProgress(trainer.current_epoch)
+        self._progress = EpochProgress(trainer.current_epoch)
         if trainer.is_global_zero and not _is_dry_run(trainer):
             RunFolder(trainer.default_root_dir).result.unlink(missing_ok=True)
 
@@ -159,11 +104,12 @@ class RunRecord(L.Callback):
     ) -> None:
         """Add the loss of the step, without waiting for the device."""
         if self._progress.epoch != trainer.current_epoch:  # resumed after the last step of an epoch without validation
-            self._progress = _EpochProgress(trainer.current_epoch)
+            self._progress = EpochProgress(trainer.current_epoch)
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs  # None where a step was skipped
-        if isinstance(loss, Tensor):
-            parts = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            self._progress.add(loss.detach() * parts)  # Lightning has divided it
+        if not isinstance(loss, Tensor):
+            return
+        is_divided = pl_module.automatic_optimization and trainer.accumulate_grad_batches > 1
+        self._progress.add(loss.detach() * trainer.accumulate_grad_batches if is_divided else loss.detach())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the confusion matrices if they are the best so far, or the result if this is `deeplab validate`."""
@@ -177,7 +123,7 @@ class RunRecord(L.Callback):
             details = None if module is None or module.details is None else _gather(module.details.collect())
             if images is not None and is_written:
                 folder.write_last(images, details)
-            key, _ = _monitored(trainer)
+            key, _ = monitored_figure(trainer)
             figures = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/") or k == key}
             figures["epoch"] = float(trainer.current_epoch)
             earlier = self._progress.figures
@@ -220,7 +166,7 @@ class RunRecord(L.Callback):
             "max_epochs": trainer.max_epochs,
             **_stopped_by(trainer),
             "seconds": round(sum(row["seconds"] for row in self.rows), 1),
-            "checkpoint": _checkpoint_of(best, trainer),
+            "checkpoint": best_checkpoint(best, trainer),
             "cost": _cost(pl_module.net),
             "val": None if best is None else _figures(best, "val", pl_module),
             "best_epoch": None if best is None else int(best["epoch"]),
@@ -255,27 +201,6 @@ class RunRecord(L.Callback):
         _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {source}", figures, path)
 
 
-def _checkpoint_of(row: dict[str, float] | None, trainer: L.Trainer) -> str | None:
-    """Return the file with the weights of the best epoch, or of the last one without validation; None if none is."""
-    deciding = _deciding_checkpoint(trainer)
-    if row is not None:
-        return (deciding.best_model_path or None) if deciding else None
-    callbacks = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-    return next(filter(None, (c.best_model_path for c in callbacks)), None)
-
-
-def _deciding_checkpoint(trainer: L.Trainer) -> ModelCheckpoint | None:
-    """Return the callback of `best.ckpt`, whatever else the user monitors; without it, the first that monitors."""
-    monitoring = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    return next((c for c in monitoring if type(c) is RunCheckpoint), monitoring[0] if monitoring else None)
-
-
-def _monitored(trainer: L.Trainer) -> tuple[str, str]:
-    """Return name and mode, `max` or `min`, of the figure that chooses the best epoch."""
-    deciding = _deciding_checkpoint(trainer)
-    return ("val/miou", "max") if deciding is None else (str(deciding.monitor), deciding.mode)
-
-
 def _cost(net: nn.Module) -> dict[str, float | None]:
     """Count the cost of a network; its multiply-adds are None where hooks of a profiler or of the user forbid it."""
     try:
@@ -301,31 +226,6 @@ def _gather(images: Kind) -> Kind:
     parts: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(parts, images)
     return type(images).joined(parts)
-
-
-def best_row(rows: list[dict[str, float]], trainer: L.Trainer | None = None) -> dict[str, float] | None:
-    """Find the first epoch with the best monitored figure, whose weights are in `best.ckpt`.
-
-    Epochs after which no checkpoint is saved do not count.
-
-    Args:
-        rows: Logged values by key, one mapping per epoch.
-        trainer: Trainer whose checkpoint callback names the figure; the highest `val/miou` is the best if None.
-
-    Returns:
-        The row, or None if no row has both the figure and `val/miou`.
-    """
-    key, mode = _monitored(trainer) if trainer else ("val/miou", "max")
-    deciding = _deciding_checkpoint(trainer) if trainer else None
-    every = max(1, deciding.every_n_epochs or 1) if deciding else 1
-    scored = [
-        row
-        for row in rows
-        if "val/miou" in row and not math.isnan(row.get(key, math.nan)) and (row.get("epoch", -1) + 1) % every == 0
-    ]
-    if not scored:
-        return None
-    return max(scored, key=lambda row: row[key]) if mode == "max" else min(scored, key=lambda row: row[key])
 
 
 def _is_dry_run(trainer: L.Trainer) -> bool:

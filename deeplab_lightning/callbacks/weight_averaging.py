@@ -13,7 +13,7 @@ from deeplab_lightning.errors import UserError
 
 
 class EMAWithWarmup(WeightAveraging):
-    """Average the weights exponentially over the steps, with a decay that grows from 0.1 at the start.
+    """Average the weights exponentially over the steps, with a decay that grows at first.
 
     The decay of step n is the smaller one of `decay` and (n + 1) / (n + 10), as in TensorFlow's moving average, so the
     average forgets the untrained weights in short trainings too. With a constant decay of 0.99, these are still 13 % of

@@ -23,13 +23,11 @@ from deeplab_lightning.commands.checkpoint import (
 )
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import without_empty_configs
+from deeplab_lightning.commands.refusals import refuse_contradictions, refuse_two_averages, refuse_unknown_monitors
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
     keep_folds,
-    refuse_contradictions,
-    refuse_two_averages,
-    refuse_unknown_monitors,
     set_command_options,
     set_folder,
     set_logger,

@@ -2,14 +2,13 @@
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
 from lightning.pytorch.plugins.environments import (
     ClusterEnvironment,
@@ -33,9 +32,7 @@ from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigt
 from deeplab_lightning.callbacks.validate_last_epoch import ValidateLastEpoch
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
-from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.data.datasets.image_folder import check_source
-from deeplab_lightning.errors import UserError
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
 from deeplab_lightning.inference.outputs import Outputs
@@ -44,7 +41,6 @@ from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.restarts import note_run, restarted_run
 from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder, refuse_output_among_images
-from deeplab_lightning.schedules import nearest_figure
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.loggers import named_logger
 from deeplab_lightning.tracking.mode import choose_mode
@@ -55,26 +51,6 @@ _WANDB = Namespace(
     class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(project="deeplab_lightning")
 )  # as in configs/base.yaml
 _SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
-
-
-def refuse_contradictions(command: str, config: Namespace) -> None:
-    """Refuse values that no run can use, and options that would contradict others.
-
-    Raises:
-        SystemExit: With status 2.
-    """
-    check_values(command, config.as_dict())
-    if null := [key for key in ("trainer", "checkpoint", "model", "data") if config.get(key) is None]:
-        usage_error(f"{null[0]} must not be null; leave it out for its defaults.")
-    if config.trainer.default_root_dir is not None or config.checkpoint.dirpath is not None:
-        usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
-    if command == "fit":
-        refuse_other_times(config.checkpoint)
-    of_net = config.model.net.get("init_args", Namespace())
-    if of_net.get("num_classes") is not None:
-        usage_error("model.net.init_args.num_classes comes from the data; leave it out.")
-    if of_net.get("in_channels", 3) != 3:
-        usage_error("model.net.init_args.in_channels comes from data.image_format.channels; leave it out.")
 
 
 def choose_folder(command: str, config: Namespace) -> RunFolder:
@@ -273,60 +249,6 @@ def _has_progress_bar(config: Namespace) -> bool:
     """Check whether the user chose a progress bar, which takes the place of ours."""
     entries = config.trainer.callbacks or []
     return any(is_subclass(entry, ProgressBar) for entry in (entries if isinstance(entries, list) else [entries]))
-
-
-def refuse_two_averages(callbacks: Sequence[L.Callback]) -> None:
-    """Refuse two averages of the weights, each of which would take the other's for the weights that train.
-
-    Raises:
-        UserError: If there are two.
-    """
-    names = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
-    if len(names) > 1:
-        raise UserError(
-            f"trainer.callbacks: {' and '.join(names)} each average the weights. Keep one: of overlays, give a list "
-            "without the other after them, --trainer.callbacks '[...]'."
-        )
-
-
-def refuse_other_times(best: Namespace) -> None:
-    """Refuse to choose `best.ckpt` by figures that are not of its weights.
-
-    Args:
-        best: Arguments of its callback.
-
-    Raises:
-        SystemExit: With status 2.
-    """
-    for name in ("every_n_train_steps", "train_time_interval"):
-        if best.get(name):
-            usage_error(
-                f"checkpoint.{name}: best.ckpt is saved after a validation, whose figures are those of its weights. "
-                "Validate more often by trainer.val_check_interval, or save further files by a ModelCheckpoint in "
-                "trainer.callbacks."
-            )
-    if str(best.monitor).startswith("train/"):
-        usage_error(
-            f"checkpoint.monitor: {best.monitor} says nothing of the images that are held out. Monitor val/miou, "
-            "val/loss or another figure of the validation."
-        )
-
-
-def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str]) -> None:
-    """Refuse a callback that waits for a figure that nothing logs, before an epoch is spent.
-
-    Args:
-        callbacks: Callbacks of a training.
-        names: Figures that the module logs.
-
-    Raises:
-        SystemExit: With status 2, if there is one.
-    """
-    for callback in callbacks:
-        if near := nearest_figure(getattr(callback, "monitor", None), names, callbacks):
-            usage_error(
-                f"{type(callback).__name__} monitors {callback.monitor}, which nothing logs; did you mean {near}?"  # type: ignore[attr-defined]
-            )
 
 
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:

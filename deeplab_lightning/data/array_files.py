@@ -27,31 +27,20 @@ def read_array(path: Path) -> npt.NDArray[Any]:
         return np.asarray(_tifffile().imread(path))
 
 
-def array_shape(path: Path) -> tuple[int, ...]:
-    """Read the shape of the array of a `.npy` or TIFF file from its header.
+def array_header(path: Path) -> tuple[tuple[int, ...], int]:
+    """Read the shape of the array of a `.npy` or TIFF file, and its EXIF orientation: 1 is upright, as `.npy` is.
 
     Raises:
         ValueError: If it cannot be read.
         RuntimeError: If it is a TIFF, and tifffile is not installed.
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
-        return _open_npy(path).shape
+        return _open_npy(path).shape, 1
     with _naming(path), _tifffile().TiffFile(path) as file:
-        return tuple(file.series[0].shape)
-
-
-def orientation(path: Path) -> int:
-    """Read the EXIF orientation of a TIFF file: 1 is upright, as a `.npy` file is.
-
-    Raises:
-        ValueError: If it cannot be read.
-        RuntimeError: If tifffile is not installed.
-    """
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return 1
-    with _naming(path), _tifffile().TiffFile(path) as file:
-        tag = file.series[0].keyframe.tags.get("Orientation")
-        return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+        series = file.series[0]
+        tag = series.keyframe.tags.get("Orientation")
+        orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+        return tuple(series.shape), orientation
 
 
 def turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -1,14 +1,13 @@
 """Read images and masks from files."""
 
 import io
-import logging
 import re
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +16,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from deeplab_lightning.data.array_files import (
-    ARRAY_SUFFIX,
-    TIFF_SUFFIXES,
-    array_shape,
-    orientation,
-    read_array,
-    turned,
-)
+from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES, array_header, read_array, turned
 from deeplab_lightning.data.image_format import PLAIN, ImageFormat, Pixels, split_shape
+from deeplab_lightning.data.tiff_pages import is_multiband, stored_size
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", *TIFF_SUFFIXES, ARRAY_SUFFIX)
@@ -34,16 +27,10 @@ MAX_PIXELS = 178_956_970
 LARGE_PIXELS = 4_000_000_000
 """Largest number of pixels of an image that is predicted in tiles; 12 GB in memory."""
 _EXIF_ORIENTATION = 0x0112
-_WIDTH, _HEIGHT, _PHOTOMETRIC, _SAMPLES, _EXTRA_SAMPLES, _SUBFILE_TYPE = 256, 257, 262, 277, 338, 254  # tags of TIFF
-_ALPHA = {1, 2}  # kinds of extra samples
-# Photometric interpretation and number of bands: grey, RGB, palette, CMYK, YCbCr, CIE L*a*b*.
-_PLAIN_BANDS = {(0, 1), (1, 1), (2, 3), (3, 1), (5, 4), (6, 3), (8, 3)}
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _WEBP_HEAD = 4096  # bytes
-# For each TIFF of many bands, which are read by tifffile then, it would print a line without the file's name.
-logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 # What Pillow raises for damaged files: struct.error is a format that is cut off within a header.
-_UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+UNREADABLE = (OSError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 class ImageSource(ABC):
@@ -108,11 +95,16 @@ class ImageFile(ImageSource):
         image_format: Channels and values of its pixels.
         max_pixels: Largest number of pixels that is read.
 
+    Attributes:
+        is_multiband: Whether it is a TIFF of which Pillow reads a part alone.
+
     Raises:
         FileNotFoundError: If the file does not exist.
         ValueError: If the header is not that of an image, or the image has more than 8 bits per channel or
             more than `max_pixels` pixels; `pixels` raises it if the rest of the file cannot be decoded.
     """
+
+    is_multiband: bool = False
 
     def __init__(self, path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS) -> None:
         self._path, self._format = path, image_format
@@ -143,8 +135,8 @@ class ImageFile(ImageSource):
                 array = self._format.from_pillow(upright, self._path)  # (H, W, C)
         except UserError:
             raise
-        except (*_UNREADABLE, ValueError) as error:
-            raise _decoding_error(self._path, error) from error
+        except (*UNREADABLE, ValueError) as error:
+            raise decoding_error(self._path, error) from error
         return _tensor(array)
 
     def _deep_colors(self) -> npt.NDArray[Any]:
@@ -169,10 +161,11 @@ class ImageFile(ImageSource):
         try:
             with _any_size():
                 self._file = Image.open(io.BytesIO(self._bytes))
-            self.is_turned = _orientation(self._file) != 1
+            self.is_turned = exif_orientation(self._file) != 1
+            self.is_multiband = is_multiband(self._file)
             size = _upright_size(self._file)
-        except _UNREADABLE as error:
-            raise _decoding_error(self._path, error) from error
+        except UNREADABLE as error:
+            raise decoding_error(self._path, error) from error
         return size
 
 
@@ -190,9 +183,9 @@ class ArrayFile(ImageSource):
 
     def __init__(self, path: Path, image_format: ImageFormat) -> None:
         self._path, self._format = path, image_format
-        self._orientation = orientation(path)
+        shape, self._orientation = array_header(path)
         self.is_turned = self._orientation != 1
-        self.size = _array_size(path, image_format.channels, self._orientation)
+        self.size = _array_size(shape, path, image_format.channels, self._orientation)
 
     def pixels(self, reduction: int = 1) -> Tensor:
         """Read the array as (C, H, W) uint8, in any memory order."""
@@ -224,9 +217,15 @@ def open_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int
         ValueError: If it is no image.
     """
     suffix = path.suffix.lower()
-    is_tiff = suffix in TIFF_SUFFIXES
-    is_array = suffix == ARRAY_SUFFIX or (is_tiff and (not image_format.is_plain or _is_multiband(path)))
-    return ArrayFile(path, image_format) if is_array else ImageFile(path, image_format, max_pixels=max_pixels)
+    if suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and not image_format.is_plain):
+        return ArrayFile(path, image_format)
+    try:
+        file = ImageFile(path, image_format, max_pixels=max_pixels)
+    except UserError as error:
+        if suffix in TIFF_SUFFIXES and isinstance(error.__cause__, UnidentifiedImageError):
+            return ArrayFile(path, image_format)  # Pillow knows few kinds of bands
+        raise
+    return ArrayFile(path, image_format) if file.is_multiband else file
 
 
 def read_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int = MAX_PIXELS) -> Tensor:
@@ -264,130 +263,19 @@ def image_size(path: Path, channels: int | None = None) -> tuple[int, int]:
         ValueError: If the header is not that of an image.
     """
     suffix = path.suffix.lower()
-    if suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and _is_multiband(path)):
-        return _array_size(path, channels, orientation(path))
+    if suffix == ARRAY_SUFFIX:
+        return _array_file_size(path, channels)
     try:
         with Image.open(path) as file:
-            return _upright_size(file)
+            return _array_file_size(path, channels) if is_multiband(file) else _upright_size(file)
     except FileNotFoundError as error:
         raise MissingFileError(f"{path}: no such image") from error
     except UnidentifiedImageError as error:
-        raise _decoding_error(path, error) from error
-    except _UNREADABLE as error:
-        raise _decoding_error(path, error) from error
-
-
-class RawMask(NamedTuple):
-    """Hold the content of a mask file.
-
-    Attributes:
-        ids: (H, W) raw ids, of an integer type, upright; of a colour file the colours as R * 65536 + G * 256 + B.
-        palette: The colours R, G, B of the raw ids 0, 1, ... in a palette file, else None.
-        is_turned: Whether its EXIF tag asked for a rotation or reflection.
-        has_colors: Whether the file has three channels.
-    """
-
-    ids: npt.NDArray[Any]
-    palette: bytes | None
-    is_turned: bool
-    has_colors: bool = False
-
-
-def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Read the raw ids of an index or palette mask, (H, W) of an integer type, see `read_raw_mask`.
-
-    Raises:
-        ValueError: Also if it is a colour image.
-    """
-    raw = read_raw_mask(path)
-    if raw.has_colors:
-        raise UserError(f"{path}: is a colour image; masks must be index or palette PNG files with one channel")
-    return raw.ids
-
-
-def read_raw_mask(path: Path) -> RawMask:
-    """Read an index, palette or colour mask without applying the palette, turned upright by its EXIF tag.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it cannot be decoded, was compressed with loss, is partly transparent, or holds fractions.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{path}: no such mask")
-    if path.suffix.lower() == ARRAY_SUFFIX:
-        return _array_mask(path)
-    try:
-        # From memory: Pillow maps plain TIFF files, and mixes up the rows of those that are turned.
-        with Image.open(io.BytesIO(path.read_bytes())) as file:
-            if _is_lossy(path, file):
-                raise UserError(
-                    f"{path}: is a mask in {file.format} with lossy compression, which changes labels at every edge; "
-                    "export the masks again as PNG"
-                )
-            file.load()
-            is_turned = _orientation(file) != 1
-            upright = ImageOps.exif_transpose(file) if is_turned else file
-            mode, array = upright.mode, np.asarray(upright)
-            palette = file.getpalette("RGB") if mode == "P" else None
-    except _UNREADABLE as error:
-        raise _decoding_error(path, error) from error
-    if mode == "1":
-        array = array.astype(np.uint8)
-    elif mode == "F":
-        array = _whole_numbers(path, array)
-    elif mode not in {"P", "L"} and not mode.startswith("I"):
-        return RawMask(_packed_colors(path, upright), None, is_turned, has_colors=True)
-    return RawMask(array, None if palette is None else bytes(palette), is_turned)
-
-
-def _array_mask(path: Path) -> RawMask:
-    """Read a mask from a `.npy` file.
-
-    Raises:
-        ValueError: If it does not hold one whole number per pixel.
-    """
-    array = read_array(path)
-    if array.ndim != 2 or array.dtype.kind not in "buif" or not array.size:
-        raise UserError(f"{path}: holds {array.dtype} of shape {array.shape}, but masks are (H, W) integers")
-    if array.dtype.kind == "f":
-        array = _whole_numbers(path, array)
-    return RawMask(array.astype(np.uint8) if array.dtype == bool else array, None, is_turned=False)
-
-
-def _packed_colors(path: Path, file: Image.Image) -> npt.NDArray[np.int32]:
-    """Return the colours of a mask as one number per pixel, (H, W).
-
-    Raises:
-        ValueError: If it is partly transparent, so that its colours are mixed.
-    """
-    if file.mode in {"RGBA", "LA", "PA"}:
-        alpha = np.asarray(file.getchannel("A"))
-        if ((alpha > 0) & (alpha < 255)).any():
-            raise UserError(f"{path}: is partly transparent ({file.mode}), so its colours name no classes")
-    colors = np.asarray(file.convert("RGB")).astype(np.int32)  # (H, W, 3)
-    packed: npt.NDArray[np.int32] = (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
-    return packed
-
-
-def _whole_numbers(path: Path, array: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Convert a float mask to integers.
-
-    Raises:
-        ValueError: If a value is not a whole number.
-    """
-    values = array.astype(np.float64)
-    is_whole = np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**53)
-    if not is_whole.all():
-        raise UserError(f"{path}: holds the value {values[~is_whole][0]:g}, but labels must be whole numbers")
-    return values.astype(np.int64)
-
-
-def _is_lossy(path: Path, file: Image.Image) -> bool:
-    """Check whether the pixels of an opened file were changed by compression."""
-    if file.format == "WEBP":
-        with path.open("rb") as content:
-            return b"VP8 " in content.read(_WEBP_HEAD)  # lossless pixels are in a chunk named VP8L
-    return file.format in {"JPEG", "MPO", "JPEG2000"} or file.info.get("compression") in {"jpeg", "tiff_jpeg"}
+        if suffix in TIFF_SUFFIXES:  # Pillow knows few kinds of bands
+            return _array_file_size(path, channels)
+        raise decoding_error(path, error) from error
+    except UNREADABLE as error:
+        raise decoding_error(path, error) from error
 
 
 def _tensor(array: Pixels) -> Tensor:
@@ -415,52 +303,25 @@ def _plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return (height, width) if colors == "YCbCr" else None
 
 
-def _is_multiband(path: Path) -> bool:
-    """Check whether a TIFF file holds other bands than those of a grey, palette or colour image, or several pages.
-
-    Pillow would read its first page, or three of its bands. Small copies of the image do not count as pages.
-    """
-    try:
-        with _any_size(), Image.open(path) as file:
-            tags = file.tag_v2  # type: ignore[attr-defined]
-            bands, further = tags.get(_SAMPLES, 1), tags.get(_EXTRA_SAMPLES, ())
-            num_alpha = sum(kind in _ALPHA for kind in further)
-            is_color = (tags.get(_PHOTOMETRIC), bands - num_alpha) in _PLAIN_BANDS
-            return not is_color or (getattr(file, "n_frames", 1) > 1 and _num_full_pages(file) > 1)
-    except FileNotFoundError as error:
-        raise MissingFileError(f"{path}: no such image") from error
-    except UnidentifiedImageError:
-        return True  # Pillow knows few kinds of bands
-    except (*_UNREADABLE, AttributeError):
-        return False  # which reading it will say
+def _array_file_size(path: Path, channels: int | None) -> tuple[int, int]:
+    """Read the upright (height, width) of an array file."""
+    shape, orientation = array_header(path)
+    return _array_size(shape, path, channels, orientation)
 
 
-def _num_full_pages(file: Image.Image) -> int:
-    """Count the pages of a TIFF file that are not reduced copies of others."""
-    pages = []
-    for number in range(file.n_frames):  # type: ignore[attr-defined]
-        file.seek(number)
-        if not file.tag_v2.get(_SUBFILE_TYPE, 0):  # type: ignore[attr-defined]
-            pages.append(file.size)
-    return pages.count(pages[0]) if pages else 1
-
-
-def _array_size(path: Path, channels: int | None, orientation: int) -> tuple[int, int]:
-    """Return the upright (height, width) of an array file."""
-    height, width = split_shape(array_shape(path), path, channels)[0]
+def _array_size(shape: tuple[int, ...], path: Path, channels: int | None, orientation: int) -> tuple[int, int]:
+    """Return the upright (height, width) of an array that is stored with an orientation."""
+    height, width = split_shape(shape, path, channels)[0]
     return (width, height) if orientation in _TRANSPOSED else (height, width)
 
 
 def _upright_size(file: Image.Image) -> tuple[int, int]:
     """Return (height, width) after the rotation that the EXIF tag asks for."""
-    width, height = file.size
-    if file.format == "TIFF":  # whose size is turned already in some versions of Pillow
-        tags = file.tag_v2  # type: ignore[attr-defined]
-        width, height = tags.get(_WIDTH, width), tags.get(_HEIGHT, height)
-    return (width, height) if _orientation(file) in _TRANSPOSED else (height, width)
+    height, width = stored_size(file)
+    return (width, height) if exif_orientation(file) in _TRANSPOSED else (height, width)
 
 
-def _orientation(file: Image.Image) -> int:
+def exif_orientation(file: Image.Image) -> int:
     """Return the EXIF orientation: 1 is upright."""
     # Pillow would decode a whole PNG to look for a tag after the pixels.
     has_tags = file.format != "PNG" or "exif" in file.info
@@ -468,7 +329,7 @@ def _orientation(file: Image.Image) -> int:
     return found if found in range(1, 9) else 1
 
 
-def _decoding_error(path: Path, error: BaseException) -> UserError:
+def decoding_error(path: Path, error: BaseException) -> UserError:
     """Build the error of a damaged or too large file from the first line of the decoder's message."""
     if isinstance(error, Image.DecompressionBombError):
         pixels = re.search(r"\((\d+) pixels\)", str(error))

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from deeplab_lightning.data.array_files import array_shape, read_array
+from deeplab_lightning.data.array_files import array_header, read_array
 from deeplab_lightning.data.image_format import ImageFormat
-from deeplab_lightning.data.images import image_size, open_image, read_image, read_mask
+from deeplab_lightning.data.images import image_size, open_image, read_image
+from deeplab_lightning.data.mask_files import read_mask
 from deeplab_lightning.drawing import viewable
 from deeplab_lightning.errors import UserError
 
@@ -111,7 +112,7 @@ def test_cut_arrays_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((50, 60, 4), dtype=np.uint8))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-10])
     with pytest.raises(UserError, match="cannot be decoded"):
-        array_shape(tmp_path / "a.npy")
+        array_header(tmp_path / "a.npy")
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 7])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from deeplab_lightning.data.images import LARGE_PIXELS, ImageFile, image_size, read_image, read_mask
+from deeplab_lightning.data.images import LARGE_PIXELS, ImageFile, image_size, read_image
+from deeplab_lightning.data.mask_files import read_mask
 from tests.conftest import write_image
 
 

@@ -19,7 +19,8 @@ from deeplab_lightning.data.datasets.base import (
     to_tensor,
 )
 from deeplab_lightning.data.folder_index import FolderIndex
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, RawMask, image_size, read_raw_mask
+from deeplab_lightning.data.images import IMAGE_SUFFIXES, image_size
+from deeplab_lightning.data.mask_files import RawMask, read_raw_mask
 from deeplab_lightning.data.problems import OnError, Problem
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.files import read_lines

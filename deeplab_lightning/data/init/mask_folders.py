@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from deeplab_lightning.data.folder_index import FolderIndex
-from deeplab_lightning.data.images import IMAGE_SUFFIXES, read_raw_mask
+from deeplab_lightning.data.images import IMAGE_SUFFIXES
 from deeplab_lightning.data.init.any_text import read_any_text
 from deeplab_lightning.data.init.layout import Layout, ordered_parts, part_of, without_part
+from deeplab_lightning.data.mask_files import read_raw_mask
 from deeplab_lightning.errors import DataError
 
 _MASK_WORDS = re.compile(r"mask|label|annot|segm|ground_?truth|(?<![a-z])gt")

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from deeplab_lightning.data.classes import IGNORE_INDEX, MAX_CLASSES
 from deeplab_lightning.data.datasets.base import count_values
-from deeplab_lightning.data.images import RawMask, read_raw_mask
 from deeplab_lightning.data.init.blends import Blend, blend_error, confirm_blends, find_blends, solid_values
 from deeplab_lightning.data.init.class_files import Color, NamedClass
+from deeplab_lightning.data.mask_files import RawMask, read_raw_mask
 from deeplab_lightning.errors import DataError
 
 _MAX_NAMED = 8  # values in one message
