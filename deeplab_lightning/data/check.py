@@ -15,6 +15,7 @@ from deeplab_lightning.data.scan import Statistics
 
 _MAX_NAMED = 3  # images or classes in one sentence
 _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
+_NEARLY_ALL = 0.95  # of the values: at the lower end, a part of them is background
 _MAX_OPENED = 16  # images whose values are looked at, evenly spaced
 _MIN_STEPS = 16  # of 256, that the values of a channel should reach
 _MAX_PALETTES = 50  # that are compared
@@ -70,10 +71,11 @@ def _range_warnings(part: Part) -> Iterator[str]:
     images = [part.dataset.open_image(int(index)).pixels() for index in chosen]
     for channel in range(image_format.channels):
         values = np.concatenate([image[channel].reshape(-1).numpy() for image in images])
-        outside, steps = float(np.isin(values, (0, 255)).mean()), int(values.max()) - int(values.min())
+        high, low, steps = float((values == 255).mean()), float((values == 0).mean()), int(np.ptp(values))
         where = f"channel {channel} of {len(images)} images"
-        if outside > _MUCH:
-            yield f"{where}: {outside:.0%} of the values lie at or beyond the ends of data.image_format.value_range."
+        if high > _MUCH or low > _NEARLY_ALL:
+            share, end = (high, "upper") if high > _MUCH else (low, "lower")
+            yield f"{where}: {share:.0%} of the values reach the {end} end of data.image_format.value_range."
         elif steps < _MIN_STEPS:
             yield f"{where}: the values fill {steps + 1} of 256 steps of data.image_format.value_range: it is too wide."
 

@@ -148,7 +148,13 @@ def test_black_masks_of_colours_have_the_class_that_is_black(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("value_range", "warning"),
-    [([0, 60], "channel 0 of 4 images: 9"), ([0, 65535], "the values fill 5 of 256 steps"), ([0, 1000], None)],
+    [
+        ([0, 60], "of the values reach the upper end"),
+        ([990, 2000], "of the values reach the lower end"),
+        ([0, 65535], "the values fill 5 of 256 steps"),
+        ([0, 1000], None),
+        ([700, 1000], None),  # as of slices with much background
+    ],
 )
 def test_a_range_that_does_not_fit_the_values_is_seen(
     value_range: list[int], warning: str | None, tmp_path: Path
