@@ -93,8 +93,7 @@ class Backbone(nn.Module):
     def _dilate(self, net: nn.Module, name: str, output_stride: int, dilation: DilationRule) -> None:
         """Dilate a network of another library to the output stride, and set `strides`."""
         try:
-            dilate(net, output_stride, rule=dilation)
-            self.strides = map_strides(net)
+            self.strides = dilate(net, output_stride, rule=dilation)
         except (ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
             raise _not_dilatable(name, output_stride, str(error)) from error
         if self.strides[-1] != output_stride:

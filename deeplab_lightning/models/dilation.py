@@ -31,7 +31,7 @@ class _Strides:
     after: int
 
 
-def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvision") -> None:
+def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvision") -> list[int]:
     """Remove strides beyond the output stride and dilate the layers after them, in place.
 
     Under the rule `torchvision` (and timm's), a layer whose input had stride t > s is dilated t / s times. A layer
@@ -47,6 +47,9 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
         output_stride: Largest stride s that remains, in input pixels per sample: 8, 16 or 32.
         rule: `torchvision` or `smp`.
 
+    Returns:
+        The input size over the map size, for each map.
+
     Raises:
         ValueError: If the rule is unknown, or the network reduces its maps by other means than strided convolutions and
             pools.
@@ -56,7 +59,7 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
         raise UserError(f"dilation must be one of {', '.join(get_args(DilationRule))}, got {rule!r}.")
     strides, outputs = _measure(net)
     if outputs[-1] <= output_stride:
-        return
+        return outputs
     for name, measured in strides.items():
         layer = net.get_submodule(name)
         before, after = measured.before, measured.after
@@ -69,10 +72,10 @@ def dilate(net: nn.Module, output_stride: int, *, rule: DilationRule = "torchvis
         new = _dilated(layer, dilation=dilation, stride=stride)
         if new is not layer:
             net.set_submodule(name, new)
-    reached = _measure(net)[1]
+    reached = _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE - 1)[1]  # some networks fail on odd sizes
     if reached != [min(stride, output_stride) for stride in outputs]:
         raise UserError(f"its maps have strides {reached}, but {output_stride} should be the largest")
-    _measure(net, height=_PROBE_SIZE + 1, width=_PROBE_SIZE // 2 - 1)  # some networks fail on odd sizes
+    return reached
 
 
 def map_strides(net: nn.Module) -> list[int]:
@@ -82,7 +85,7 @@ def map_strides(net: nn.Module) -> list[int]:
 
 def map_channels(net: nn.Module) -> list[int]:
     """Measure the channels of each map."""
-    probe = copy.deepcopy(net).to("meta").eval()
+    probe = _probe(net)
     with torch.no_grad():
         return [x.shape[1] for x in probe(torch.empty(1, 3, _PROBE_SIZE, _PROBE_SIZE, device="meta"))]
 
@@ -92,7 +95,7 @@ def _measure(
 ) -> tuple[dict[str, _Strides], list[int]]:
     """Measure the strides of the layers with kernel or stride above 1, and of the network's maps."""
     strides: dict[str, _Strides] = {}
-    probe = copy.deepcopy(net).to("meta").eval()  # computes shapes only
+    probe = _probe(net)
     for name, layer in probe.named_modules():
         if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and (
             _side(layer.kernel_size) > 1 or _side(layer.stride) > 1
@@ -105,6 +108,23 @@ def _measure(
     with torch.no_grad():
         maps = probe(torch.empty(1, 3, height, width, device="meta"))
     return strides, [_stride(x) for x in (maps if isinstance(maps, list | tuple) else [maps])]
+
+
+def _probe(net: nn.Module) -> nn.Module:
+    """Copy a network that computes shapes alone: without weights, and without norms, which shapes do not depend on."""
+    tensors = [*net.parameters(), *net.buffers()]
+    copies = {id(tensor): _shape_of(tensor) for tensor in tensors}
+    probe = copy.deepcopy(net, copies).eval()
+    for layer in probe.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):  # half of the time that all layers take
+            layer.forward = nn.Identity().forward  # type: ignore[method-assign]
+    return probe
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """Return a parameter or buffer of the same shape without memory."""
+    shape = torch.empty_like(tensor, device="meta")
+    return nn.Parameter(shape, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else shape
 
 
 def _stride(x: Tensor) -> int:
