@@ -15,7 +15,13 @@ from deeplab_lightning.models.deeplab import DeepLab, TrainingLogits
 from deeplab_lightning.models.modes import in_evaluation
 from deeplab_lightning.models.saving import uncompiled
 from deeplab_lightning.models.weights import compare_classes
-from deeplab_lightning.optimizers import OptimizerFactory, batch_size_factor, default_optimizer, parameter_groups
+from deeplab_lightning.optimizers import (
+    OptimizerFactory,
+    batch_size_factor,
+    build_optimizer,
+    default_optimizer,
+    parameter_groups,
+)
 from deeplab_lightning.schedules import Interval, PolyLR, SchedulerFactory, schedule_config
 from deeplab_lightning.sync_batchnorm import keep_activations
 
@@ -193,7 +199,7 @@ class SegmentationModule(EvaluatedModule):
             backbone_lr_decay=self.backbone_lr_decay,
             loss=self.loss if self.trains_loss else None,
         )
-        optimizer = self.optimizer_factory(groups)
+        optimizer = build_optimizer(self.optimizer_factory, groups)
         factor = batch_size_factor(self.base_batch_size, self._trainer)
         for group in optimizer.param_groups:
             group["lr"] *= group["lr_multiplier"] * factor

@@ -22,6 +22,28 @@ def default_optimizer(params: Iterable[Any]) -> Optimizer:
     return SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
 
 
+def build_optimizer(factory: OptimizerFactory, groups: list[dict[str, Any]]) -> Optimizer:
+    """Build an optimiser over groups of parameters.
+
+    Args:
+        factory: Function of the groups.
+        groups: What `parameter_groups` returned.
+
+    Raises:
+        UserError: If it takes no groups, or no parameters of their shapes.
+    """
+    try:
+        optimizer = factory(groups)
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"model.optimizer cannot be built over the groups of parameters ({' '.join(str(error).split())}). Take one "
+            "that has a learning rate for each group, such as AdamW or SGD, with arguments that it knows."
+        ) from error
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"model.optimizer must return a torch.optim.Optimizer, got {type(optimizer).__name__}.")
+    return optimizer
+
+
 def parameter_groups(
     net: DeepLab,
     *,

@@ -150,7 +150,7 @@ class DeepLabCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its arguments are the user's, so a value that it refuses is the user's mistake."""
-        with user_mistakes(TypeError):
+        with user_mistakes(TypeError, ImportError):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:

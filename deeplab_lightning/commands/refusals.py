@@ -25,6 +25,8 @@ def refuse_contradictions(command: str, config: Namespace) -> None:
         usage_error("the run's folder is set by --output_dir and --name, not by trainer or checkpoint.")
     if command == "fit":
         _refuse_figures_of_other_weights(config.checkpoint)
+    if config.trainer.get("barebones"):
+        usage_error("trainer.barebones switches off checkpoints and logs, which are the result of every command here.")
     of_net = config.model.net.get("init_args", Namespace())
     if of_net.get("num_classes") is not None:
         usage_error("model.net.init_args.num_classes comes from the data; leave it out.")

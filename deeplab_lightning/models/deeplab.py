@@ -58,7 +58,8 @@ class DeepLab(nn.Module, HubFolder):
         in_channels: Channels C of the images.
 
     Raises:
-        ValueError: If num_classes is below 1, auxiliary_weight is negative, or a scale is not positive.
+        ValueError: If num_classes is below 1, auxiliary_weight is negative, a scale is not positive, or the backbone
+            does not say what its maps are.
     """
 
     class_names: list[str] | None = None
@@ -79,6 +80,7 @@ class DeepLab(nn.Module, HubFolder):
             raise UserError(f"auxiliary_weight must not be negative, got {auxiliary_weight}.")
         if not scales or min(scales) <= 0:
             raise UserError(f"scales must be one or more positive factors, got {list(scales)}.")
+        _check_backbone(backbone)
         self.backbone, self.head, self.num_classes = backbone, head, num_classes
         self.in_channels: int = backbone.in_channels
         self.auxiliary_weight, self.scales = auxiliary_weight, tuple(scales)
@@ -461,6 +463,21 @@ def _scaled(size: Sequence[int], scale: float) -> tuple[int, int]:
     # As max(1, int(length * scale)), which an export would take for a constant.
     height, width = (torch.sym_max(1, torch.sym_int(length * scale)) for length in size)
     return height, width  # type: ignore[return-value]
+
+
+def _check_backbone(backbone: nn.Module) -> None:
+    """Check that a backbone says what its maps and its images are, as every `Backbone` does."""
+    absent = [name for name in ("channels", "strides", "mean", "std", "in_channels") if not hasattr(backbone, name)]
+    if absent:
+        raise UserError(
+            f"the backbone {type(backbone).__name__} has no {', '.join(absent)}. Derive it from "
+            "deeplab_lightning.models.Backbone, and set channels and strides, one number for each map that it returns."
+        )
+    if len(backbone.channels) != len(backbone.strides):  # type: ignore[arg-type]
+        raise UserError(
+            f"the backbone {type(backbone).__name__} needs one number for each map in channels and strides, got "
+            f"{backbone.channels} and {backbone.strides}."
+        )
 
 
 def _check_num_classes(num_classes: int) -> None:
