@@ -43,6 +43,21 @@ def array_header(path: Path) -> tuple[tuple[int, ...], int]:
         return tuple(series.shape), orientation
 
 
+def tiff_nodata(path: Path) -> float | None:
+    """Read the value that a TIFF file of GDAL names for pixels that were not measured; None if it names none.
+
+    Raises:
+        ValueError: If the file cannot be read.
+        RuntimeError: If tifffile is not installed.
+    """
+    with _naming(path), _tifffile().TiffFile(path) as file:
+        tag = file.pages[0].tags.get("GDAL_NODATA")
+    try:
+        return None if tag is None else float(str(tag.value).strip(" \0"))
+    except ValueError:
+        return None
+
+
 def turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
     """Turn (H, W, ...) pixels upright.
 

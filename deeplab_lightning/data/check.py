@@ -12,6 +12,7 @@ from deeplab_lightning.data.crops import find_crops
 from deeplab_lightning.data.datasets.base import SegmentationDataset
 from deeplab_lightning.data.problems import Problem
 from deeplab_lightning.data.scan import Statistics
+from deeplab_lightning.data.stored_values import read_stored
 
 _MAX_NAMED = 3  # images or classes in one sentence
 _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
@@ -61,14 +62,32 @@ def single_class_problem(part: Part) -> Problem | None:
     )
 
 
+def validation_warning(part: Part, indices: Sequence[int] | None = None) -> str | None:
+    """Describe validation images with pixels of at most one class, which cannot choose the best epoch; else None.
+
+    Args:
+        part: The data set that is validated, or that a fold of is.
+        indices: The images of the fold; None for all of the data set.
+    """
+    names = part.dataset.classes.names
+    pixels = part.statistics.pixels if indices is None else part.statistics.pixels[indices]
+    present = [name for name, count in zip(names, pixels.sum(axis=0), strict=True) if count]
+    if len(present) > 1 or len(names) == 1:
+        return None
+    found = f"hold class {present[0]} alone" if present else "hold no pixel of a class"
+    remedy = "another val_dataset" if indices is None else "fewer folds, or smaller groups"
+    return (
+        f"the {len(pixels)} validation images {found}, so their mIoU and best.ckpt say nothing of the other classes: "
+        f"take {remedy}."
+    )
+
+
 def _range_warnings(part: Part) -> Iterator[str]:
     """Describe the channels whose values `value_range` cuts off, or that fill a small part of it."""
     image_format = part.dataset.image_format
-    valid = np.flatnonzero(part.statistics.is_valid)
-    if image_format.value_range is None or not len(valid):
+    images = [part.dataset.open_image(index).pixels() for index in _opened(part)]
+    if image_format.value_range is None or not images:
         return
-    chosen = valid[np.linspace(0, len(valid) - 1, min(len(valid), _MAX_OPENED)).astype(int)]
-    images = [part.dataset.open_image(int(index)).pixels() for index in chosen]
     for channel in range(image_format.channels):
         values = np.concatenate([image[channel].reshape(-1).numpy() for image in images])
         high, low, steps = float((values == 255).mean()), float((values == 0).mean()), int(np.ptp(values))
@@ -80,12 +99,35 @@ def _range_warnings(part: Part) -> Iterator[str]:
             yield f"{where}: the values fill {steps + 1} of 256 steps of data.image_format.value_range: it is too wide."
 
 
+def _nodata_warnings(part: Part) -> Iterator[str]:
+    """Describe values that stand for no measurement, where the format names none."""
+    if part.dataset.image_format.value_range is None or part.dataset.image_format.nodata is not None:
+        return
+    paths = [part.dataset.paths[index] for index in _opened(part)]
+    images = [read_stored(path) for path in paths if path.is_file()]
+    missing = [image.nodata for image in images if image.nodata is not None]
+    if missing:
+        value, share = missing[0], np.mean([1 - image.is_measured.mean() for image in images])
+        yield (
+            f"{len(missing)} of {len(images)} images hold {value:g} ({share:.1%} of all values), which mostly means "
+            f"that nothing was measured; set data.image_format.nodata: {'.nan' if np.isnan(value) else value}."
+        )
+
+
+def _opened(part: Part) -> list[int]:
+    """Choose images whose values are looked at."""
+    valid = np.flatnonzero(part.statistics.is_valid)
+    chosen: list[int] = valid[np.linspace(0, len(valid) - 1, min(len(valid), _MAX_OPENED)).astype(int)].tolist()
+    return chosen
+
+
 def _part_warnings(part: Part) -> Iterator[str]:
     """Describe what is suspicious in one data set."""
     dataset, statistics = part
     totals = statistics.pixels.sum(axis=0)
     absent = [name for name, count in zip(dataset.classes.names, totals, strict=True) if not count]
     yield from _range_warnings(part)
+    yield from _nodata_warnings(part)
     mix_up = _id_mix_up(part)
     if mix_up:
         yield mix_up

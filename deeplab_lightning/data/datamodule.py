@@ -234,6 +234,8 @@ class SegmentationDataModule(SplitDataModule):
         nothing = single_class_problem(parts["data.dataset"]) if "data.dataset" in parts else None
         if nothing is not None and not self.allow_single_class:
             raise DataError(str(nothing))
+        if not self.allow_single_class and (warning := self._validation_warning(parts)):
+            rank_zero_info(f"warning about the validation: {warning}")
         folds = self.folds if self.split == "folds" and self.fold is not None and self.dataset is not None else None
         if warnings := find_warnings(parts, folds):
             others = f" (and {len(warnings) - 1} more)" if len(warnings) > 1 else ""

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from deeplab_lightning.data.check import Part, validation_warning
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
@@ -206,6 +207,18 @@ class SplitDataModule(L.LightningDataModule):
     @cached_property
     def _compressed_folds(self) -> bytes:
         return zlib.compress(self.folds_csv().encode())
+
+    def _validation_warning(self, parts: Mapping[str, Part]) -> str | None:
+        """Describe validation images of a single class; None if they have more, or there are none.
+
+        Args:
+            parts: The data sets by their keys in the configuration.
+        """
+        if not self.has_validation:
+            return None
+        if self.split == "official":
+            return validation_warning(parts["data.val_dataset"])
+        return validation_warning(parts["data.dataset"], self._fold_indices(is_validation=True))
 
     def _fold_indices(self, *, is_validation: bool) -> list[int]:
         assert self.dataset is not None

@@ -13,7 +13,8 @@ from torch import Tensor
 from deeplab_lightning.errors import UserError
 
 _DEEP = 1024  # upper end of a range that values of 8 bits cannot be meant for
-_DEEP_MODES = ("I", "F")  # beginnings of Pillow's modes of more than 8 bits, all with one channel
+DEEP_MODES = ("I", "F")
+"""Beginnings of Pillow's modes of more than 8 bits, all with one channel."""
 Range = tuple[float, float]
 Pixels = npt.NDArray[np.uint8]  # (H, W, C)
 
@@ -34,16 +35,20 @@ class ImageFormat:
         mean: Mean of each channel on the scale of 0-1, after `value_range`. If null, that of the backbone's ImageNet
             weights for RGB of 8 bits, else that of the training images.
         std: Standard deviation of each channel, likewise.
+        nodata: Value of pixels that were not measured, such as -9999 or `.nan`; NaN then counts as such, too. A channel
+            gets the mean of the image's measured pixels there, so that mean and deviation stay those of measurements.
+            Null if all pixels were measured; NaN then becomes 0.
 
     Raises:
-        ValueError: If `channels` is less than 1, a range is empty, a deviation is not positive, or a list has not one
-            entry per channel.
+        ValueError: If `channels` is less than 1, a range is empty, `nodata` is infinite, a deviation is not positive,
+            or a list has not one entry per channel.
     """
 
     channels: int = 3
     value_range: Range | list[Range] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    nodata: float | None = None
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -54,6 +59,8 @@ class ImageFormat:
                 "image_format.value_range must be [low, high] with low below high, or such a pair for each of the "
                 f"{self.channels} channels, got {self.value_range}."
             )
+        if self.nodata is not None and np.isinf(self.nodata):
+            raise UserError(f"image_format.nodata must be a number, .nan or null, got {self.nodata}.")
         lists = [values for values in (self.mean, self.std) if values is not None]
         if len(lists) == 1 or any(len(values) != self.channels for values in lists):
             raise UserError(
@@ -70,18 +77,20 @@ class ImageFormat:
 
     @property
     def is_plain(self) -> bool:
-        """Check whether images are RGB of 8 bits."""
-        return self.channels == 3 and self.value_range is None
+        """Check whether images are RGB of 8 bits in which every pixel is measured."""
+        return self.channels == 3 and self.value_range is None and self.nodata is None
 
     @property
     def key(self) -> str:
         """Return a text that differs between formats which give other pixels; empty for RGB of 8 bits."""
-        return "" if self.is_plain else f"{self.channels} {self.value_range}"
+        nodata = "" if self.nodata is None else f" {self.nodata}"
+        return "" if self.is_plain else f"{self.channels} {self.value_range}{nodata}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments as plain values, for checkpoints."""
         ranges = None if self.value_range is None else np.asarray(self.value_range, dtype=float).tolist()
-        return {"channels": self.channels, "value_range": ranges, "mean": self.mean, "std": self.std}
+        own = {"channels": self.channels, "value_range": ranges, "mean": self.mean, "std": self.std}
+        return own if self.nodata is None else {**own, "nodata": self.nodata}
 
     def from_array(self, array: npt.NDArray[Any], path: Path) -> Pixels:
         """Convert an array to (H, W, C) uint8.
@@ -104,9 +113,9 @@ class ImageFormat:
         if array.dtype == bool:
             return array.astype(np.uint8) * np.uint8(255)
         if self.value_range is None:
-            if array.dtype == np.uint8:
-                return array
-            raise _depth_error(path, array)
+            if array.dtype != np.uint8:
+                raise _depth_error(path, array)
+            return array if self.nodata is None else np.rint(self._filled(array, array)).astype(np.uint8)
         low, high = self._pairs.T
         if array.dtype == np.uint8 and (high >= _DEEP).all():
             raise UserError(
@@ -114,8 +123,19 @@ class ImageFormat:
                 "give images like those that it was set for"
             )
         values = np.clip(np.where(np.isnan(array), low, array), low, high)  # no value is the lowest one
-        scaled: Pixels = np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
-        return scaled
+        scaled = (values - low) * (255 / (high - low))
+        return np.rint(scaled if self.nodata is None else self._filled(scaled, array)).astype(np.uint8)
+
+    def _filled(self, pixels: npt.NDArray[Any], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Replace pixels that were not measured by the mean of the others in their channel, or by 0 without others.
+
+        Args:
+            pixels: (H, W, C) numbers of 0 to 255.
+            values: (H, W, C) values in the file.
+        """
+        is_missing = (values == self.nodata) | np.isnan(values)
+        count = np.maximum((~is_missing).sum(axis=(0, 1)), 1)
+        return np.where(is_missing, pixels.sum(axis=(0, 1), where=~is_missing) / count, pixels)
 
     def from_pillow(self, file: Image.Image, path: Path) -> Pixels:
         """Convert an image that Pillow opened to (H, W, C) uint8.
@@ -123,7 +143,7 @@ class ImageFormat:
         Raises:
             ValueError: If it has another number of channels, or more than 8 bits without `value_range`.
         """
-        if file.mode.startswith(_DEEP_MODES):
+        if file.mode.startswith(DEEP_MODES):
             return self.from_array(np.asarray(file), path)
         if isinstance(file.info.get("transparency"), bytes):  # of a palette, which Pillow warns of
             file = file.convert("RGBA")

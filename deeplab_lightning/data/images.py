@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from deeplab_lightning.data.array_files import ARRAY_SUFFIX, TIFF_SUFFIXES, array_header, read_array, turned
-from deeplab_lightning.data.image_format import PLAIN, ImageFormat, Pixels, split_shape
+from deeplab_lightning.data.image_format import DEEP_MODES, PLAIN, ImageFormat, Pixels, split_shape
 from deeplab_lightning.data.tiff_pages import is_multiband, stored_size
 from deeplab_lightning.errors import MissingFileError, UnavailableError, UserError
 
@@ -121,6 +121,22 @@ class ImageFile(ImageSource):
     def reduction(self, scale: float) -> int:
         """Return the largest reduction for `scale`: 1 unless the file is a plain JPEG, see `ImageSource`."""
         return next(r for r in (8, 4, 2, 1) if r == 1 or (self._is_plain_jpeg and scale * r <= 1))
+
+    @property
+    def is_deep(self) -> bool:
+        """Check whether it has more than 8 bits per channel."""
+        return not self._is_plain_jpeg and (self._file.mode.startswith(DEEP_MODES) or _is_deep_color(self._file))
+
+    def deep_values(self) -> npt.NDArray[Any]:
+        """Decode an image of more than 8 bits to its values, (H, W) or (H, W, C), as they are stored.
+
+        Raises:
+            ValueError: If the file cannot be decoded.
+        """
+        try:
+            return self._deep_colors() if _is_deep_color(self._file) else np.asarray(self._file)
+        except (*UNREADABLE, ValueError) as error:
+            raise decoding_error(self._path, error) from error
 
     def pixels(self, reduction: int = 1) -> Tensor:
         """Decode the file to (C, ceil(H / reduction), ceil(W / reduction)) uint8, in any memory order."""

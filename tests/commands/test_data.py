@@ -274,3 +274,21 @@ def test_the_page_shows_images_classes_sizes_folds_and_warnings(binary: list[str
     main(["data", "show", *options, "--output", str(tmp_path / "page")])  # again, into the same folder
     with pytest.raises(DataError, match="holds other files"):
         main(["data", "show", *options, "--output", str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_validation_images_of_one_class_are_warned_of(tmp_path: Path) -> None:
+    """The best epoch of such a fold was chosen by the background alone, without a word."""
+    for index in range(6):
+        write_image(tmp_path / "images" / f"{index}.png", seed=index)
+        mask = np.zeros((48, 64), dtype=np.uint8)
+        mask[8:24, 8:24] = index % 2
+        write_mask(tmp_path / "masks" / f"{index}.png", mask)
+    rows = [f"{index}.png,{index}.png,{index % 2}" for index in range(6)]
+    (tmp_path / "folds.csv").write_text("\n".join(["image,group,fold", *rows]) + "\n")
+    config = noise_config(tmp_path, trainer={"max_epochs": 1}, data={"fold_file": str(tmp_path / "folds.csv")})
+    config["data"]["dataset"]["init_args"]["classes"] = {"names": ["background", "crack"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    said = [run_program("fit", "-c", "c.yaml", f"--data.fold={fold}", cwd=tmp_path, check=True) for fold in (0, 1)]
+    warned = ["the 3 validation images hold class background alone" in run.stdout + run.stderr for run in said]
+    assert warned == [True, False]

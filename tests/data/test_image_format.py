@@ -29,6 +29,16 @@ def test_values_are_clipped_and_scaled() -> None:
     assert ImageFormat(1, (0, 2)).from_array(infinite, HERE)[..., 0].tolist() == [[255, 0]]
 
 
+def test_pixels_without_measurement_get_the_mean_of_the_others() -> None:
+    values = np.array([[[0, 5.0], [100, -9999]], [[-9999, np.nan], [80, -9999]]])
+    pixels = ImageFormat(2, (0, 100), nodata=-9999).from_array(values, HERE)
+    assert pixels.tolist() == [[[0, 13], [255, 13]], [[153, 13], [204, 13]]]
+    nothing = np.full((3, 4, 2), np.nan, dtype=np.float32)
+    assert not ImageFormat(2, (-1, 1), nodata=float("nan")).from_array(nothing, HERE).any()
+    black = np.array([[0, 10], [30, 0]], dtype=np.uint8)
+    assert ImageFormat(1, nodata=0).from_array(black, HERE)[..., 0].tolist() == [[20, 10], [30, 20]]
+
+
 def test_each_channel_has_its_range() -> None:
     values = np.full((4, 5, 2), 50, dtype=np.int32)
     assert ImageFormat(2, [(0, 50), (0, 100)]).from_array(values, HERE)[0, 0].tolist() in ([255, 128], [255, 127])
@@ -71,6 +81,7 @@ def test_arrays_that_do_not_fit_are_named(array: Any, text: str) -> None:
         {"mean": [0.5, 0.5, 0.5]},
         {"channels": 1, "mean": [0.5, 0.5], "std": [0.5, 0.5]},
         {"channels": 1, "mean": [0.5], "std": [0.0]},
+        {"value_range": (0, 1), "nodata": float("inf")},
     ],
 )
 def test_formats_that_cannot_be_are_refused(arguments: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from deeplab_lightning.data.folder_index import FolderIndex
 from deeplab_lightning.data.init.class_files import class_files
 from deeplab_lightning.data.init.coco_files import coco_layouts
 from deeplab_lightning.data.init.config_text import Found, config_text
+from deeplab_lightning.data.init.image_formats import find_format
 from deeplab_lightning.data.init.layout import Layout, refusal
 from deeplab_lightning.data.init.mask_folders import count_images, mask_layouts
 from deeplab_lightning.data.init.mask_values import FoundClasses, find_classes, read_mask_values
@@ -43,6 +44,9 @@ def describe_folder(folder: Path, config: Path) -> Found:
     else:
         layout = _below(layout, folder, "root")
         classes, datasets = _mask_datasets(layout, index)
+    image_format = find_format([path for dataset in datasets.values() for path in dataset.paths])
+    for dataset in datasets.values():
+        dataset.image_format = image_format.image_format
     parts = {title: Part(dataset, scan_dataset(dataset)) for title, dataset in datasets.items()}
     problems = [problem for part in parts.values() for problem in part.statistics.problems]
     problems += [problem for problem in [single_class_problem(parts["train"])] if problem and not problems]
@@ -50,7 +54,7 @@ def describe_folder(folder: Path, config: Path) -> Found:
         raise data_error(problems)
     if len(parts["train"].dataset) < 2:
         raise refusal(folder, f"holds 1 image to train on ({layout.reason}), and at least 2 are needed")
-    return Found(folder, config, layout, parts, classes)
+    return Found(folder, config, layout, parts, classes, image_format)
 
 
 def written_config(found: Found) -> str:

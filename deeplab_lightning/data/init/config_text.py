@@ -12,6 +12,7 @@ from deeplab_lightning.data.datasets.coco_classes import BACKGROUND
 from deeplab_lightning.data.groups import DuplicateGroups
 from deeplab_lightning.data.images import image_size
 from deeplab_lightning.data.init.dataset_text import dataset_lines
+from deeplab_lightning.data.init.image_formats import FoundFormat
 from deeplab_lightning.data.init.layout import Layout
 from deeplab_lightning.data.init.mask_values import FoundClasses
 from deeplab_lightning.data.init.sequences import Sequences, find_sequences, group_sizes
@@ -49,6 +50,7 @@ class Found(NamedTuple):
         layout: How the data lie in the folder, with paths as in the configuration.
         parts: The data set and its scan for each part; `train` comes first.
         classes: The class table of mask folders; None for COCO files, which hold their own.
+        image_format: Channels and values of the images.
     """
 
     folder: Path
@@ -56,6 +58,7 @@ class Found(NamedTuple):
     layout: Layout
     parts: dict[str, Part]
     classes: FoundClasses | None
+    image_format: FoundFormat
 
 
 def config_text(found: Found) -> str:
@@ -72,6 +75,7 @@ def config_text(found: Found) -> str:
         *_MODEL.splitlines(),
         "data:",
         *_split(found, sequences),
+        *found.image_format.lines,
         *dataset_lines(found.layout, found.parts, texts, found.classes),
         *_loading(found, sizes),
     ]
@@ -167,6 +171,9 @@ def _loading(found: Found, sizes: dict[str, Counter[tuple[int, int]]]) -> Iterat
     share = min(crop[0] / height, 1) * min(crop[1] / width, 1)
     reason = f"pixels (height, width): {share:.0%} of the median image of {height}x{width}, at most {_MAX_CROP}"
     yield from commented(f"      crop_size: {crop}", reason)
+    if found.image_format.lines:
+        yield "      brightness: 0.0 # bands of a sensor are measurements; a photograph takes 0.3"
+        yield "      contrast: 0.0"
     largest = max(max(size) for own in sizes.values() for size in own)
     if largest > _MAX_SIDE:
         yield from ("  eval_transforms:", "    class_path: deeplab_lightning.data.EvalTransforms", "    init_args:")
@@ -175,7 +182,8 @@ def _loading(found: Found, sizes: dict[str, Counter[tuple[int, int]]]) -> Iterat
 
 def _sizes(part: Part) -> Counter[tuple[int, int]]:
     """Count the images of each (height, width)."""
-    return Counter(image_size(path) for path in part.dataset.paths)
+    channels = part.dataset.image_format.channels
+    return Counter(image_size(path, channels) for path in part.dataset.paths)
 
 
 def _size_text(sizes: Counter[tuple[int, int]]) -> str:
