@@ -30,6 +30,7 @@ from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
 from deeplab_lightning.callbacks.validate_last_epoch import ValidateLastEpoch
+from deeplab_lightning.callbacks.weight_averaging import SlowAverageWarning
 from deeplab_lightning.checkpoints import read_checkpoint
 from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
 from deeplab_lightning.data.datasets.image_folder import check_source
@@ -255,7 +256,7 @@ def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
     callbacks += [DataLine(), DiskSpace(), ValidateLastEpoch(), StopOnDivergence(), StopOnSigterm()]
-    callbacks.append(SearchGate())
+    callbacks += [SearchGate(), SlowAverageWarning()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

@@ -88,3 +88,23 @@ def test_a_start_outside_the_training_is_refused(mask_folder: Path) -> None:
     endless = trainer(mask_folder, max_epochs=-1, max_steps=2, callbacks=[EpochWeightAveraging()])
     with pytest.raises(UserError, match=r"set trainer\.max_epochs"):
         endless.fit(module, tiny_data(mask_folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("callback", "share"),
+    [
+        ("{class_path: EMAWeightAveraging}", "99%"),
+        ("{class_path: EMAWeightAveraging, init_args: {decay: 0.5}}", None),
+        ("{class_path: EMAWeightAveraging, init_args: {update_starting_at_step: 5}}", None),
+        ("{class_path: deeplab_lightning.callbacks.EMAWithWarmup}", None),
+    ],
+)
+def test_an_average_of_untrained_weights_is_warned_of(mask_folder: Path, callback: str, share: str | None) -> None:
+    """Lightning's default decay ruined short trainings without a word."""
+    config = noise_config(mask_folder, trainer={"max_epochs": 4})
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    words = ("fit", "-c", str(mask_folder / "config.yaml"), f"--trainer.callbacks=[{callback}]")
+    said = run_program(*words, check=True).stderr
+    assert ("of the average are the weights that it began with" in said) == (share is not None)
+    assert share is None or f"after the 8 steps of this training, {share} of the average" in said

@@ -73,7 +73,7 @@ def _write(folder: Path, write: Callable[[Path, int], None]) -> None:
             {"channels": 2, "value_range": [[0.0, 1.0], [400.0, 700.0]], "nodata": "nan"},
             ["2 channels of float32", "not measured: 16.7%"],
         ),
-        (_x_ray, {"channels": 1, "value_range": [0, 4000]}, ["1 channel of uint16", "99 % of the values lie within"]),
+        (_x_ray, {"channels": 1, "value_range": [0, 4000]}, ["1 channel of uint16", "99% of the values lie within"]),
         (_five_bytes, {"channels": 5, "value_range": None}, ["5 channels of uint8"]),
     ],
 )

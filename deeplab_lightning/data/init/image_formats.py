@@ -140,7 +140,7 @@ def _range_lines(value_range: Range | list[Range], looks: Sequence[_Look]) -> It
     span = f"{finite.min():g} to {finite.max():g}" if len(finite) else "none"
     pairs = [list(pair) for pair in value_range] if isinstance(value_range, list) else list(value_range)
     share = _PERCENTILES[1] - _PERCENTILES[0]
-    reason = f"becomes 0 to 255: {share:g} % of the values lie within (of all: {span})"
+    reason = f"becomes 0 to 255: {share:g}% of the values lie within (of all: {span})"
     yield from commented(f"    value_range: {scalar(pairs)}", reason)
 
 
