@@ -169,6 +169,8 @@ class SegmentationModule(EvaluatedModule):
         for batch in batches:
             if isinstance(batch, Unreadable):
                 continue
+            if not isinstance(batch, Batch):
+                raise loader_error(batch)
             is_tiled = self._is_tiled(batch.image)
             logits = None if is_tiled else self._logits(batch.image)  # (B, K, h, w)
             for index, (name, size) in enumerate(zip(batch.names, batch.sizes, strict=True)):

@@ -59,6 +59,8 @@ class FreezeBackbone(L.Callback):
             self._set(trains=False)
         what = "statistics of the norms" if self.train_weights else "weights"
         until = "" if self.thaw_epoch is None else f" until epoch {self.thaw_epoch}"
+        if self.thaw_epoch is not None and 0 < (trainer.max_epochs or 0) <= self.thaw_epoch:
+            until += f", which this training of {trainer.max_epochs} epochs does not reach"
         count = sum(parameter.numel() for parameter in self._frozen)
         rank_zero_info(f"Frozen{until}: the {what} of {_named(self.stages)} ({count / 1e6:.2f} M parameters).")
 

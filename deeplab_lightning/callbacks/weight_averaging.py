@@ -75,8 +75,13 @@ class EpochWeightAveraging(WeightAveraging):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check that the first epoch of the average is known."""
-        if (trainer.max_epochs or 0) < 1:
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError("EpochWeightAveraging needs a number of epochs: set trainer.max_epochs.")
+        if trainer.max_epochs - int(self.start * trainer.max_epochs) < 2:
+            rank_zero_warn(
+                f"EpochWeightAveraging has one epoch to average: start is {self.start} of {trainer.max_epochs} epochs. "
+                "Take a smaller start, or more epochs."
+            )
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

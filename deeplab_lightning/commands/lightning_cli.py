@@ -23,7 +23,12 @@ from deeplab_lightning.commands.checkpoint import (
 )
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.commands.options import without_empty_configs
-from deeplab_lightning.commands.refusals import refuse_contradictions, refuse_two_averages, refuse_unknown_monitors
+from deeplab_lightning.commands.refusals import (
+    refuse_contradictions,
+    refuse_two_averages,
+    refuse_unknown_monitors,
+    refuse_validation_monitors,
+)
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
@@ -150,7 +155,7 @@ class DeepLabCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         """Build the trainer; its arguments are the user's, so a value that it refuses is the user's mistake."""
-        with user_mistakes(TypeError, ImportError):
+        with user_mistakes(TypeError, ImportError, RuntimeError):
             return super().instantiate_trainer(**kwargs)
 
     def after_instantiate_classes(self) -> None:
@@ -166,6 +171,8 @@ class DeepLabCLI(LightningCLI):
             self._check_exported()
         if self._command == "fit":
             refuse_unknown_monitors(self.trainer.callbacks, self.model.logged_names())  # type: ignore[attr-defined]
+            if not self.datamodule.has_validation:
+                refuse_validation_monitors(self.trainer.callbacks)  # type: ignore[attr-defined]
             refuse_two_averages(self.trainer.callbacks)  # type: ignore[attr-defined]
         else:
             check_engine(config.engine, self.trainer.strategy.root_device, self.trainer.precision)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 
 from deeplab_lightning.commands.option_values import check_values
 from deeplab_lightning.errors import UserError
@@ -71,6 +71,20 @@ def refuse_unknown_monitors(callbacks: Sequence[L.Callback], names: Sequence[str
         if near := nearest_figure(getattr(callback, "monitor", None), names, callbacks):
             usage_error(
                 f"{type(callback).__name__} monitors {callback.monitor}, which nothing logs; did you mean {near}?"  # type: ignore[attr-defined]
+            )
+
+
+def refuse_validation_monitors(callbacks: Sequence[L.Callback]) -> None:
+    """Refuse to stop early by a figure of the validation in a training that has none.
+
+    Raises:
+        SystemExit: With status 2, if there is such a callback.
+    """
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/"):
+            usage_error(
+                f"{type(callback).__name__} monitors {callback.monitor}, and nothing is validated (data.fold: null). "
+                "Hold out a fold, or leave the callback out."
             )
 
 

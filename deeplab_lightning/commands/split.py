@@ -41,7 +41,7 @@ def split(args: list[str]) -> None:
     balances = _balances(datamodule)
     found = _unbalanceable(datamodule)
     _write(folder, datamodule, balances, found)
-    _print(datamodule, balances if given.compare else {datamodule.fold_method: datamodule.balance()}, found)
+    _print(datamodule, balances if given.compare else {_method(datamodule): datamodule.balance()}, found)
     table_console().print(
         f"Written to {folder}. Train on these folds with --data.fold_file {folder.folds}", soft_wrap=True
     )
@@ -49,7 +49,7 @@ def split(args: list[str]) -> None:
 
 def _balances(datamodule: SegmentationDataModule) -> dict[str, Balance]:
     """Compute the balance of the split, and of the other methods on the same images."""
-    features, method = datamodule.balance_features(), datamodule.fold_method
+    features, method = datamodule.balance_features(), _method(datamodule)
     labels = None if datamodule.groups is None else list(datamodule.fold_table.groups.values())
     balances: dict[str, Balance] = {method: datamodule.balance()}
     others: Sequence[FoldMethod] = ("balanced", "group") if labels else ("balanced", "iterstrat", "random")
@@ -60,6 +60,11 @@ def _balances(datamodule: SegmentationDataModule) -> dict[str, Balance]:
             )
             balances[other] = fold_balance(*features, folds, datamodule.n_folds)
     return balances
+
+
+def _method(datamodule: SegmentationDataModule) -> str:
+    """Name where the folds come from."""
+    return datamodule.fold_method if datamodule.fold_file is None else "fold file"
 
 
 def _unbalanceable(datamodule: SegmentationDataModule) -> Sequence[UnbalanceableClass]:
@@ -96,7 +101,7 @@ def _print(
         names = ", ".join(sorted(sizes)[:_MAX_GROUPS]) + (", ..." if len(sizes) > _MAX_GROUPS else "")
         text = f"{len(sizes)} groups of images, the largest of {max(sizes.values())}: {names}"
         console.print(text, markup=False, soft_wrap=True)
-    console.print(_class_table(balances[datamodule.fold_method], class_names, title))
+    console.print(_class_table(balances[_method(datamodule)], class_names, title))
     console.print(_method_table(balances))
     if found:
         console.print(_limit_table(found, class_names))
@@ -107,13 +112,13 @@ def _document(
 ) -> dict[str, Any]:
     """Build the content of `balance.json`."""
     assert datamodule.dataset is not None
-    own = balances[datamodule.fold_method]
+    own = balances[_method(datamodule)]
     limits = {limit.class_index: limit for limit in found}
     return {
         "dataset": datamodule.dataset.source,
         "num_images": len(datamodule.dataset),
         "n_folds": datamodule.n_folds,
-        "method": datamodule.fold_method,
+        "method": _method(datamodule),
         "seed": datamodule.split_seed,
         "sizes": own.sizes.tolist(),
         "divergence": [or_null(value) for value in own.divergence],

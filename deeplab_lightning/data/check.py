@@ -62,6 +62,25 @@ def single_class_problem(part: Part) -> Problem | None:
     )
 
 
+def trained_images_warning(test: Part, trained: Part, title: str) -> str | None:
+    """Describe test images that the training data hold too; None if there are none.
+
+    Args:
+        test: The data set that is tested.
+        trained: The data set that the network was trained on, or on folds of.
+        title: What names it, such as `data.dataset`.
+    """
+    known = images_by_digest(trained)
+    shared = [names for digest, names in images_by_digest(test).items() if digest in known]
+    if not shared:
+        return None
+    number, total = sum(map(len, shared)), int(test.statistics.is_valid.sum())
+    return (
+        f"{number} of {total} test images are also in {title} ({_some([names[0] for names in shared])}), which the "
+        "training used, so the figures are better than on new images."
+    )
+
+
 def validation_warning(part: Part, indices: Sequence[int] | None = None) -> str | None:
     """Describe validation images with pixels of at most one class, which cannot choose the best epoch; else None.
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab_lightning.data.batch import Batch, Sample, collate, collate_by_size, collate_readable
@@ -18,6 +18,7 @@ from deeplab_lightning.data.check import (
     find_warnings,
     images_by_digest,
     single_class_problem,
+    trained_images_warning,
 )
 from deeplab_lightning.data.classes import ClassTable, class_mismatch
 from deeplab_lightning.data.datasets import ImageFolderDataset, SegmentationDataset
@@ -221,6 +222,10 @@ class SegmentationDataModule(SplitDataModule):
                 if leak := extra_images_held_out(key, images, held_out):
                     raise DataError(leak)
             self._warn(parts)
+        elif stage == "test" and "data.test_dataset" in parts:
+            for key in (key for key in parts if key not in {"data.test_dataset", "data.val_dataset"}):
+                if warning := trained_images_warning(parts["data.test_dataset"], parts[key], key):
+                    rank_zero_warn(warning)
 
     def _warn(self, parts: Mapping[str, Part]) -> None:
         """Stop where there is nothing to learn, and print the first warning about the data.

@@ -87,7 +87,10 @@ class SplitDataModule(L.LightningDataModule):
         if self.fold_file is not None:
             dropped = [name for problem in self.dataset.problems for name in problem.images]
             table = FoldTable.read(Path(self.fold_file), names, self.n_folds, dropped=dropped)
-            return table if labels is None else table.with_groups(dict(zip(names, labels, strict=True)))
+            if labels is not None:
+                return table.with_groups(dict(zip(names, labels, strict=True)))
+            table.require_whole_groups(self.fold_file)
+            return table
         folds = stratified_folds(
             *self.balance_features(), self.n_folds, groups=labels, seed=self.split_seed, method=self.fold_method
         )

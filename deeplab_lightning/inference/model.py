@@ -227,8 +227,27 @@ class Model:
         if isinstance(picture, Image.Image):
             array = self.image_format.from_pillow(ImageOps.exif_transpose(picture), here)
         else:
-            array = self.image_format.from_array(picture, here)
+            array = self.image_format.from_array(_checked_array(picture, self.image_format), here)
         return torch.from_numpy(np.array(array)).permute(2, 0, 1)
+
+
+def _checked_array(picture: Any, image_format: ImageFormat) -> npt.NDArray[Any]:
+    """Return an array without an alpha channel that RGB has no use for, as Pillow's images lose it.
+
+    Raises:
+        UserError: If it is no array, or its values are neither uint8 nor of the range that the network was trained on.
+    """
+    if not isinstance(picture, np.ndarray):
+        raise UserError(
+            f"a picture must be a path, a PIL image, a NumPy array or a tensor, got {type(picture).__name__}."
+        )
+    if image_format.value_range is None and picture.dtype not in (np.uint8, np.bool_):
+        raise UserError(
+            f"an array must be uint8 of 0 to 255, as the network was trained on, got {picture.dtype}: convert it, as "
+            "by (255 * picture).astype(np.uint8) if its values are 0 to 1."
+        )
+    has_alpha = picture.ndim == 3 and picture.shape[-1] == 4 and image_format.channels == 3
+    return picture[..., :3] if has_alpha else picture
 
 
 def load(

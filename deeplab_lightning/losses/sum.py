@@ -19,7 +19,7 @@ def compute_loss(loss: nn.Module, logits: Tensor, mask: Tensor) -> Tensor:
     is_own = type(loss).__module__.startswith("deeplab_lightning.")
     is_low = not is_own and logits.dtype in {torch.bfloat16, torch.float16}
     value: Tensor = loss(logits.float() if is_low else logits, mask)
-    return value
+    return value if value.ndim == 0 else value.sum()  # smp's Lovasz has no scalar where all pixels are ignored
 
 
 class SumLoss(nn.Module):

@@ -33,15 +33,34 @@ class FoldTable:
         Raises:
             DataError: If the images of a group are in more than one fold.
         """
-        folds_of: dict[str, set[int]] = {}
-        for name, label in groups.items():
-            folds_of.setdefault(label, set()).add(self.folds[name])
-        if divided := sorted(label for label, folds in folds_of.items() if len(folds) > 1):
+        if divided := self._divided(groups):
             raise DataError(
                 f"data.fold_file separates {len(divided)} groups of data.groups ({_shortened(divided)}). "
                 "Split again with these groups, or set data.groups to null."
             )
         return FoldTable(self.folds, groups)
+
+    def require_whole_groups(self, source: str) -> None:
+        """Check that the images of each group of the table itself are in one fold.
+
+        Args:
+            source: Where the table comes from, for the error message.
+
+        Raises:
+            DataError: If they are not.
+        """
+        if divided := self._divided({name: label for name, label in self.groups.items() if label}):
+            raise DataError(
+                f"{source}: separates {len(divided)} groups of its column group ({_shortened(divided)}), so images of "
+                "one group train and validate. Split again with data.groups, or leave the column empty."
+            )
+
+    def _divided(self, groups: Mapping[str, str]) -> list[str]:
+        """Return the groups whose images are in more than one fold."""
+        folds_of: dict[str, set[int]] = {}
+        for name, label in groups.items():
+            folds_of.setdefault(label, set()).add(self.folds[name])
+        return sorted(label for label, folds in folds_of.items() if len(folds) > 1)
 
     def to_csv(self) -> str:
         """Format the table as CSV with the columns image, group, fold."""
@@ -129,7 +148,7 @@ def _require_same_images(source: str, listed: Sequence[str], found: set[str], ex
     if differences:
         raise DataError(
             f"{source}: does not match the data set: {'; '.join(differences)}. "
-            "Restore the images, or split again and train from the start."
+            "Mend the rows, restore the images, or split again and train from the start."
         )
 
 

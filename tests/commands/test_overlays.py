@@ -1,0 +1,102 @@
+"""Combine overlays as people do, and say what they cannot do before or where it happens."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from segmentation_models_pytorch.losses import LovaszLoss
+
+from deeplab_lightning import CrossEntropyLoss, SumLoss
+from tests.conftest import draw_noise_data, noise_config, write_image
+from tests.processes import run_program
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Write data, and `c.yaml` of a training of two epochs on them."""
+    draw_noise_data(tmp_path)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(noise_config(tmp_path, trainer={"max_epochs": 2})))
+    return tmp_path
+
+
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml")))
+def test_a_recipe_keeps_the_callbacks_of_earlier_overlays(folder: Path, recipe: str) -> None:
+    """Early stopping and freezing were dropped in silence."""
+    overlays = ["base.yaml", "trainer/early_stopping.yaml", "trainer/freeze.yaml", f"recipes/{recipe}.yaml"]
+    words = [word for name in overlays for word in ("-c", str(CONFIGS / name))]
+    printed = run_program("fit", *words, "-c", "c.yaml", "--print_config", cwd=folder, check=True).stdout
+    names = [entry["class_path"].rpartition(".")[2] for entry in yaml.safe_load(printed)["trainer"]["callbacks"]]
+    average = "EMAWeightAveraging" if recipe == "camvid_cpu" else "EMAWithWarmup"
+    assert names == ["PredictionPanels", "EarlyStopping", "FreezeBackbone", average]
+
+
+@pytest.mark.slow
+def test_a_backbone_that_stays_frozen_is_said(folder: Path) -> None:
+    said = run_program("fit", "-c", "c.yaml", "-c", str(CONFIGS / "trainer/freeze.yaml"), cwd=folder, check=True)
+    assert "Frozen until epoch 3, which this training of 2 epochs does not reach: " in said.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["early_stopping", "--data.fold=null"], "EarlyStopping monitors val/miou, and nothing is validated"),
+        (["early_stopping", "early_stopping"], "more than one stateful callback of type `EarlyStopping`"),
+    ],
+)
+def test_early_stopping_that_cannot_be_is_one_line(folder: Path, words: list[str], text: str) -> None:
+    """The first stopped after an epoch by a traceback, the second at once by one."""
+    overlays = [part for word in words if "=" not in word for part in ("-c", str(CONFIGS / f"trainer/{word}.yaml"))]
+    options = [word for word in words if "=" in word]
+    result = run_program("fit", "-c", "c.yaml", *overlays, *options, cwd=folder)
+    assert result.returncode in {1, 2}
+    assert "Traceback" not in result.stderr
+    assert text in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_test_on_images_of_the_training_is_warned_of(folder: Path) -> None:
+    """Its figures were printed without a word."""
+    run_program("fit", "-c", "c.yaml", "--name", "x", cwd=folder, check=True)
+    config = yaml.safe_load((folder / "c.yaml").read_text())
+    for name, seed in (("same", None), ("other", 100)):
+        if seed is None:
+            shutil.copytree(folder / "images", folder / name / "images")
+        else:
+            for index in range(10):
+                write_image(folder / name / "images" / f"{index:02d}.png", seed=seed + index)
+        shutil.copytree(folder / "masks", folder / name / "masks")
+        test = {**config["data"]["dataset"], "init_args": {**config["data"]["dataset"]["init_args"]}}
+        test["init_args"]["root"] = str(folder / name)
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"data": {"test_dataset": test}}))
+        best = "runs/x/checkpoints/best.ckpt"
+        said = run_program("test", "--ckpt_path", best, "-c", f"{name}.yaml", cwd=folder, check=True).stderr
+        assert ("10 of 10 test images are also in data.dataset (00.png" in said) == (seed is None)
+
+
+@pytest.mark.slow
+def test_a_fold_file_that_divides_its_own_groups_is_refused(folder: Path) -> None:
+    """Such folds were used, and compare spoke of an interval over groups."""
+    rows = [f"{index:02d}.png,place {index // 4},{index % 2}" for index in range(10)]
+    (folder / "folds.csv").write_text("\n".join(["image,group,fold", *rows]) + "\n")
+    result = run_program("fit", "-c", "c.yaml", "--data.fold_file=folds.csv", cwd=folder)
+    assert result.returncode == 1
+    assert "folds.csv: separates 3 groups of its column group (place 0, place 1, place 2)" in result.stderr
+    whole = [f"{index:02d}.png,,{index % 2}" for index in range(10)]
+    (folder / "folds.csv").write_text("\n".join(["image,group,fold", *whole]) + "\n")
+    words = ("split", "-c", "c.yaml", "--data.fold_file=folds.csv", "--output", "out")
+    assert "fold file" in run_program(*words, cwd=folder, check=True).stdout
+
+
+def test_a_sum_of_losses_is_a_number_where_all_pixels_are_ignored() -> None:
+    """Lovasz of smp returned an empty tensor."""
+    loss = SumLoss([CrossEntropyLoss(), LovaszLoss("multiclass", ignore_index=255)])
+    logits = torch.randn(1, 3, 8, 8, requires_grad=True)
+    value = loss(logits, torch.full((1, 8, 8), 255))
+    assert value.shape == ()
+    assert value.item() == 0
+    value.backward()
