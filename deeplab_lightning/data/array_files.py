@@ -1,6 +1,6 @@
 """Read images that are stored as arrays: `.npy` files, and TIFF files of any number of bands."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     """
     if path.suffix.lower() == ARRAY_SUFFIX:
         return np.array(_open_npy(path))
-    with _naming(path):
-        return np.asarray(_tifffile().imread(path))
+    with _naming(path), _tifffile().TiffFile(path) as file:
+        pages = _like_pages(file)
+        return np.stack([page.asarray() for page in pages]) if len(pages) > 1 else np.asarray(file.asarray())
 
 
 def array_header(path: Path) -> tuple[tuple[int, ...], int]:
@@ -40,7 +41,8 @@ def array_header(path: Path) -> tuple[tuple[int, ...], int]:
         series = file.series[0]
         tag = series.keyframe.tags.get("Orientation")
         orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
-        return tuple(series.shape), orientation
+        number = len(_like_pages(file))
+        return (number, *series.shape) if number > 1 else tuple(series.shape), orientation
 
 
 def tiff_nodata(path: Path) -> float | None:
@@ -56,6 +58,12 @@ def tiff_nodata(path: Path) -> float | None:
         return None if tag is None else float(str(tag.value).strip(" \0"))
     except ValueError:
         return None
+
+
+def _like_pages(file: Any) -> Sequence[Any]:
+    """Return the series of a TIFF file that are bands, each written by itself: all of one height, width and type."""
+    kinds = {(tuple(series.shape), str(series.dtype)) for series in file.series}
+    return file.series if len(kinds) == 1 and len(file.series[0].shape) == 2 else file.series[:1]
 
 
 def turned(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:

@@ -67,6 +67,8 @@ def _parsed(args: Sequence[str], program: str) -> tuple[ArgumentParser, Namespac
     parsed = parser.get_defaults()
     for config in map(Path, given.config):
         parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, namespace=parsed)
+    if isinstance(parsed.data.image_format, Namespace):  # of which an option could not change a single key
+        parsed.data.image_format = parsed.data.image_format.as_dict()
     return parser, parser.parse_args(overrides, namespace=parsed).data
 
 

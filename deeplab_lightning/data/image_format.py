@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +36,8 @@ class ImageFormat:
             weights for RGB of 8 bits, else that of the training images.
         std: Standard deviation of each channel, likewise.
         nodata: Value of pixels that were not measured, such as -9999 or `.nan`; NaN then counts as such, too. A channel
-            gets the mean of the image's measured pixels there, so that mean and deviation stay those of measurements.
-            Null if all pixels were measured; NaN then becomes 0.
+            gets the mean of the image's measured pixels there, so that its mean stays that of measurements. Null if all
+            pixels were measured; NaN then becomes 0.
 
     Raises:
         ValueError: If `channels` is less than 1, a range is empty, `nodata` is infinite, a deviation is not positive,
@@ -48,7 +48,7 @@ class ImageFormat:
     value_range: Range | list[Range] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
-    nodata: float | None = None
+    nodata: float | Literal["nan"] | None = None
 
     def __post_init__(self) -> None:
         if self.channels < 1:
@@ -59,7 +59,7 @@ class ImageFormat:
                 "image_format.value_range must be [low, high] with low below high, or such a pair for each of the "
                 f"{self.channels} channels, got {self.value_range}."
             )
-        if self.nodata is not None and np.isinf(self.nodata):
+        if self.nodata is not None and np.isinf(float(self.nodata)):
             raise UserError(f"image_format.nodata must be a number, .nan or null, got {self.nodata}.")
         lists = [values for values in (self.mean, self.std) if values is not None]
         if len(lists) == 1 or any(len(values) != self.channels for values in lists):
@@ -76,6 +76,11 @@ class ImageFormat:
         return np.array(self.value_range or (0, 255), dtype=np.float32).reshape(-1, 2)
 
     @property
+    def is_of_arrays(self) -> bool:
+        """Check whether images have other channels than RGB or grey, or more than 8 bits, so that TIFFs are arrays."""
+        return self.channels != 3 or self.value_range is not None
+
+    @property
     def is_plain(self) -> bool:
         """Check whether images are RGB of 8 bits in which every pixel is measured."""
         return self.channels == 3 and self.value_range is None and self.nodata is None
@@ -90,7 +95,8 @@ class ImageFormat:
         """Return the arguments as plain values, for checkpoints."""
         ranges = None if self.value_range is None else np.asarray(self.value_range, dtype=float).tolist()
         own = {"channels": self.channels, "value_range": ranges, "mean": self.mean, "std": self.std}
-        return own if self.nodata is None else {**own, "nodata": self.nodata}
+        nodata = "nan" if self.nodata is not None and np.isnan(float(self.nodata)) else self.nodata  # JSON has no NaN
+        return own if nodata is None else {**own, "nodata": nodata}
 
     def from_array(self, array: npt.NDArray[Any], path: Path) -> Pixels:
         """Convert an array to (H, W, C) uint8.
@@ -133,7 +139,8 @@ class ImageFormat:
             pixels: (H, W, C) numbers of 0 to 255.
             values: (H, W, C) values in the file.
         """
-        is_missing = (values == self.nodata) | np.isnan(values)
+        assert self.nodata is not None
+        is_missing = (values == float(self.nodata)) | np.isnan(values)
         count = np.maximum((~is_missing).sum(axis=(0, 1)), 1)
         return np.where(is_missing, pixels.sum(axis=(0, 1), where=~is_missing) / count, pixels)
 

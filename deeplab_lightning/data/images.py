@@ -233,7 +233,7 @@ def open_image(path: Path, image_format: ImageFormat = PLAIN, *, max_pixels: int
         ValueError: If it is no image.
     """
     suffix = path.suffix.lower()
-    if suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and not image_format.is_plain):
+    if suffix == ARRAY_SUFFIX or (suffix in TIFF_SUFFIXES and image_format.is_of_arrays):
         return ArrayFile(path, image_format)
     try:
         file = ImageFile(path, image_format, max_pixels=max_pixels)

@@ -53,8 +53,7 @@ def read_stored(path: Path) -> StoredImage:
     if array.ndim == 3 and array.shape[:2] != size:  # (C, H, W)
         array = np.moveaxis(array, 0, -1)
     values = array.reshape(*size, channels)
-    is_deep = values.dtype not in (np.uint8, np.bool_)
-    return StoredImage(values, is_deep, _nodata(path, values) if is_deep else None)
+    return StoredImage(values, values.dtype not in (np.uint8, np.bool_), _nodata(path, values))
 
 
 def _nodata(path: Path, values: npt.NDArray[Any]) -> float | None:

@@ -41,6 +41,9 @@ def settings_hash(config: Mapping[str, Any]) -> str:
     trainer = settings.get("trainer")
     if isinstance(trainer, dict) and not trainer["callbacks"]:
         del trainer["callbacks"]  # groups of earlier versions keep their names
+    image_format = (settings.get("data") or {}).get("image_format")
+    if isinstance(image_format, dict) and image_format.get("nodata", 0) is None:
+        del image_format["nodata"]  # likewise
     text = json.dumps(settings, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:HASH_LENGTH]
 
@@ -73,5 +76,5 @@ def _leaves(base: Any, own: Any, prefix: str = "") -> Iterator[tuple[str, tuple[
     if isinstance(base, Mapping) and isinstance(own, Mapping):
         for key in sorted(base.keys() & own.keys()):
             yield from _leaves(base[key], own[key], f"{prefix}.{key}" if prefix else str(key))
-    elif base != own:
+    elif base != own and not (base != base and own != own):  # NaN is NaN
         yield prefix, (base, own)

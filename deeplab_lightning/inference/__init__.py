@@ -118,8 +118,8 @@ class Ensemble(nn.Module):
                 )
             if _values(net) != _values(first):
                 raise UserError(
-                    "the networks of an ensemble must read images alike, got the value_range "
-                    f"{_values(first)} and {_values(net)}."
+                    "the networks of an ensemble must read images alike, got value_range and nodata "
+                    f"{', '.join(map(str, _values(first)))} and {', '.join(map(str, _values(net)))}."
                 )
         self.weights = [1.0] * len(nets) if weights is None else [float(weight) for weight in weights]
         if len(self.weights) != len(nets) or not all(0 < weight < math.inf for weight in self.weights):
@@ -168,9 +168,10 @@ def _scaled(images: Tensor, scale: float) -> tuple[int, int]:
     return max(1, round(images.shape[-2] * scale)), max(1, round(images.shape[-1] * scale))
 
 
-def _values(net: DeepLab) -> Any:
-    """Return the range of the values that a network's images are scaled from; None for 8 bits."""
-    return (net.preprocess.image_format or {}).get("value_range")
+def _values(net: DeepLab) -> tuple[Any, Any]:
+    """Return the range of the values that a network's images are scaled from, and the value of those not measured."""
+    image_format = net.preprocess.image_format or {}
+    return image_format.get("value_range"), image_format.get("nodata")
 
 
 def _described(net: DeepLab) -> str:

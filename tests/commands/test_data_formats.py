@@ -1,5 +1,6 @@
 """Write the configuration of images that are not RGB of 8 bits with `deeplab data init`, check and train with it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import yaml
 from PIL import Image
 
 import deeplab_lightning
+from deeplab_lightning.data.image_format import ImageFormat
+from deeplab_lightning.data.images import read_image
 from deeplab_lightning.models import DeepLab
-from tests.commands.test_data_init import index_mask, passes, refused, written
+from tests.commands.test_data_init import SMALL, index_mask, passes, refused, written
 from tests.conftest import write_mask
 from tests.processes import run_program
 
@@ -52,6 +55,32 @@ def _five_bytes(path: Path, index: int) -> None:
     tifffile.imwrite(path.with_suffix(".tif"), _bands(index, 5, top=255).astype(np.uint8), photometric="minisblack")
 
 
+def _rgb_of_16_bits(path: Path, index: int) -> None:
+    """Write what Pillow opens as RGB of 8 bits, the upper ones."""
+    tifffile.imwrite(path.with_suffix(".tif"), _bands(index, 3, top=239).astype(np.uint16), photometric="rgb")
+
+
+def _bands_as_pages(path: Path, index: int) -> None:
+    with tifffile.TiffWriter(path.with_suffix(".tif")) as file:
+        for band in np.moveaxis(_bands(index, 4, top=3000).astype(np.uint16), -1, 0):
+            file.write(band)
+
+
+def _bytes_with_nodata(path: Path, index: int) -> None:
+    bands = np.maximum(_bands(index, 4, top=255), 1).astype(np.uint8)
+    bands[:12] = 0
+    tags = [(42113, "s", 0, "0", True)]
+    tifffile.imwrite(
+        path.with_suffix(".tif"), bands, photometric="minisblack", planarconfig="contig", extratags=tags, metadata=None
+    )
+
+
+def _two_kinds_of_gaps(path: Path, index: int) -> None:
+    values = _bands(index, 4, top=3000).astype(np.float32)
+    values[:12] = -9999 if index < 3 else np.nan
+    np.save(path.with_suffix(".npy"), values)
+
+
 def _write(folder: Path, write: Callable[[Path, int], None]) -> None:
     for index in range(8):
         (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -75,6 +104,10 @@ def _write(folder: Path, write: Callable[[Path, int], None]) -> None:
         ),
         (_x_ray, {"channels": 1, "value_range": [0, 4000]}, ["1 channel of uint16", "99% of the values lie within"]),
         (_five_bytes, {"channels": 5, "value_range": None}, ["5 channels of uint8"]),
+        (_rgb_of_16_bits, {"channels": 3, "value_range": [0, 239]}, ["3 channels of uint16"]),
+        (_bands_as_pages, {"channels": 4, "value_range": [0, 3000]}, ["4 channels of uint16"]),
+        (_bytes_with_nodata, {"channels": 4, "value_range": None, "nodata": 0.0}, ["not measured: 25.0%"]),
+        (_two_kinds_of_gaps, {"channels": 4, "value_range": [0, 3000], "nodata": -9999.0}, ["25.0%", "in 8 of 8"]),
     ],
 )
 def test_bands_and_deep_images_train_with_what_was_written(
@@ -134,3 +167,35 @@ def test_values_without_measurement_stay_out_of_mean_and_deviation(tmp_path: Pat
     warned = run_program("data", "check", "-c", "other.yaml", cwd=tmp_path / "True").stdout
     assert "8 of 8 images hold -9999 (25.0% of all values)" in warned
     assert "set data.image_format.nodata: -9999" in warned
+
+
+@pytest.mark.slow
+def test_gaps_of_nan_are_one_setting_in_every_command(tmp_path: Path) -> None:
+    """NaN differs from NaN: a resumed experiment was refused, and its seeds were compared as recipes of their own."""
+    _write(tmp_path / "set", _elevation)
+    written(tmp_path / "set")
+    folds = ("--data.n_folds=2", "--name=x", "--seeds=0,1", *SMALL)
+    run_program("kfold", "-c", "set.yaml", *folds, cwd=tmp_path, check=True)
+    resumed = run_program("kfold", "--resume", "--name=x", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    saved = tmp_path / "saved"
+    model = deeplab_lightning.load(tmp_path / "runs/x/seed_0/fold_0")
+    [net] = model.net.nets
+    assert isinstance(net, DeepLab)
+    net.save_pretrained(saved)
+    assert (
+        json.loads((saved / "config.json").read_text(), parse_constant=pytest.fail)["image_format"]["nodata"] == "nan"
+    )
+    compared = run_program("compare", "runs/x", "runs/x", cwd=tmp_path)
+    assert "nan" not in (compared.stdout + compared.stderr).lower()
+    other = run_program("data", "check", "-c", "set.yaml", "--data.image_format.nodata", "-9999", cwd=tmp_path)
+    assert "No problems." in other.stdout or "warning" in other.stdout, other.stderr
+
+
+def test_a_palette_keeps_its_colours_beside_nodata(tmp_path: Path) -> None:
+    """The indices were read as grey tones."""
+    noise = np.random.default_rng(0).integers(1, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).quantize(16).save(tmp_path / "a.tif")
+    assert np.array_equal(
+        read_image(tmp_path / "a.tif", ImageFormat(nodata=300)), read_image(tmp_path / "a.tif", ImageFormat())
+    )

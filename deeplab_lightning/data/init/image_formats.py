@@ -54,11 +54,12 @@ def find_format(paths: Sequence[Path]) -> FoundFormat:
             raise DataError(
                 f"{seen[0][0]} has {first.text}, and {path} has {look.text}: the images of one data set need the same."
             )
+    missing = _most_common([look.nodata for look in looks if look.nodata is not None])
     if not first.is_deep:
-        lines = [] if first.channels == PLAIN.channels else [*_head(first, looks), "    value_range: null # of 8 bits"]
-        return FoundFormat(ImageFormat(first.channels), lines)
-    nodata = Counter(repr(look.nodata) for look in looks if look.nodata is not None)
-    missing = float(nodata.most_common(1)[0][0]) if nodata else None
+        if first.channels == PLAIN.channels and missing is None:
+            return FoundFormat(PLAIN, [])
+        lines = [*_head(first, looks), "    value_range: null # of 8 bits", *_nodata_lines(missing, looks)]
+        return FoundFormat(ImageFormat(first.channels, nodata=missing), lines)
     ranges = [_range(np.concatenate([look.values[channel] for look in looks])) for channel in range(first.channels)]
     value_range = _shared(ranges)
     own = ImageFormat(first.channels, value_range, nodata=missing)
@@ -92,11 +93,15 @@ def _look(path: Path) -> _Look | None:
     except (OSError, ValueError):
         return None
     channels, dtype = image.values.shape[2], image.values.dtype
-    if not image.is_deep:
-        return _Look(channels, dtype, False, [], None, 0.0)
     is_measured = image.is_measured
     kept = [_thinned(image.values[..., c][is_measured[..., c]]) for c in range(channels)]
-    return _Look(channels, dtype, True, kept, image.nodata, 1 - float(is_measured.mean()))
+    return _Look(channels, dtype, image.is_deep, kept, image.nodata, 1 - float(is_measured.mean()))
+
+
+def _most_common(values: Sequence[float]) -> float | None:
+    """Return the most common number; NaN only without another one, which it counts as, too."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return Counter(numbers or values).most_common(1)[0][0] if values else None
 
 
 def _thinned(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -109,6 +114,8 @@ def _range(values: npt.NDArray[Any]) -> Range:
     if not len(finite):
         return (0.0, 1.0)
     low, high = np.percentile(finite, _PERCENTILES).tolist()
+    if low == high:  # of few values that are not the most common one
+        low, high = float(finite.min()), float(finite.max())
     if low == high:
         high = low + max(abs(low), 1.0)
     exponent = math.floor(math.log10(high - low)) - 1
@@ -151,4 +158,7 @@ def _nodata_lines(nodata: float | None, looks: Sequence[_Look]) -> Iterator[str]
     number = sum(look.missing > 0 for look in looks)
     share = np.mean([look.missing for look in looks])
     reason = f"not measured: {share:.1%} of the values, in {number} of {len(looks)} images; check that this is meant"
+    others = {look.nodata for look in looks if look.nodata is not None and not math.isnan(look.nodata)} - {nodata}
+    if others:
+        reason += f"; some have {', '.join(f'{value:g}' for value in sorted(others))}, which count as measured"
     yield from commented(f"    nodata: {scalar(nodata)}", reason)
