@@ -188,9 +188,11 @@ class RunRecord(L.Callback):
         engines = [part for part in pl_module.net.modules() if isinstance(part, EngineNet)]
         exported = [part.file.path for part in pl_module.net.modules() if isinstance(part, ExportedNet)]
         source = trainer.ckpt_path or next(iter(exported), "")
+        max_size: int | None = pl_module.net.preprocess.max_size
         result = {
             **describe_data(trainer),
             "checkpoint": str(source),
+            **({} if max_size is None else {"max_size": max_size}),
             **({"averaged": pl_module.net.describe()} if isinstance(pl_module.net, Ensemble | Tiled) else {}),
             **({"engine": engines[0].describe()} if engines else {}),
             **({"min_area": kept.describe()} if stage == "test" and (kept := pl_module.region_filter) else {}),
@@ -198,7 +200,11 @@ class RunRecord(L.Callback):
             "versions": versions(),
         }
         path = RunFolder(trainer.default_root_dir).write_evaluation(result, stage)
-        _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {source}", figures, path)
+        net = pl_module.net.net if isinstance(pl_module.net, Tiled) else pl_module.net
+        others = len(net.nets) - 1 if isinstance(net, Ensemble) else 0
+        averaged = f", averaged with {others} more" if others else ""
+        shrunk = "" if max_size is None else f", images of at most {max_size} pixels a side"
+        _print_table(f"{'Validation' if stage == 'val' else 'Test'} of {source}{averaged}{shrunk}", figures, path)
 
 
 def _cost(net: nn.Module) -> dict[str, float | None]:

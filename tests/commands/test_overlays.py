@@ -1,5 +1,6 @@
 """Combine overlays as people do, and say what they cannot do before or where it happens."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -76,6 +77,19 @@ def test_a_test_on_images_of_the_training_is_warned_of(folder: Path) -> None:
         best = "runs/x/checkpoints/best.ckpt"
         said = run_program("test", "--ckpt_path", best, "-c", f"{name}.yaml", cwd=folder, check=True).stderr
         assert ("10 of 10 test images are also in data.dataset (00.png" in said) == (seed is None)
+
+
+@pytest.mark.slow
+def test_a_test_says_what_was_averaged_and_how_large_images_were(folder: Path) -> None:
+    """The figures of three networks stood below the name of one, and those of small images below no size."""
+    run_program("fit", "-c", "c.yaml", "--name", "x", cwd=folder, check=True)
+    small = ("--data.eval_transforms", "deeplab_lightning.data.EvalTransforms", "--data.eval_transforms.max_size", "32")
+    words = ("--ckpt_path", "runs/x/checkpoints/best.ckpt", "--ensemble", "[runs/x/checkpoints/last.ckpt]")
+    config = yaml.safe_load((folder / "c.yaml").read_text())["data"]["dataset"]
+    (folder / "t.yaml").write_text(yaml.safe_dump({"data": {"test_dataset": config}}))
+    said = run_program("test", *words, *small, "-c", "t.yaml", cwd=folder, check=True).stdout
+    assert "best.ckpt, averaged with 1 more, images of at most 32 pixels a side" in " ".join(said.split())
+    assert json.loads((folder / "runs/x/result_test.json").read_text())["max_size"] == 32
 
 
 @pytest.mark.slow
