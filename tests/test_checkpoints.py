@@ -260,8 +260,9 @@ def test_options_replace_a_data_set_that_cannot_be_imported(
     checkpoint = torch.load(foreign, weights_only=True)
     checkpoint["config"]["data"]["dataset"]["class_path"] = "my_data.Pictures"
     torch.save(checkpoint, tmp_path / "a.ckpt")
-    main(["predict", "--ckpt_path", str(tmp_path / "a.ckpt"), "--images", str(noise), "--output", str(tmp_path / "o")])
-    words = ["validate", "--ckpt_path", str(tmp_path / "a.ckpt"), "--output_dir", str(tmp_path)]
+    own = ["--ckpt_path", str(tmp_path / "a.ckpt"), "--output_dir", str(tmp_path)]
+    main(["predict", *own, "--images", str(noise), "--output", str(tmp_path / "o")])
+    words = ["validate", *own]
     with pytest.warns(UserWarning, match="no loss is computed"):
         main([*words, *options(noise)])
     assert [path.name for path in tmp_path.glob("*/result_*.json")] == ["result_validate.json"]
