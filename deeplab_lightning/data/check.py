@@ -104,13 +104,16 @@ def validation_warning(part: Part, indices: Sequence[int] | None = None) -> str 
 def _range_warnings(part: Part) -> Iterator[str]:
     """Describe the channels whose values `value_range` cuts off, or that fill a small part of it."""
     image_format = part.dataset.image_format
-    images = [part.dataset.open_image(index).pixels() for index in _opened(part)]
-    if image_format.value_range is None or not images:
+    chosen = _opened(part)
+    if image_format.value_range is None or not chosen:
         return
-    for channel in range(image_format.channels):
-        values = np.concatenate([image[channel].reshape(-1).numpy() for image in images])
-        high, low, steps = float((values == 255).mean()), float((values == 0).mean()), int(np.ptp(values))
-        where = f"channel {channel} of {len(images)} images"
+    counts = np.zeros((image_format.channels, 256), dtype=np.int64)  # of each value; the images may be large
+    for index in chosen:
+        for channel, values in enumerate(part.dataset.open_image(index).pixels().numpy()):
+            counts[channel] += np.bincount(values.reshape(-1), minlength=256)
+    for channel, own in enumerate(counts):
+        high, low, steps = own[255] / own.sum(), own[0] / own.sum(), int(np.ptp(np.flatnonzero(own)))
+        where = f"channel {channel} of {len(chosen)} images"
         if high > _MUCH or low > _NEARLY_ALL:
             share, end = (high, "upper") if high > _MUCH else (low, "lower")
             yield f"{where}: {share:.0%} of the values reach the {end} end of data.image_format.value_range."
@@ -122,13 +125,19 @@ def _nodata_warnings(part: Part) -> Iterator[str]:
     """Describe values that stand for no measurement, where the format names none."""
     if part.dataset.image_format.value_range is None or part.dataset.image_format.nodata is not None:
         return
-    paths = [part.dataset.paths[index] for index in _opened(part)]
-    images = [read_stored(path) for path in paths if path.is_file()]
-    missing = [image.nodata for image in images if image.nodata is not None]
+    shares: list[float] = []  # of the values without measurement; the images may be too large to keep them all
+    missing: list[float] = []
+    for index in _opened(part):
+        try:
+            image = read_stored(part.dataset.paths[index])
+        except (OSError, ValueError):  # a data set of the user reads it in another way
+            continue
+        shares.append(1 - float(image.is_measured.mean()))
+        missing += [] if image.nodata is None else [image.nodata]
     if missing:
-        value, share = missing[0], np.mean([1 - image.is_measured.mean() for image in images])
+        value, share = missing[0], np.mean(shares)
         yield (
-            f"{len(missing)} of {len(images)} images hold {value:g} ({share:.1%} of all values), which mostly means "
+            f"{len(missing)} of {len(shares)} images hold {value:g} ({share:.1%} of all values), which mostly means "
             f"that nothing was measured; set data.image_format.nodata: {'.nan' if np.isnan(value) else value}."
         )
 

@@ -77,7 +77,7 @@ class ImageFormat:
 
     @property
     def is_of_arrays(self) -> bool:
-        """Check whether images have other channels than RGB or grey, or more than 8 bits, so that TIFFs are arrays."""
+        """Check whether images have other channels than RGB, or a range, so that TIFF files are read as arrays."""
         return self.channels != 3 or self.value_range is not None
 
     @property
@@ -142,7 +142,8 @@ class ImageFormat:
         assert self.nodata is not None
         is_missing = (values == float(self.nodata)) | np.isnan(values)
         count = np.maximum((~is_missing).sum(axis=(0, 1)), 1)
-        return np.where(is_missing, pixels.sum(axis=(0, 1), where=~is_missing) / count, pixels)
+        total = pixels.sum(axis=(0, 1), where=~is_missing, dtype=np.float64)  # in float32 it would stop growing
+        return np.where(is_missing, (total / count).astype(np.float32), pixels)
 
     def from_pillow(self, file: Image.Image, path: Path) -> Pixels:
         """Convert an image that Pillow opened to (H, W, C) uint8.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deeplab_lightning.data.array_files import ARRAY_SUFFIX, read_array, tiff_nodata
+from deeplab_lightning.data.array_files import TIFF_SUFFIXES, read_array, tiff_nodata
 from deeplab_lightning.data.image_format import split_shape
 from deeplab_lightning.data.images import ImageFile, open_image
 
@@ -58,7 +58,7 @@ def read_stored(path: Path) -> StoredImage:
 
 def _nodata(path: Path, values: npt.NDArray[Any]) -> float | None:
     """Return the value of pixels that were not measured, if it is among the values."""
-    named = None if path.suffix.lower() in {ARRAY_SUFFIX, ".png"} else tiff_nodata(path)
+    named = tiff_nodata(path) if path.suffix.lower() in TIFF_SUFFIXES else None
     if named is not None and (values == named).any():
         return named
     is_nan = np.isnan(values)

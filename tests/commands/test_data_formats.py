@@ -16,7 +16,7 @@ from deeplab_lightning.data.image_format import ImageFormat
 from deeplab_lightning.data.images import read_image
 from deeplab_lightning.models import DeepLab
 from tests.commands.test_data_init import SMALL, index_mask, passes, refused, written
-from tests.conftest import write_mask
+from tests.conftest import write_image, write_mask
 from tests.processes import run_program
 
 tifffile = pytest.importorskip("tifffile")
@@ -199,3 +199,35 @@ def test_a_palette_keeps_its_colours_beside_nodata(tmp_path: Path) -> None:
     assert np.array_equal(
         read_image(tmp_path / "a.tif", ImageFormat(nodata=300)), read_image(tmp_path / "a.tif", ImageFormat())
     )
+
+
+@pytest.mark.slow
+def test_images_that_a_data_set_of_the_user_reads_are_checked_as_it_reads_them(tmp_path: Path) -> None:
+    """Files that no image reader knows stopped the check for values without measurement."""
+    for index in range(4):
+        write_image(tmp_path / "images" / f"p{index}.png", _SIZE)  # a preview, which gives name and size
+        _bands(index, 2, top=1000).astype(np.float32).tofile(tmp_path / "images" / f"p{index}.bin")
+        write_mask(tmp_path / "masks" / f"p{index}.png", index_mask(index, 0, 1))
+    (tmp_path / "my_data.py").write_text(
+        """import numpy as np
+import torch
+from deeplab_lightning.data import ClassTable, MaskFolderDataset
+from deeplab_lightning.data.images import DecodedImage
+
+
+class RawFiles(MaskFolderDataset):
+    def __init__(self, root: str, on_error: str = "raise") -> None:
+        super().__init__(root, "images", masks="masks", classes=ClassTable(["background", "foreground"]))
+        self.paths = [path.with_suffix(".bin") for path in self.paths]
+
+    def open_image(self, index):
+        values = np.fromfile(self.paths[index], np.float32).reshape(48, 64, 2)
+        pixels = self.image_format.from_array(values, self.paths[index])
+        return DecodedImage(torch.from_numpy(pixels).permute(2, 0, 1))
+"""
+    )
+    dataset = {"class_path": "my_data.RawFiles", "init_args": {"root": str(tmp_path)}}
+    image_format = {"channels": 2, "value_range": [0, 1000]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": {"dataset": dataset, "image_format": image_format}}))
+    checked = run_program("data", "check", "-c", "c.yaml", cwd=tmp_path)
+    assert (checked.returncode, "No problems." in checked.stdout) == (0, True), checked.stderr + checked.stdout

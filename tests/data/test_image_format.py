@@ -39,6 +39,14 @@ def test_pixels_without_measurement_get_the_mean_of_the_others() -> None:
     assert ImageFormat(1, nodata=0).from_array(black, HERE)[..., 0].tolist() == [[20, 10], [30, 20]]
 
 
+def test_the_mean_of_a_large_image_is_that_of_all_its_pixels() -> None:
+    """A sum in float32 stands still after 17 million pixels, so gaps were filled darker the larger an image was."""
+    values = np.full((5000, 4000, 2), 200, dtype=np.float32)
+    values[0, 0] = -9999
+    pixels = ImageFormat(2, (0, 255), nodata=-9999).from_array(values, HERE)
+    assert pixels[0, 0].tolist() == pixels[1, 1].tolist() == [200, 200]
+
+
 def test_each_channel_has_its_range() -> None:
     values = np.full((4, 5, 2), 50, dtype=np.int32)
     assert ImageFormat(2, [(0, 50), (0, 100)]).from_array(values, HERE)[0, 0].tolist() in ([255, 128], [255, 127])
