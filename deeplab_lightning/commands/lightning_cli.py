@@ -249,6 +249,16 @@ class DeepLabCLI(LightningCLI):
 class _Parser(OneLineUsage, LightningArgumentParser):
     """Parse the options of a command; a wrong command line is reported in one line."""
 
+    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
+        """Check a value, and let a list replace the earlier one of a key as a whole.
+
+        jsonargparse gives entries of a list that a later file has in its place the arguments of those at their places.
+        """
+        if isinstance(value, list) and cfg is not None and not append:
+            cfg = cfg.clone()
+            cfg.pop(key, None)
+        return super()._check_value_key(action, value, key, cfg, append)
+
 
 class ConfigResolver(DeepLabCLI):
     """Parse and check a command line, without building any object."""
