@@ -138,7 +138,7 @@ FLOORS = (
             "callbacks.run_record",
         ),
         *("callbacks.progress", "callbacks.network_switches", "callbacks.save_config", "callbacks.sigterm"),
-        *("callbacks.weight_averaging", "callbacks.validate_last_epoch"),
+        *("callbacks.weight_averaging", "callbacks.validate_last_epoch", "callbacks.patience"),
         *("callbacks", "tracking.summary", "tracking.loggers"),
     ),
     (
@@ -287,6 +287,7 @@ def _imports(file: Path) -> list[str]:
     return found + [f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]
 
 
+@pytest.mark.long
 def test_looking_at_results_imports_no_library_of_trainings() -> None:
     """`status`, `compare` and `report` took 3 s longer to start when the room of their files imported torchmetrics."""
     code = (

@@ -114,6 +114,7 @@ def test_a_checkpoint_goes_on_with_its_own_optimizer_and_schedule(folder: Path, 
     assert again.optimizers[0].defaults["weight_decay"] == 0.02
 
 
+@pytest.mark.long
 def test_optimizers_are_kept_over_generations(folder: Path, tmp_path: Path) -> None:
     kinds = {"default": None, "own": partial(torch.optim.AdamW, lr=1e-3, betas=(0.8, 0.9))}
     for name, optimizer in kinds.items():
@@ -219,6 +220,7 @@ def test_a_network_that_hands_arguments_on_is_rebuilt_without_imagenet_weights(
         net.save_pretrained(tmp_path / "folder")
 
 
+@pytest.mark.long
 def test_each_network_of_an_ensemble_sees_images_of_its_own_size(folder: Path, tmp_path: Path) -> None:
     paths = [tmp_path / "small.ckpt", tmp_path / "whole.ckpt"]
     for path, size in zip(paths, (24, None), strict=True):
@@ -230,8 +232,20 @@ def test_each_network_of_an_ensemble_sees_images_of_its_own_size(folder: Path, t
     for order in (paths, paths[::-1]):
         found = load(order, device="cpu").predict(image).probabilities
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-5, rtol=0)
+    model = load(paths, device="cpu")
     with pytest.raises(UserError, match="evaluated at different max_size"):
-        load(paths, device="cpu").predict(image, tile=64)
+        model.predict(image, tile=64)
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (image, {"tile": "64"}, "^tile must be a multiple of 32 from 64 pixels, got '64'"),
+        (image, {"tile": 64, "overlap": 1.5}, "^overlap must be from 0 to half of tile, 32 pixels, got 1.5"),
+        (image, {"min_area": {"glass": 4}}, "^min_area names no class 'glass'"),
+        (None, {}, "^a picture must be a path, .*, or a list of them, got NoneType"),
+    ]
+    for given, options, text in refused:
+        with pytest.raises(UserError, match=text):
+            model.predict(given, **options)
+    with pytest.raises(UserError, match=r"^tta must be flip, scales="):
+        load(paths, device="cpu", tta=2)  # type: ignore[arg-type]
     words = ["--ckpt_path", str(paths[1]), "--ensemble", f"[{paths[0]}]", "--images", str(folder / "images")]
     done = run_program("predict", *words, "--output", str(tmp_path / "out"), "--output_dir", str(tmp_path), check=True)
     assert "small.ckpt was evaluated with max_size 24; here all networks see images of max_size None" in done.stderr

@@ -26,6 +26,7 @@ from deeplab_lightning.callbacks.data_line import DataLine
 from deeplab_lightning.callbacks.disk_space import DiskSpace
 from deeplab_lightning.callbacks.ensemble import AverageProbabilities
 from deeplab_lightning.callbacks.exact_resume import ExactResume
+from deeplab_lightning.callbacks.patience import PatienceWarning
 from deeplab_lightning.callbacks.progress import NetworkLine
 from deeplab_lightning.callbacks.search_gate import SearchGate
 from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigterm
@@ -256,7 +257,7 @@ def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
     callbacks += [DataLine(), DiskSpace(), ValidateLastEpoch(), StopOnDivergence(), StopOnSigterm()]
-    callbacks += [SearchGate(), SlowAverageWarning()]
+    callbacks += [SearchGate(), SlowAverageWarning(), PatienceWarning()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())
         config.trainer.enable_model_summary = False

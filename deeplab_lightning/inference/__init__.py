@@ -46,6 +46,7 @@ class Views(NamedTuple):
         """
         if text is None:
             return cls()
+        text = str(text)
         numbers = re.search(r"scales=\[([^\]]*)\]", text)
         rest = [word.strip() for word in text.replace(numbers[0] if numbers else "", "").split(",") if word.strip()]
         try:

@@ -1,7 +1,9 @@
 """Load trained networks in Python, and predict pictures."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
+_WHAT_PICTURES_ARE = "a picture must be a path, a PIL image, a NumPy array or a tensor"
 
 
 class Prediction:
@@ -135,8 +138,9 @@ class Model:
             FileNotFoundError: If a file does not exist.
             ValueError: If a picture cannot be read, or has other channels, or tile, overlap or min_area cannot be used.
         """
-        tiles = Tiles.parse(tile, overlap)
-        regions = RegionFilter.parse(min_area, self.classes.names)
+        with _names_of_python():
+            tiles = Tiles.parse(tile, overlap)
+            regions = RegionFilter.parse(min_area, self.classes.names)
         find = partial(self._one, tiles=tiles, regions=regions, keeps_probabilities=probabilities)
         if isinstance(pictures, str | Path):
             path = Path(pictures)
@@ -145,6 +149,8 @@ class Model:
                 return {name: find(file) for name, file in zip(found.names, found.paths, strict=True)}
         if isinstance(pictures, str | Path | Image.Image | np.ndarray | Tensor):
             return find(pictures)
+        if not isinstance(pictures, Iterable):
+            raise UserError(f"{_WHAT_PICTURES_ARE}, or a list of them, got {type(pictures).__name__}.")
         return [find(picture) for picture in pictures]
 
     @torch.no_grad()
@@ -238,9 +244,7 @@ def _checked_array(picture: Any, image_format: ImageFormat) -> npt.NDArray[Any]:
         UserError: If it is no array, or its values are neither uint8 nor of the range that the network was trained on.
     """
     if not isinstance(picture, np.ndarray):
-        raise UserError(
-            f"a picture must be a path, a PIL image, a NumPy array or a tensor, got {type(picture).__name__}."
-        )
+        raise UserError(f"{_WHAT_PICTURES_ARE}, got {type(picture).__name__}.")
     if image_format.value_range is None and picture.dtype not in (np.uint8, np.bool_):
         raise UserError(
             f"an array must be uint8 of 0 to 255, as the network was trained on, got {picture.dtype}: convert it, as "
@@ -280,10 +284,21 @@ def load(
     check_engine(engine, chosen)
     if not paths:
         raise UserError("an ensemble needs at least one network.")
+    with _names_of_python():
+        views = Views.parse(tta)
     modules = [read_module(path, trust=trust) for path in paths]
     for module in modules:
-        refuse_impossible(module.net, views=Views.parse(tta), is_averaged=len(modules) > 1, engine=engine)
-    return Model(modules, Views.parse(tta), chosen, engine)
+        refuse_impossible(module.net, views=views, is_averaged=len(modules) > 1, engine=engine)
+    return Model(modules, views, chosen, engine)
+
+
+@contextmanager
+def _names_of_python() -> Iterator[None]:
+    """Name arguments in errors as Python has them: `tile` instead of `--tile`."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(re.sub(r"--(\w+)", r"\1", str(error))) from error
 
 
 def _checkpoints(path: Path) -> list[Path]:

@@ -54,17 +54,17 @@ class Tiles(NamedTuple):
 
         Raises:
             ValueError: If the size is not a multiple of 32 from 64, the overlap is negative or more than half the size,
-                or there is an overlap without a size.
+                one of them is no whole number, or there is an overlap without a size.
         """
         if size is None:
             if overlap is not None:
                 raise UserError(f"--overlap needs the size of the tiles, such as --tile 1024; got --overlap {overlap}.")
             return None
-        if size < _SMALLEST or size % _GRID:
-            raise UserError(f"--tile must be a multiple of {_GRID} from {_SMALLEST} pixels, got {size}.")
+        if not isinstance(size, int) or size < _SMALLEST or size % _GRID:
+            raise UserError(f"--tile must be a multiple of {_GRID} from {_SMALLEST} pixels, got {size!r}.")
         chosen = size // _OVERLAP_SHARE if overlap is None else overlap
-        if not 0 <= chosen <= size // 2:
-            raise UserError(f"--overlap must be from 0 to half of --tile, {size // 2} pixels, got {chosen}.")
+        if not isinstance(chosen, int) or not 0 <= chosen <= size // 2:
+            raise UserError(f"--overlap must be from 0 to half of --tile, {size // 2} pixels, got {chosen!r}.")
         return cls(size, chosen)
 
     def __str__(self) -> str:
