@@ -17,7 +17,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 BENCH := $(BIN)/python -m pytest -o addopts= -W default
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-dev demo competition test test-fast test-cluster test-versions bench campaign bench-kernels bench-gpu check lint format type fit validate predict kfold grid compare wandb-sync split clean
+.PHONY: help install install-dev demo competition test test-fast test-long test-cluster test-versions bench campaign bench-kernels bench-gpu check lint format type fit validate predict kfold grid compare wandb-sync split clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -61,11 +61,14 @@ competition: install  ## folds, trainings, comparison, best average, submission.
 		--data.test_dataset.root data/competition_test --data.test_dataset.num_images 40 \
 		--data.test_dataset.size 192 --data.test_dataset.seed 1
 
-test: install-dev  ## run all tests but those of clusters, two processes per core
-	$(TEST) -n auto --dist worksteal -m "not cluster"
+test: install-dev  ## run all tests but the long ones and those of clusters, in 5 minutes on 2 cores
+	$(TEST) -n auto --dist worksteal -m "not long and not cluster"
 
-test-fast: install-dev  ## run all tests but the slow ones, in 3 minutes
-	$(TEST) -n auto --dist worksteal -m "not slow and not cluster"
+test-long: install-dev  ## run the long tests: trainings, kills, folds, exports and notebooks by the real commands
+	$(TEST) -n auto --dist worksteal -m "long and not cluster"
+
+test-fast: install-dev  ## run the tests that start no process and no training, in 2 minutes
+	$(TEST) -n logical --dist worksteal -m "not slow and not long and not cluster"
 
 test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and Ray, and two hosts, on this machine
 	$(TEST) -n 2 --dist loadfile -rs tests/cluster $(ARGS)
@@ -75,14 +78,14 @@ test-versions:  ## run the fast tests with the lowest versions, then with the ne
 	$(PYTHON) -m venv $(LOWEST)
 	$(PYTHON) -m tests.lowest_versions lite multiband dev > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --editable ".[lite,multiband,dev]" -c $(LOWEST)/constraints.txt
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow and not cluster" \
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist worksteal -m "not slow and not long and not cluster" \
 		-o filterwarnings=default --disable-warnings --ignore tests/export --ignore tests/commands/test_export.py \
 		--ignore tests/inference/test_engines.py
 	for python in $(PYTHONS); do \
 		$$python -m venv .venv-$$(basename $$python) && \
 		.venv-$$(basename $$python)/bin/python -m pip install --quiet --editable ".[lite,export,dev]" && \
 		OMP_NUM_THREADS=1 .venv-$$(basename $$python)/bin/python -m pytest -n auto --dist worksteal \
-			-m "not slow and not cluster" || exit 1; \
+			-m "not slow and not long and not cluster" || exit 1; \
 	done
 
 bench: install-dev  ## measure folds, verdicts, scale, loader, storage, memory, parity, backbones, speed, suspects
@@ -102,7 +105,7 @@ bench-kernels: install-dev  ## measure the CPU kernels and the settings of the p
 bench-gpu: install-dev  ## measure a GPU against torchvision and smp; ARGS="--small" tries the script on a CPU
 	$(BIN)/python -m tests.benchmarks.gpu $(ARGS)
 
-check: install-dev  ## check format, lint, types and tests, as before a commit
+check: install-dev  ## check format, lint, types and tests, as before a commit; CI adds test-long
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

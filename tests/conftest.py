@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from multiprocessing.util import get_temp_dir
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 from deeplab_lightning.data.image_cache import available_memory
@@ -20,9 +22,13 @@ CLASSES = ("sky", "road", "car")
 _WORKER_BYTES = 3e9  # of a test process and the trainings that it starts
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """Run two test processes per core as far as the memory lasts, since the tests wait half of their time."""
-    return max(1, min(2 * (os.cpu_count() or 1), int(available_memory() / _WORKER_BYTES)))
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Run two test processes per core as far as the memory lasts, since tests of commands wait half of their time.
+
+    With `-n logical` one, for tests that do not wait.
+    """
+    per_core = 1 if config.option.numprocesses == "logical" else 2
+    return max(1, min(per_core * (os.cpu_count() or 1), int(available_memory() / _WORKER_BYTES)))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -49,6 +55,25 @@ def real_data() -> Path:
     folder = Path(os.environ.get("DEEPLAB_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data in {folder}; set DEEPLAB_DATA")
+    return folder
+
+
+def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """Return a folder that the first test process fills, for what takes minutes to make; the others wait for it.
+
+    Args:
+        factory: Pytest's own.
+        name: Name of the folder.
+        fill: Fills the empty folder.
+    """
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.with_suffix(".filled").is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            fill(folder)
+            folder.with_suffix(".filled").touch()
     return folder
 
 

@@ -102,7 +102,7 @@ def test_a_checkpoint_from_python_loads_without_arguments(python: tuple[Path, Se
     assert torch.equal(loaded.predict(images), module.predict(images))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_from_python_is_predicted_tested_and_exported(
     python: tuple[Path, SegmentationModule], noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,7 +233,7 @@ def foreign(noise: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "first" / "checkpoints" / "best.ckpt"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_needs_nothing_of_its_training(
     foreign: Path, noise: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,7 +253,7 @@ def test_a_checkpoint_needs_nothing_of_its_training(
         module.optimizer_factory([])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_options_replace_a_data_set_that_cannot_be_imported(
     foreign: Path, noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -272,7 +272,7 @@ def test_options_replace_a_data_set_that_cannot_be_imported(
     assert "Left out: my_data.Pictures is no class of deeplab_lightning, torch, " in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_modules_of_the_working_folder_are_found_in_evaluation(foreign: Path) -> None:
     folder = foreign.parents[3]
     done = program("validate", "--ckpt_path", str(foreign), "--trust", folder=folder)

@@ -68,7 +68,7 @@ def run(folder: Path) -> Path:
     return folder / "runs" / "first"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_fit_leaves_a_complete_record(run: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     assert {key: result[key] for key in ("num_images", "fold", "n_folds", "seed", "epochs")} == {
@@ -89,7 +89,7 @@ def test_fit_leaves_a_complete_record(run: Path) -> None:
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     main(["fit", "-c", str(run / "config.yaml"), "--trainer.max_epochs", "1"])
@@ -97,7 +97,7 @@ def test_a_second_run_of_the_same_name_gets_its_own_folder(run: Path, folder: Pa
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_resume_continues_the_record_of_a_renamed_run(run: Path, folder: Path) -> None:
     own = folder / "runs" / "resumed"
     shutil.copytree(run, own)
@@ -138,7 +138,7 @@ def test_resuming_the_last_of_a_fresh_name_starts_anew(folder: Path) -> None:
     assert json.loads((folder / "runs" / "fresh" / "result.json").read_text())["epochs"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_validate_and_test_repeat_the_figures_without_touching_the_record(run: Path) -> None:
     record = (run / "result.json").read_bytes()
     for _ in range(2):
@@ -188,7 +188,7 @@ def test_a_pretrained_run_resumes_without_the_hub(run: Path, folder: Path, monke
     assert asked == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: Path, tmp_path: Path) -> None:
     source = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     torch.save(source, tmp_path / "w.pth")
@@ -202,7 +202,7 @@ def test_a_run_starts_from_weights_and_restores_without_them(run: Path, folder: 
     main(["validate", "--ckpt_path", str(path)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("has_folder", [False, True])
 @pytest.mark.parametrize(
     ("names", "line"),
@@ -245,7 +245,7 @@ def test_a_run_takes_the_score_layer_of_weights_only_for_the_same_classes(
             assert torch.equal(trained[name], weight)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_schedule_of_timm_trains_resumes_and_is_rebuilt_with_its_checkpoint(folder: Path) -> None:
     schedule = {"class_path": "CosineLRScheduler", "init_args": {"warmup_t": 2}}
     words = ["--model.lr_scheduler", json.dumps(schedule), "--model.lr_interval", "step"]
@@ -407,7 +407,7 @@ def test_split_of_annotations_opens_no_image(coco: Callable[..., Path], tmp_path
         main(["split", *options, "--output", str(tmp_path / "exact")])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluation_keeps_the_folds_of_the_run(run: Path, tmp_path: Path) -> None:
     own = tmp_path / "own"
     shutil.copytree(run, own, ignore=shutil.ignore_patterns("config_*"))
@@ -442,6 +442,7 @@ OVERLAYS = sorted(
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_config_parses(overlay: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -487,7 +488,7 @@ def test_commands_with_options_of_their_own_have_a_quick_help() -> None:
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(
     not HUGE_PAGES.is_file() or "[never]" in HUGE_PAGES.read_text(), reason="a system without huge pages"
 )

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 OWN = {"deeplab_lightning", "tests"}
 
 
+@pytest.mark.long
 def test_the_package_imports_declared_dependencies_and_extras_only_on_use() -> None:
     at_import: set[str] = set()
     on_use: set[str] = set()
@@ -24,6 +27,7 @@ def test_the_package_imports_declared_dependencies_and_extras_only_on_use() -> N
     assert _undeclared(on_use, [*PROJECT["dependencies"], *extras]) == []
 
 
+@pytest.mark.long
 def test_the_tests_import_declared_dependencies() -> None:
     modules = {module for module, _ in _imports(ROOT / "tests")}
     assert _undeclared(modules, [*PROJECT["dependencies"], *EXTRAS["lite"], *EXTRAS["export"], *EXTRAS["dev"]]) == []

@@ -41,7 +41,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_count_the_same_pixels_as_one(mask_folder: Path, tmp_path: Path) -> None:
     for part in ("images", "masks"):
         (mask_folder / part / "09.png").unlink()  # nine images: not divisible by two
@@ -57,7 +57,7 @@ def test_two_processes_count_the_same_pixels_as_one(mask_folder: Path, tmp_path:
     assert np.array_equal(matrices[0], matrices[1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_line_trains_on_two_processes(mask_folder: Path, tmp_path: Path) -> None:
     configs = Path(__file__).parents[1] / "configs"
     options = {
@@ -105,7 +105,7 @@ def _link(fd):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the sockets")
 def test_processes_of_one_machine_listen_on_loopback_alone(mask_folder: Path, tmp_path: Path) -> None:
     """PyTorch's store listened on all interfaces, without a password."""
@@ -136,7 +136,7 @@ for name in (None, "named"):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_that_torchrun_starts_choose_one_folder(tmp_path: Path) -> None:
     (tmp_path / "choose.py").write_text(CHOICE)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -47,7 +47,7 @@ def fit(folder: Path, *options: str) -> str:
     return run_program("fit", "-c", str(folder / "config.yaml"), "--name", "run", *options, check=True).stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "loss", [CrossEntropyLoss(class_weights=[1.0, 0.5, 9.0]), DiceLoss("multiclass", ignore_index=255)]
 )
@@ -80,7 +80,7 @@ def test_the_validation_loss_is_the_mean_over_all_pixels(mask_folder: Path) -> N
     assert figures["val/loss"] == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_loss_of_an_epoch_is_the_mean_over_its_steps_and_processes(mask_folder: Path) -> None:
     recorder = f"{{class_path: tests.test_figures.LossFile, init_args: {{folder: {mask_folder}}}}}"
     printed = fit(
@@ -94,14 +94,14 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_steps_and_processes(mask_fold
     assert [float(value) for value in re.findall(r"train/loss ([\d.]+)", printed)] == pytest.approx(expected, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_line_of_an_epoch_without_validation_has_no_figures_of_an_earlier_one(mask_folder: Path) -> None:
     printed = fit(mask_folder, "--trainer.max_epochs", "4", "--trainer.check_val_every_n_epoch", "2")
     lines = [line for line in printed.splitlines() if line.startswith("epoch ")]
     assert ["val/miou" in line for line in lines] == [False, True, False, True]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("epochs", "every", "validated"), [("3", "2", [2, 3]), ("2", "7", [2])])
 def test_the_last_epoch_is_validated_whatever_the_interval(
     mask_folder: Path, epochs: str, every: str, validated: list[int]
@@ -139,7 +139,7 @@ def test_panels_show_averaged_weights(mask_folder: Path, monkeypatch: pytest.Mon
     assert (mask_folder / "panels" / "epoch_001.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_whose_crops_are_void_does_not_stop_the_others(mask_folder: Path) -> None:
     """With a second head, whose parameters had no gradient in that process."""
     for index in range(0, 10, 2):
@@ -212,7 +212,7 @@ class BenchmarkFlags(L.Callback):
         (self.folder / "flags.json").write_text(json.dumps({key: list(value) for key, value in self.flags.items()}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_cudnn_searches_for_kernels_in_training_only(mask_folder: Path) -> None:
     flags = f"{{class_path: tests.test_figures.BenchmarkFlags, init_args: {{folder: {mask_folder}}}}}"
     fit(mask_folder, "--trainer.benchmark", "true", "--trainer.callbacks", f"[{flags}]")

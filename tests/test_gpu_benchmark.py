@@ -11,7 +11,7 @@ from tests.benchmarks import gpu
 from tests.benchmarks.work import NUM_CLASSES, model
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it itself
 def test_all_figures_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -28,6 +28,7 @@ def test_all_figures_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert set(document["megabytes of a step, 150 classes"]) == {"all rows", "band_rows 32"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", gpu.WORKS)
 def test_each_network_and_its_peers_compute_the_same_shape(name: str) -> None:
     """On no device, so that the large ones cost nothing."""

@@ -119,6 +119,7 @@ def test_an_unusable_config_is_named_by_every_command(
     assert re.search(message, line)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
@@ -200,7 +201,7 @@ DATA_COMMANDS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", DATA_COMMANDS)
 def test_what_a_data_set_raises_is_one_line_in_every_command(
     folder: Path, checkpoint: str, show: Show, command: str
@@ -223,6 +224,7 @@ def test_what_a_data_set_raises_is_one_line_in_every_command(
         assert re.search(message, line)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
@@ -265,7 +267,7 @@ def test_a_value_that_no_run_can_use_is_refused_before_anything_is_built(
     assert not (folder / "runs" / "refused").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -375,7 +377,7 @@ def test_an_error_of_a_loader_process_is_shown_without_its_traceback(
     assert show() == (1, "error: a.png: cannot be decoded")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unreadable_image_does_not_stop_the_others(checkpoint: str, tmp_path: Path) -> None:
     """Files without a header, files that are cut off, and files of a list that do not exist are listed at the end."""
     for index, name in enumerate(("a.jpg", "b.jpg", "d.png")):
@@ -427,7 +429,7 @@ def test_predictions_stay_inside_their_folder(checkpoint: str, show: Show, tmp_p
     assert "data/masks holds files that no prediction wrote" in line
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_trainings_of_one_name_get_two_folders(folder: Path) -> None:
     """Both start before either has read its data; both wrote to one folder."""
     running = [Program("fit", "-c", str(folder / "config.yaml"), "--name", "both") for _ in range(2)]
@@ -437,7 +439,7 @@ def test_two_trainings_of_one_name_get_two_folders(folder: Path) -> None:
         assert (folder / "runs" / name / "result.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fault_of_the_program_keeps_its_traceback(folder: Path, tmp_path: Path) -> None:
     code = (
         "from deeplab_lightning.data import scan\n"
@@ -486,7 +488,7 @@ def test_a_process_shows_one_line_and_nothing_else(folder: Path) -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_without_space_names_the_file_of_a_process(folder: Path, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))  # bytes of the largest file

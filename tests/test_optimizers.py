@@ -140,7 +140,7 @@ def test_the_decay_is_that_of_the_module_and_its_schedule() -> None:
     assert rates["head"] == pytest.approx(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rates_grow_with_the_images_per_step_of_all_processes(mask_folder: Path) -> None:
     """By the real command: batches of 2, in two processes, accumulated twice, for rates that are meant for 4 images."""
     trainer = {"max_epochs": 1, "num_sanity_val_steps": 0, "accumulate_grad_batches": 2}

@@ -87,7 +87,7 @@ def assert_same(
 LONG = ("--trainer.max_epochs", "4")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [
@@ -112,7 +112,7 @@ AVERAGES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", AVERAGES)
 def test_a_training_with_averaged_weights_resumes_to_the_same_average(folder: Path, name: str) -> None:
     """The average is what `best.ckpt` holds, and what is validated in and after the training."""
@@ -131,7 +131,7 @@ def test_a_training_with_averaged_weights_resumes_to_the_same_average(folder: Pa
     assert again["val"]["miou"] == pytest.approx(float(rows[-1]["val/miou"]), abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("step", [3, 8, 11])  # within the first epoch of 8 steps, at its end, within the second
 def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, step: int, workers: str) -> None:
@@ -148,7 +148,7 @@ def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, 
     assert rows[0][-1]["train/loss"] == rows[1][-1]["train/loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("content", [b"", b"epoch,step\n", b"\xff\xff", b"x"])
 def test_a_damaged_table_of_epochs_costs_no_epoch(folder: Path, content: bytes) -> None:
     """The rows before a resume were read from metrics.csv; the checkpoint holds them now."""
@@ -193,7 +193,7 @@ class Terminate(L.Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("stage", "batch", "options"),
     [

@@ -189,6 +189,7 @@ def test_the_table_holds_every_schedule_of_torch_and_timm() -> None:
     assert in_table == {name for name in (torchs | timms) - COMBINED if not name.startswith("_")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", TABLE)
 def test_rates_are_those_of_a_plain_loop(path: str, tmp_path: Path) -> None:
     given, full, interval = TABLE[path]
@@ -306,6 +307,7 @@ def test_a_plateau_is_not_stepped_per_step(tmp_path: Path) -> None:
         fit(module(f"{TORCH}.ReduceLROnPlateau", lr_interval="step"), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", TABLE)
 def test_a_resumed_schedule_goes_on_as_if_it_had_not_stopped(path: str, tmp_path: Path) -> None:
     schedule = {"class_path": path, "init_args": TABLE[path][0]}
@@ -313,6 +315,7 @@ def test_a_resumed_schedule_goes_on_as_if_it_had_not_stopped(path: str, tmp_path
     assert fit(module(schedule), tmp_path, ckpt_path=tmp_path / "a.ckpt") == whole[2 * STEPS :]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("saved_epoch", [0, 1])
 @pytest.mark.parametrize(
     "schedule",

@@ -54,6 +54,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "config.yaml"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", SMALL)
 def test_the_logits_stay_and_revert_restores_the_layers(backbone: str) -> None:
     module = module_of(backbone)

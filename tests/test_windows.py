@@ -32,7 +32,7 @@ for words in WORDS:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_training_and_evaluation_need_nothing_that_windows_lacks(mask_folder: Path) -> None:
     config = noise_config(mask_folder, trainer={"max_epochs": 1, "num_sanity_val_steps": 0}, data={"cache": "ram"})
     (mask_folder / "c.yaml").write_text(yaml.safe_dump(config))

@@ -43,7 +43,7 @@ def freeze(**arguments: Any) -> tuple[str, str]:
     return "--trainer.callbacks", str([{"class_path": "FreezeBackbone", "init_args": arguments}])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_frozen_stages_keep_weights_and_statistics(folder: Path) -> None:
     start = trained(folder, "start", "--trainer.max_epochs", "1", *freeze())
     whole = trained(folder, "whole", *freeze())
@@ -56,7 +56,7 @@ def test_frozen_stages_keep_weights_and_statistics(folder: Path) -> None:
     assert not [name for name in first if name.startswith(("net.backbone.net.conv1", "net.backbone.net.layer1"))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_thawed_stages_train_and_norms_alone_can_be_frozen(folder: Path) -> None:
     one = trained(folder, "one", "--trainer.max_epochs", "1", *freeze(thaw_epoch=1))
     two = trained(folder, "two", *freeze(thaw_epoch=1))
@@ -68,7 +68,7 @@ def test_thawed_stages_train_and_norms_alone_can_be_frozen(folder: Path) -> None
     assert not [name for name in changed(one, norms) if name.startswith("net.backbone.") and "running" in name]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_with_a_thaw_resumes_to_the_same_weights(folder: Path) -> None:
     whole = trained(folder, "uncut", "--trainer.max_epochs", "3", *freeze(thaw_epoch=1))
     stop = {"class_path": "tests.test_resume.Terminate", "init_args": {"stage": "train", "batch": 1}}
@@ -83,7 +83,7 @@ def test_a_training_with_a_thaw_resumes_to_the_same_weights(folder: Path) -> Non
     assert not changed(whole, resumed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["freeze", "ema", "swa", "early_stopping"])
 def test_the_overlays_add_their_callback_to_those_of_the_base(folder: Path, name: str) -> None:
     (folder / "panels.yaml").write_text(
@@ -95,7 +95,7 @@ def test_the_overlays_add_their_callback_to_those_of_the_base(folder: Path, name
     assert len(config["trainer"]["callbacks"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_averages_of_the_weights_are_refused(folder: Path) -> None:
     """Each swapped the other's average for the weights that train."""
     overlays = ("-c", str(OVERLAYS / "ema.yaml"), "-c", str(OVERLAYS / "swa.yaml"))
@@ -111,6 +111,7 @@ def test_stages_that_are_not_there_are_named(folder: Path) -> None:
     assert "stages must be at most 5, those of the backbone, got 9." in " ".join(done.stderr.split())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vgg11_bn", "resnet18", "mobilenetv3_small_100", "mobilenet_v2", "tv-mobilenet_v2"])
 def test_stages_hold_more_parameters_one_after_the_other(name: str) -> None:
     backbone = build_backbone(name, output_stride=16, pretrained=False)

@@ -31,7 +31,7 @@ def trained(folder: Path, name: str, *words: str) -> RunFolder:
     return RunFolder(folder / "runs" / name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_network_trains_and_its_checkpoint_has_plain_names(folder: Path) -> None:
     """Compiled as a whole, training would not use it: the module calls `coarse_logits`, not `forward`."""
     plain = torch.load(trained(folder, "plain").last, weights_only=True)["state_dict"]
@@ -45,7 +45,7 @@ def test_a_compiled_network_trains_and_its_checkpoint_has_plain_names(folder: Pa
     run_program("validate", "--ckpt_path", str(run.best), "--wandb", "disabled", check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpointed_gradients_train_and_vgg_is_refused(folder: Path) -> None:
     overlay = ("-c", str(OVERLAYS / "gradient_checkpointing.yaml"))
     run = trained(folder, "checkpointed", *overlay)
@@ -67,6 +67,7 @@ def test_checkpointed_gradients_are_the_same() -> None:
     assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True) if a is not None)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch looks at it itself
 def test_steps_are_compiled_and_validation_is_not() -> None:
     net = DeepLabV3(3, backbone="test_resnet", aspp_channels=8, pretrained=False)

@@ -62,7 +62,7 @@ def test_the_record_is_of_the_best_of_several_validations_an_epoch(
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3  # a row per epoch
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("car", ["bottle, glass", "two\nlines", '# "Behälter"'])
 def test_a_training_ends_with_its_record_whatever_a_class_is_called(
     mask_folder: Path, tmp_path: Path, car: str
@@ -117,7 +117,7 @@ def test_a_profiler_does_not_cost_the_result(mask_folder: Path) -> None:
     assert result["cost"]["giga_macs"] is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_result_says_where_it_comes_from(mask_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two results of one name could not be told apart: neither data nor program were written down."""
 

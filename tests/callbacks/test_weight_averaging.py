@@ -70,7 +70,7 @@ def test_a_decay_that_keeps_no_weight_is_refused(decay: float) -> None:
         EMAWithWarmup(decay=decay)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_ends_before_there_is_an_average_says_so(mask_folder: Path) -> None:
     config = noise_config(mask_folder, trainer={"max_epochs": 2})
     (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
@@ -90,7 +90,7 @@ def test_a_start_outside_the_training_is_refused(mask_folder: Path) -> None:
         endless.fit(module, tiny_data(mask_folder))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("callback", "share"),
     [

@@ -11,7 +11,7 @@ SEED = 1
 CASES = {"kills": 1, "options": 2, "damage": 4, "outside": 1, "full_disk": 1, "readers": 2}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_campaign_holds(tmp_path: Path) -> None:
     world = World(tmp_path)
     scores = {block: attack_block(world, block, SEED, seconds=60, most=CASES[block]) for block in CASES}

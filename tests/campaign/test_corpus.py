@@ -38,6 +38,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_that_resume_one_experiment_do_not_write_to_one_fold_together(world: World) -> None:
     assert at_once.twice(world, "kfold_resume", 0).fault is None

@@ -48,7 +48,7 @@ def config(mask_folder: Path) -> Path:
     return path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "runs" / "mine"
     run.mkdir(parents=True)
@@ -67,7 +67,7 @@ def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: p
     assert "resnet34" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_options_of_the_model_count(config: Path, tmp_path: Path) -> None:
     words = ["-c", str(config), "--repeats", "1"]
     main(["benchmark", *words, "--output", str(tmp_path / "as_it_is")])
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named(config: Path, tmp_path: Path) -> None:
         main(["benchmark", "-c", str(config), "--repeats", "0"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("overlay", ["ce_dice", "class_weights"])
 def test_losses_of_losses_and_rules_are_measured(config: Path, tmp_path: Path, overlay: str) -> None:
     """The losses inside a sum were left as mappings, and a rule had no training images to look at."""

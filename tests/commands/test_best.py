@@ -23,7 +23,7 @@ from tests.commands.pictures import draw_picture, train_on_pictures
 from tests.conftest import draw_noise_data, noise_config, train_noise_experiment, write_mask
 from tests.processes import run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def held_out_miou(root: Path, name: str) -> float:
     return float(class_iou(matrix).mean())
 
 
+@pytest.mark.long
 def test_the_better_experiment_is_taken_and_its_miou_promised(root: Path, tmp_path: Path) -> None:
     folders = [str(root / "runs" / name) for name in ("poor", "good")]
     done = run_program("best", *folders, "--tta", "flip", "--output", str(tmp_path / "best.yaml"), check=True)
@@ -71,6 +72,7 @@ def test_the_better_experiment_is_taken_and_its_miou_promised(root: Path, tmp_pa
     assert sum("/good/" in path for path in used) == 2
 
 
+@pytest.mark.long
 def test_the_printed_command_predicts_as_it_was_chosen(root: Path, tmp_path: Path) -> None:
     done = run_program("best", str(root / "runs" / "good"), "--output", str(tmp_path / "best.yaml"), check=True)
     command = done.stdout.strip().splitlines()[-1].split()
@@ -81,6 +83,7 @@ def test_the_printed_command_predicts_as_it_was_chosen(root: Path, tmp_path: Pat
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 10
 
 
+@pytest.mark.long
 def test_weights_of_an_ensemble_are_those_of_the_mean(root: Path, tmp_path: Path) -> None:
     good, poor = (ExperimentFolder(root / "runs" / name).fold(0).best for name in ("good", "poor"))
     found = {}
@@ -100,6 +103,7 @@ def test_weights_of_an_ensemble_are_those_of_the_mean(root: Path, tmp_path: Path
     assert (found["[1000000, 1]"] == found["[1, 1000000]"]).mean() < 0.9
 
 
+@pytest.mark.long
 def test_what_cannot_be_searched_is_refused_in_one_line(root: Path, tmp_path: Path) -> None:
     good = root / "runs" / "good"
     other = noise_config(root, trainer={"max_epochs": 1, "num_sanity_val_steps": 0}, data={"split_seed": 5})
@@ -147,6 +151,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train_on_pictures(root, "single")
 
 
+@pytest.mark.long
 def test_a_single_training_is_judged_by_parts_of_its_images(large: RunFolder, tmp_path: Path) -> None:
     """The promise names its limits, and the printed command predicts in the tiles that were chosen."""
     words = ("--tta", "flip", "--tile", "64", "--output", str(tmp_path / "best.yaml"))
@@ -168,6 +173,7 @@ def test_a_single_training_is_judged_by_parts_of_its_images(large: RunFolder, tm
     assert len(list((out / "masks").iterdir())) == 10
 
 
+@pytest.mark.long
 def test_tiles_are_measured_as_validate_processes_them(large: RunFolder) -> None:
     tiled, plain = Recipe((1,), tiles=Tiles(64, 32)), Recipe((1,))
     found = OutOfFold(large.path)

@@ -63,20 +63,20 @@ def check_that_figures_are_those_of_best_ckpt(run: RunFolder, epoch: int) -> Non
     assert sum(map(sum, run.read_confusion())) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_result_is_of_an_epoch_that_was_saved(folder: Path) -> None:
     words = ("--checkpoint.monitor", "plan", "--checkpoint.every_n_epochs", "2")
     run = fit(folder, "second", *words, epochs=5, callbacks=[plan(9, 1, 8, 5, 9)])
     check_that_figures_are_those_of_best_ckpt(run, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_figure_of_another_name_chooses_the_best_epoch(folder: Path) -> None:
     run = fit(folder, "own", "--checkpoint.monitor", "plan", callbacks=[plan(1, 9, 5)])
     check_that_figures_are_those_of_best_ckpt(run, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_the_user_does_not_choose_the_best_epoch(folder: Path) -> None:
     top = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     top["init_args"] = {"monitor": "val/loss", "mode": "max", "filename": "top"}  # type: ignore[assignment]
@@ -85,7 +85,7 @@ def test_a_checkpoint_of_the_user_does_not_choose_the_best_epoch(folder: Path) -
     check_that_figures_are_those_of_best_ckpt(run, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_loss_of_an_epoch_does_not_depend_on_the_accumulation(folder: Path) -> None:
     words = ("--model.optimizer.lr", "0", "--trainer.accumulate_grad_batches")
     one, two = (fit(folder, f"parts_{parts}", *words, parts, epochs=1).read_metrics() for parts in ("1", "2"))
@@ -114,7 +114,7 @@ def test_a_progress_bar_of_the_user_takes_the_place_of_ours(folder: Path) -> Non
     assert run.result.is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_of_an_own_network_are_predicted(folder: Path) -> None:
     config = noise_config(folder, trainer={"max_epochs": 1, "num_sanity_val_steps": 0})
     config["model"]["net"]["class_path"] = f"{HERE}.OwnNet"

@@ -67,7 +67,7 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     return 1 / inverse.item()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_temperature_is_that_of_all_held_out_pixels(experiment: Path) -> None:
     found = json.loads((experiment / "calibration.json").read_text())
     parts = [held_out(experiment, fold) for fold in (0, 1)]
@@ -91,7 +91,7 @@ def test_the_temperature_is_that_of_all_held_out_pixels(experiment: Path) -> Non
     assert sentence in (experiment / "report.html").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_temperature_of_an_average_is_its_own(experiment: Path, average: Path) -> None:
     """An average is less sure than its networks, so theirs would leave it under-confident."""
     data = CocoDataset(str(experiment.parents[1] / "data" / "annotations.json"))
@@ -108,7 +108,7 @@ def test_the_temperature_of_an_average_is_its_own(experiment: Path, average: Pat
     assert found["temperature"] < json.loads((experiment / "calibration.json").read_text())["temperature"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_predictions_are_written_at_the_temperature(experiment: Path, average: Path, tmp_path: Path) -> None:
     """No label changes."""
     images, file = experiment.parents[1] / "data" / "00.png", average
@@ -134,7 +134,7 @@ def test_predictions_are_written_at_the_temperature(experiment: Path, average: P
     assert np.abs(values("number") - plain).max() > 0.05  # so that this test can fail
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_evaluations_report_the_calibration_error(experiment: Path) -> None:
     best = experiment / "fold_0" / "checkpoints" / "best.ckpt"
     done = run_program("validate", "--ckpt_path", str(best), check=True)
@@ -148,7 +148,7 @@ def test_evaluations_report_the_calibration_error(experiment: Path) -> None:
     assert "ece" not in result["val"]  # of the trainings, whose validations it would slow down
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_is_calibrated_on_halves_of_its_validation_images(experiment: Path) -> None:
     run = experiment / "fold_1"
     done = run_program("calibrate", str(run), check=True)
@@ -160,7 +160,7 @@ def test_a_run_is_calibrated_on_halves_of_its_validation_images(experiment: Path
     assert "deeplab test" not in done.stdout  # which is for averages
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -184,7 +184,7 @@ def test_temperatures_that_cannot_be_used_are_one_line(experiment: Path, words: 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_folder_without_runs_is_one_line() -> None:
     done = run_program("calibrate", "nothing")
     assert done.returncode == 1

@@ -52,7 +52,7 @@ def write_config(folder: Path, image_format: dict[str, Any] | None, **trainer: A
     return str(folder / "config.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".npy", ".tif"])
 def test_bands_train_predict_and_load(tmp_path: Path, suffix: str) -> None:
     """The classes are in the fifth band alone, so that a network which sees three cannot learn them."""
@@ -95,7 +95,7 @@ def test_a_band_file_of_another_number_is_named(tmp_path: Path) -> None:
         assert "Traceback" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sixteen_bits_need_a_range_and_then_train(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     (tmp_path / "images").mkdir()

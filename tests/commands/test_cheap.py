@@ -17,7 +17,7 @@ from deeplab_lightning.runs import ExperimentFolder
 from tests.conftest import draw_noise_data, noise_config
 from tests.processes import Program, run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def stopped(root: Path) -> tuple[Path, str]:
     return root / "runs" / "hopeless", " ".join(done.stdout.split())
 
 
+@pytest.mark.long
 def test_a_hopeless_experiment_is_stopped_after_two_folds(stopped: tuple[Path, str]) -> None:
     folder, output = stopped
     assert finished(folder) == [0, 1]
@@ -82,6 +83,7 @@ def test_a_hopeless_experiment_is_stopped_after_two_folds(stopped: tuple[Path, s
     assert record["chance"] == chance_of_better(record["differences"], 3, overlap=1 / 3) < 0.05
 
 
+@pytest.mark.long
 def test_a_stopped_experiment_is_not_judged(stopped: tuple[Path, str], root: Path) -> None:
     """Bad luck in the first folds would be called worse, if what was stopped for it counted as a sample."""
     folder, _ = stopped
@@ -97,6 +99,7 @@ def test_a_stopped_experiment_is_not_judged(stopped: tuple[Path, str], root: Pat
         assert any("stopped early after 2 of 3 folds" in note for note in content["notes"])
 
 
+@pytest.mark.long
 def test_resume_says_so_and_without_cheap_trains_the_rest(stopped: tuple[Path, str], root: Path) -> None:
     folder = shutil.copytree(stopped[0], root / "runs" / "again")
     output = cheap(root, "again", "strong", "--resume")
@@ -111,6 +114,7 @@ def test_resume_says_so_and_without_cheap_trains_the_rest(stopped: tuple[Path, s
     assert "stopped early" not in compared
 
 
+@pytest.mark.long
 def test_resume_takes_the_recorded_baseline_or_decides_for_another(stopped: tuple[Path, str], root: Path) -> None:
     folder = shutil.copytree(stopped[0], root / "runs" / "other")
     words = ("kfold", "--resume", "--name", "other", "--output_dir", str(root / "runs"), "--in_process", "--cheap")
@@ -127,6 +131,7 @@ def test_resume_takes_the_recorded_baseline_or_decides_for_another(stopped: tupl
     assert refused.stderr.count("\n") == 1
 
 
+@pytest.mark.long
 def test_the_printed_command_goes_on_with_the_same_decision(root: Path) -> None:
     """After SIGTERM in the second fold, before anything was decided."""
     words = ("kfold", "-c", str(root / "config.yaml"), "--name", "cut", "--cheap", "--baseline")
@@ -146,6 +151,7 @@ def test_the_printed_command_goes_on_with_the_same_decision(root: Path) -> None:
     assert finished(folder.path) == [0, 1]
 
 
+@pytest.mark.long
 def test_a_promising_experiment_is_trained_to_its_end(root: Path) -> None:
     output = cheap(root, "promising", "weak")
     assert finished(root / "runs" / "promising") == [0, 1, 2]
@@ -153,6 +159,7 @@ def test_a_promising_experiment_is_trained_to_its_end(root: Path) -> None:
     assert not (root / "runs" / "promising" / "stopped.json").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -177,6 +184,7 @@ def test_a_baseline_that_cannot_be_compared_is_refused(
     assert not (root / "runs" / "refused" / "fold_0" / "metrics.csv").exists()
 
 
+@pytest.mark.long
 def test_a_grid_stops_what_cannot_beat_its_first_experiment(root: Path) -> None:
     folder = root / "runs" / "grid"
     axes = {"net": {"first": "", "second": "--model.net.init_args.aspp_channels 9"}}

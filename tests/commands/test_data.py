@@ -201,7 +201,7 @@ def binary(tmp_path: Path) -> list[str]:
     return ["fit", "-c", str(tmp_path / "config.yaml"), "--name", "x"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_stops_where_there_is_nothing_to_learn(binary: list[str], tmp_path: Path) -> None:
     """It ended with mIoU 1.000."""
     stopped = run_program(*binary)
@@ -215,7 +215,7 @@ def test_a_training_stops_where_there_is_nothing_to_learn(binary: list[str], tmp
     assert "`deeplab data check` with the same -c and --data options lists all of them." in told.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_binary_masks_train_in_one_line_and_report_the_foreground(binary: list[str], tmp_path: Path) -> None:
     configs = Path(__file__).parents[2] / "configs"
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
@@ -276,7 +276,7 @@ def test_the_page_shows_images_classes_sizes_folds_and_warnings(binary: list[str
         main(["data", "show", *options, "--output", str(tmp_path)])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_validation_images_of_one_class_are_warned_of(tmp_path: Path) -> None:
     """The best epoch of such a fold was chosen by the background alone, without a word."""
     for index in range(6):

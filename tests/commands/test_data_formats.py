@@ -88,7 +88,7 @@ def _write(folder: Path, write: Callable[[Path, int], None]) -> None:
         write_mask(folder / "masks" / f"p{index}.png", index_mask(index, 0, 1))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("write", "expected", "reasons"),
     [
@@ -141,7 +141,7 @@ def test_images_of_different_channels_are_refused(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_values_without_measurement_stay_out_of_mean_and_deviation(tmp_path: Path) -> None:
     """With -9999 as the lowest value, a quarter of the pixels shifted them; nothing said so."""
     means: dict[bool, Array] = {}
@@ -169,7 +169,7 @@ def test_values_without_measurement_stay_out_of_mean_and_deviation(tmp_path: Pat
     assert "set data.image_format.nodata: -9999" in warned
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gaps_of_nan_are_one_setting_in_every_command(tmp_path: Path) -> None:
     """NaN differs from NaN: a resumed experiment was refused, and its seeds were compared as recipes of their own."""
     _write(tmp_path / "set", _elevation)

@@ -95,7 +95,7 @@ def classes(config: Table) -> Table:
     return table
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_binary_masks_become_background_and_foreground(folder: Path) -> None:
     write_pairs(folder, "images", "masks", 0, 255, names=7)
     text, config = written(folder)
@@ -117,7 +117,7 @@ def test_folders_are_named_by_their_paths(folder: Path) -> None:
     assert done.stdout.startswith("images in set/images/ with masks in set/masks/: train 6 images, 2 classes\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_in_folders_of_their_own_are_the_official_split(folder: Path) -> None:
     for part, seed in (("train", 0), ("val", 100), ("test", 200)):
         for index in range(6):
@@ -143,7 +143,7 @@ def test_parts_in_folders_of_their_own_are_the_official_split(folder: Path) -> N
     assert {line.split(",")[1] for line in groups.splitlines()[1:]} == {"a", "b"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_lists_divide_one_folder_as_in_voc(folder: Path) -> None:
     write_pairs(folder, "VOC/JPEGImages", "VOC/SegmentationClass", 0, 1, 2, names=9)
     write_pairs(folder, "VOC/JPEGImages", "VOC/SegmentationObject", 0, 1, 2, names=9)
@@ -164,7 +164,7 @@ def test_lists_divide_one_folder_as_in_voc(folder: Path) -> None:
     passes(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_coco_file_is_divided_into_folds(folder: Path) -> None:
     write_coco(folder / "annotations.json", folder / "pictures", ["can", "glass: green"])
     text, config = written(folder)
@@ -179,7 +179,7 @@ def test_one_coco_file_is_divided_into_folds(folder: Path) -> None:
     passes(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_coco_files_of_parts_get_the_classes_of_all(folder: Path) -> None:
     for part, seed, names in (("train", 0, ["can", "bag"]), ("val", 20, ["can"])):
         write_coco(folder / f"annotations/instances_{part}2017.json", folder / f"{part}2017", names, seed=seed)
@@ -208,7 +208,7 @@ def write_color_masks(folder: Path) -> None:
         Image.fromarray(mask).save(folder / "train/labels" / f"p{index}_mask.png")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -495,7 +495,7 @@ def test_a_folder_must_exist_and_no_file_is_overwritten(folder: Path) -> None:
     assert (folder.parent / "own").read_text() == "mine"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["camvid", "facade"])
 def test_real_data_train_with_what_was_written(real_data: Path, tmp_path: Path, name: str) -> None:
     run_program("data", "init", str(real_data / name), "--output", "set.yaml", cwd=tmp_path, check=True)
@@ -508,7 +508,7 @@ def test_real_data_train_with_what_was_written(real_data: Path, tmp_path: Path, 
     passes(tmp_path / "set")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folders_of_patients_stay_whole(tmp_path: Path) -> None:
     """The slices of a patient were in several folds, and nothing said so."""
     for patient in range(8):

@@ -69,7 +69,7 @@ def equal_share(one: dict[str, npt.NDArray[np.uint8]], other: dict[str, npt.NDAr
     return min(float((one[name] == other[name]).mean()) for name in one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NETS)
 def test_engines_find_the_labels_and_figures_of_torch(trained: dict[str, RunFolder], tmp_path: Path, name: str) -> None:
     """Also of images of several sizes in one folder. The record says what computed."""
@@ -86,7 +86,7 @@ def test_engines_find_the_labels_and_figures_of_torch(trained: dict[str, RunFold
         assert equal_share(masks, predicted(run, tmp_path / engine, "--engine", engine)) >= 0.999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_views_tiles_and_filters_work_over_an_engine(trained: dict[str, RunFolder], tmp_path: Path) -> None:
     words = ("--ensemble", f"[{trained['v3plus'].best}]", "--tta", "flip", "--tile", "64", "--min_area", "20")
     masks = predicted(trained["v3"], tmp_path / "torch", *words)
@@ -96,7 +96,7 @@ def test_folds_views_tiles_and_filters_work_over_an_engine(trained: dict[str, Ru
     assert equal_share(masks, alone) < 0.99  # so that this test can fail
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_half_precision_follows_the_trainer(trained: dict[str, RunFolder]) -> None:
     plain = validated(trained["v3"], "--trainer.precision", "bf16-mixed")
     result = validated(trained["v3"], "--engine", "openvino", "--trainer.precision", "bf16-mixed")
@@ -104,7 +104,7 @@ def test_half_precision_follows_the_trainer(trained: dict[str, RunFolder]) -> No
     assert result["val"]["miou"] == pytest.approx(plain["val"]["miou"], abs=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_python_computes_by_an_engine(trained: dict[str, RunFolder]) -> None:
     images = trained["v3"].path.parents[1] / "new"
     plain, by_engine = (load(trained["v3"].best, tta="flip", engine=engine) for engine in ("torch", "openvino"))
@@ -114,7 +114,7 @@ def test_python_computes_by_an_engine(trained: dict[str, RunFolder]) -> None:
         load(trained["v3"].best, engine="onnx", device="cuda")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_engine_reports_to_nobody(trained: dict[str, RunFolder], tmp_path: Path) -> None:
     """The packages of OpenVINO write an identifier into the home folder, and report each import to a server."""
     images, home = str(trained["v3"].path.parents[1] / "new"), tmp_path / "home"
@@ -127,7 +127,7 @@ def test_an_engine_reports_to_nobody(trained: dict[str, RunFolder], tmp_path: Pa
     assert len(list((tmp_path / "out" / "masks").iterdir())) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_engine_that_cannot_compute_is_one_line(trained: dict[str, RunFolder], tmp_path: Path) -> None:
     images = str(trained["v3"].path.parents[1] / "new")
     words = ("--ckpt_path", str(trained["v3"].best), "--images", images, "--output", str(tmp_path / "out"))

@@ -108,7 +108,7 @@ def test_onnx_gives_labels(checkpoint: Path, label_file: Path) -> None:
     assert np.mean(labels == wanted) > 0.999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.pt2"
     main(
@@ -128,7 +128,7 @@ def test_torch_export_takes_normalised_floats(checkpoint: Path, tmp_path: Path) 
     assert torch.allclose(logits, expected(checkpoint, images), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["onnx", "torch_export"])
 def test_another_computation_is_an_error_and_leaves_nothing(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -12,18 +12,20 @@ import onnx
 import pytest
 import yaml
 from PIL import Image
+from torch.export import ExportedProgram
 
 from deeplab_lightning import SegmentationModule, load
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.images import read_image
-from deeplab_lightning.export import InferenceModel
+from deeplab_lightning.export import InferenceModel, trace
 from deeplab_lightning.export.formats import run_onnx
 from deeplab_lightning.export.quantization import agreement, prepared, quantize
 from deeplab_lightning.runs import RunFolder
 from tests.commands.pictures import draw_picture, draw_pictures, train_on_pictures
+from tests.conftest import shared_folder
 from tests.processes import run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 Masks = dict[str, npt.NDArray[np.uint8]]
 EXPORTS: dict[str, tuple[str, ...]] = {
     "graph.onnx": (),
@@ -36,16 +38,27 @@ EXPORTS: dict[str, tuple[str, ...]] = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """A trained network, whose images are shrunk to 96 pixels, with its exported files beside it, and new images."""
-    root = tmp_path_factory.mktemp("exported")
+    return RunFolder(shared_folder(tmp_path_factory, "exported", train_and_export) / "runs" / "v3")
+
+
+def train_and_export(root: Path) -> None:
     draw_pictures(root)
     for index, size in enumerate([(48, 64), (97, 131), (20, 70), (96, 96)]):  # one is shrunk, one too small
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
     shrunk = {"class_path": "deeplab_lightning.data.EvalTransforms", "init_args": {"max_size": 96}}
     run = train_on_pictures(root, "v3", eval_transforms=shrunk)
-    for name, words in EXPORTS.items():
-        main(["export", "--ckpt_path", str(run.best), "--output", str(root / name), *words])
+    programs: dict[bool, ExportedProgram] = {}
+
+    def trace_once(model: InferenceModel) -> ExportedProgram:
+        if model.has_preprocessing not in programs:
+            programs[model.has_preprocessing] = trace(model)
+        return programs[model.has_preprocessing]
+
+    with pytest.MonkeyPatch.context() as patch:  # a trace takes most of the time of an export
+        patch.setattr("deeplab_lightning.commands.export.trace", trace_once)
+        for name, words in EXPORTS.items():
+            main(["export", "--ckpt_path", str(run.best), "--output", str(root / name), *words])
     write_labels_file(root / "graph.onnx", root / "labels.onnx")
-    return run
 
 
 def write_labels_file(source: Path, file: Path) -> None:
@@ -101,6 +114,7 @@ def equal_share(one: Masks, other: Masks) -> float:
     return min(float((one[name] == other[name]).mean()) for name in one)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*EXPORTS, "labels.onnx"])
 def test_an_exported_file_predicts_the_masks_of_its_checkpoint(
     run: RunFolder, masks: Path, tmp_path: Path, name: str
@@ -119,6 +133,7 @@ def test_an_exported_file_predicts_the_masks_of_its_checkpoint(
     assert [folder.name for folder in (tmp_path / "runs").iterdir()] == [Path(name).stem]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["graph.onnx", "outside.onnx"])
 def test_views_tiles_and_probabilities_work_over_an_exported_file(run: RunFolder, tmp_path: Path, name: str) -> None:
     words = ("--tta", "scales=[0.9,1],flip", "--tile", "64", "--probabilities", "npz", "--ensemble", f"[{run.last}]")
@@ -130,6 +145,7 @@ def test_views_tiles_and_probabilities_work_over_an_exported_file(run: RunFolder
     assert equal_share(expected, found) >= 0.999
 
 
+@pytest.mark.long
 def test_an_exported_file_is_validated_on_given_data(run: RunFolder) -> None:
     """On the fold that its network held out, whichever a file names."""
     root = run.path.parents[1]
@@ -150,6 +166,7 @@ def test_an_exported_file_is_validated_on_given_data(run: RunFolder) -> None:
         assert result["val"][key] == pytest.approx(expected["val"][key], abs=2e-3)
 
 
+@pytest.mark.long
 def test_a_file_says_where_images_may_have_been_trained_on(run: RunFolder, tmp_path: Path) -> None:
     root = run.path.parents[1]
     model = onnx.load(root / "graph.onnx")
@@ -167,6 +184,7 @@ def test_a_file_says_where_images_may_have_been_trained_on(run: RunFolder, tmp_p
         assert done.stderr.count("Images that it was trained on may be evaluated.") == 1
 
 
+@pytest.mark.long
 def test_python_loads_an_exported_file(run: RunFolder) -> None:
     root = run.path.parents[1]
     plain, exported = (load(source).predict(root / "new" / "1.png") for source in (run.best, root / "outside.onnx"))
@@ -174,6 +192,7 @@ def test_python_loads_an_exported_file(run: RunFolder) -> None:
     assert np.allclose(exported.probabilities, plain.probabilities, atol=1e-4)
 
 
+@pytest.mark.long
 def test_a_graph_of_a_fixed_size_predicts_larger_images_in_tiles(run: RunFolder, tmp_path: Path) -> None:
     model = onnx.load(run.path.parents[1] / "outside.onnx")
     shape = model.graph.input[0].type.tensor_type.shape
@@ -199,6 +218,7 @@ def refusal(command: str, file: Path, run: RunFolder, output: Path, *words: str)
     return " ".join(done.stderr.split())
 
 
+@pytest.mark.long
 def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: Path) -> None:
     root = run.path.parents[1]
     bare, cut, graph = tmp_path / "bare.onnx", tmp_path / "cut.onnx", tmp_path / "graph.xml"
@@ -226,6 +246,7 @@ def test_what_an_exported_file_cannot_do_is_one_line(run: RunFolder, tmp_path: P
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_file_of_8_bits_has_nearly_the_labels_and_figures_of_its_checkpoint(run: RunFolder, tmp_path: Path) -> None:
     root = run.path.parents[1]
     images, file = str(root / "images"), tmp_path / "int8.onnx"
@@ -241,6 +262,7 @@ def test_a_file_of_8_bits_has_nearly_the_labels_and_figures_of_its_checkpoint(ru
     assert not np.allclose(plain.probabilities, exported.probabilities, atol=1e-6)  # so that something was quantised
 
 
+@pytest.mark.long
 def test_what_a_graph_does_to_images_stays_exact_in_8_bits(run: RunFolder, tmp_path: Path) -> None:
     """Positions in the matrices that shrink an image, in 256 steps, would take other pixels."""
     root, counts = run.path.parents[1], []
@@ -255,6 +277,7 @@ def test_what_a_graph_does_to_images_stays_exact_in_8_bits(run: RunFolder, tmp_p
     assert agreement(model, run_onnx(tmp_path / "graph.onnx"), inputs) > 0.98
 
 
+@pytest.mark.long
 def test_8_bits_that_find_other_labels_are_refused(run: RunFolder, tmp_path: Path) -> None:
     root = run.path.parents[1]
     model = InferenceModel(SegmentationModule.load_from_checkpoint(run.best), has_preprocessing=False, has_argmax=False)

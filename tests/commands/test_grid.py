@@ -54,7 +54,7 @@ def test_bad_grids_say_what_is_wrong(tmp_path: Path) -> None:
         Grid.read(tmp_path / "none.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_trains_pools_and_compares(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     axes = {"channels": {"narrow": "--model.net.aspp_channels 4", "wide": "--model.net.aspp_channels 8"}}
     options = f"-c {folder / 'config.yaml'} --trainer.max_epochs 1"
@@ -72,6 +72,7 @@ def test_a_grid_trains_pools_and_compares(folder: Path, tmp_path: Path, capsys: 
     assert "4 of 4 folds are finished already" in capsys.readouterr().out
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_every_grid_parses(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)

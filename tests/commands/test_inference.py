@@ -58,7 +58,7 @@ def mean_labels(checkpoints: list[Path], image: Tensor, views: list[tuple[float,
     return labels
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tta", "views"),
     [
@@ -86,7 +86,7 @@ def test_folds_are_averaged_for_prediction(
     assert np.mean([(found[stem] == alone[stem]).mean() for stem in found]) < 0.99  # so that this test can fail
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_experiment_is_predicted_into_its_own_folder(experiment: ExperimentFolder) -> None:
     images = experiment.path.parents[1] / "images" / "00.png"
     for name in ("predictions", "predictions-2"):
@@ -94,7 +94,7 @@ def test_an_experiment_is_predicted_into_its_own_folder(experiment: ExperimentFo
         assert list((experiment.path / name / "masks").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_views_are_recorded_with_the_figures(experiment: ExperimentFolder) -> None:
     best = experiment.fold(0).best
     run_program("validate", "--ckpt_path", str(best), check=True)
@@ -106,7 +106,7 @@ def test_views_are_recorded_with_the_figures(experiment: ExperimentFolder) -> No
     assert averaged["val"]["loss"] != plain["val"]["loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_are_tested_on_other_data_alone(experiment: ExperimentFolder, tmp_path: Path) -> None:
     refused = run_program("test", "--experiment", str(experiment.path))
     assert refused.returncode == 1
@@ -122,7 +122,7 @@ def test_folds_are_tested_on_other_data_alone(experiment: ExperimentFolder, tmp_
     assert result["num_images"] == 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
@@ -200,7 +200,7 @@ def test_views_are_read(text: str | None, views: Views) -> None:
     assert Views.parse(text) == views
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_python_predicts_what_the_command_does(experiment: ExperimentFolder, tmp_path: Path) -> None:
     images = experiment.path.parents[1] / "images"
     words = ("--images", str(images), "--output", str(tmp_path / "out"), "--tta", "flip")
@@ -225,7 +225,7 @@ def test_python_predicts_what_the_command_does(experiment: ExperimentFolder, tmp
     assert sum(one.shares().values()) == pytest.approx(1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_python_cannot_load_is_named(experiment: ExperimentFolder, tmp_path: Path) -> None:
     for source, text in (
         (tmp_path, "no finished run with a best.ckpt"),
@@ -252,7 +252,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_are_predicted_in_tiles_by_command_and_python(
     experiment: ExperimentFolder, larger: Path, tmp_path: Path
 ) -> None:
@@ -272,7 +272,7 @@ def test_images_are_predicted_in_tiles_by_command_and_python(
     assert np.allclose(tiled["large.png"].probabilities.sum(axis=0), 1, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_in_tiles_need_no_image_of_all_classes(
     experiment: ExperimentFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -303,7 +303,7 @@ def test_figures_in_tiles_need_no_image_of_all_classes(
     assert figures() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figures_in_tiles_are_those_of_the_masks_in_tiles(experiment: ExperimentFolder, tmp_path: Path) -> None:
     """With a CRF, which `test` and `predict` must use in the same way: within each tile."""
     data = experiment.path.parents[1]
@@ -332,7 +332,7 @@ def test_figures_in_tiles_are_those_of_the_masks_in_tiles(experiment: Experiment
     assert result["test"]["pixel_accuracy"] == pytest.approx(right / counted, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -349,7 +349,7 @@ def test_tiles_that_cannot_be_used_are_one_line(experiment: ExperimentFolder, wo
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("words", "limit"), [([], MAX_PIXELS), (["--tile", "64"], LARGE_PIXELS)])
 def test_larger_files_are_predicted_in_tiles_alone(experiment: ExperimentFolder, words: list[str], limit: int) -> None:
     _, data, _ = load_checkpoint(["--ckpt_path", str(experiment.fold(0).best), *words])
@@ -358,7 +358,7 @@ def test_larger_files_are_predicted_in_tiles_alone(experiment: ExperimentFolder,
     assert loader.dataset.dataset.max_pixels == limit
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_small_regions_are_left_out_of_masks_and_figures(experiment: ExperimentFolder, tmp_path: Path) -> None:
     best, images = experiment.fold(0).best, experiment.path.parents[1] / "images"
     words = ("--ckpt_path", str(best), "--images", str(images))
@@ -383,7 +383,7 @@ def test_small_regions_are_left_out_of_masks_and_figures(experiment: ExperimentF
     assert "--min_area names no class 'glass'. The classes are sky, road, car." in " ".join(refused.stderr.split())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_outputs_describe_the_same_masks(experiment: ExperimentFolder, tmp_path: Path) -> None:
     """In tiles and in whole images. A broken image is named, and stops no other."""
     shutil.copytree(experiment.path.parents[1] / "images", tmp_path / "images")
@@ -425,7 +425,7 @@ def test_all_outputs_describe_the_same_masks(experiment: ExperimentFolder, tmp_p
         assert np.array_equal(dataset.read_mask(index).numpy(), masks[name] + 1)  # all have a class
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_runs_of_classes_decode_to_the_masks(experiment: ExperimentFolder, tmp_path: Path) -> None:
     images = experiment.path.parents[1] / "images"
     words = ("--ckpt_path", str(experiment.fold(0).best), "--images", str(images), "--output", str(tmp_path))
@@ -443,7 +443,7 @@ def test_runs_of_classes_decode_to_the_masks(experiment: ExperimentFolder, tmp_p
     assert (np.abs(values.sum(axis=0, dtype=int) - 255) <= 2).all()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "status", "text"),
     [
@@ -474,7 +474,7 @@ def test_outputs_that_cannot_be_written_are_one_line(
     assert (tmp_path / "mine.csv").read_text() == "the user's own"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_that_is_no_image_is_refused_first(experiment: ExperimentFolder, tmp_path: Path) -> None:
     """It said `0 images predicted.`, and `cannot identify image file <_io.BytesIO object at 0x7f...>`."""
     (tmp_path / "noise.yaml").write_text("data: {}\n")

@@ -45,7 +45,7 @@ def reference(folder: Path) -> Path:
     return folder / "runs" / "reference"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_image_is_held_out_once(reference: Path) -> None:
     document = json.loads((reference / "cv.json").read_text())
     assert document["folds"] == [0, 1]
@@ -94,7 +94,7 @@ def mirror(mask: Path) -> None:
     write_mask(mask, np.asarray(Image.open(mask))[:, ::-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_of_other_labels_are_not_pooled(reference: Path, folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
     runs = tmp_path / "runs"
@@ -117,7 +117,7 @@ def test_folds_of_other_labels_are_not_pooled(reference: Path, folder: Path, tmp
     assert "images or labels have changed since fold_0" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_training_says_that_labels_have_changed(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("runs"))
     words = ["fit", "-c", str(folder / "config.yaml"), "--data.dataset.root", str(tmp_path / "copy")]
@@ -131,7 +131,7 @@ def test_a_resumed_training_says_that_labels_have_changed(folder: Path, tmp_path
     assert "have changed" not in done.stdout + done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_training_says_that_the_labels_of_its_validation_part_have_changed(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_killed_experiment_resumes_to_the_same_result(reference: Path, folder:
     assert sorted(masks) == [str(index) for index in range(10)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_failed_fold_is_named_and_the_others_finish(folder: Path) -> None:
     words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "failing", "--trainer.max_epochs", "1"]
     main([*words, "--in_process"])
@@ -230,7 +230,7 @@ def _wait_for(path: Path) -> None:
     raise AssertionError(f"{path} did not appear")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_repeat_all_folds_and_are_compared_as_one_recipe(tmp_path: Path) -> None:
     draw_noise_data(tmp_path)
     trainer = {"max_epochs": 1, "num_sanity_val_steps": 0}
@@ -276,7 +276,7 @@ def test_seeds_that_are_no_numbers_are_refused(tmp_path: Path, seeds: str) -> No
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_seeds_do_not_hide_the_folds_of_an_experiment(reference: Path, folder: Path) -> None:
     """Comparisons look at the seeds in a folder, and would have left out the folds beside them."""
     words = ("--resume", "--name", reference.name, "--output_dir", str(reference.parent), "--seeds", "5")

@@ -42,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_mistake_that_all_folds_share_is_said_once_before_any_training(folder: Path, kind: str) -> None:
     """Each fold started, failed and was named with its log."""
@@ -58,7 +58,7 @@ def test_a_mistake_that_all_folds_share_is_said_once_before_any_training(folder:
     assert not list((folder / "runs").glob("a/fold_*/log.txt"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_name_of_an_attempt_without_an_epoch_is_used_again(folder: Path) -> None:
     """A typo in an option took the name: the corrected command made `a-2`."""
     words = ("kfold", "-c", str(folder / "config.yaml"), "--name", "a")
@@ -117,7 +117,7 @@ def compared_miou(folder: Path, *experiments: Path) -> list[float]:
     return [row["miou"] for row in rows]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_experiment_is_trained_further_and_all_figures_agree(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -160,7 +160,7 @@ def held_out(experiment: Path) -> set[str]:
     return {name for run in runs for name, path in (run.val_predictions.read_masks() or {}).items() if path.is_file()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_in_an_allocation_of_slurm_use_all_their_devices(folder: Path) -> None:
     """After `sbatch -n1`, each fold trained with one of its two processes, and ended with status 0."""
     of_slurm = {

@@ -31,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.stem)
 def test_every_overlay_trains_and_evaluates(folder: Path, overlay: Path) -> None:
     run_program("fit", "-c", str(folder / "config.yaml"), "-c", str(overlay), "--name", overlay.stem, check=True)
@@ -43,7 +43,7 @@ def test_every_overlay_trains_and_evaluates(folder: Path, overlay: Path) -> None
     assert again["val"]["loss"] == pytest.approx(result["val"]["loss"], rel=1e-5)  # so the weights are the same
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("is_sum", [False, True], ids=["alone", "in a sum"])
 def test_losses_of_other_packages_train_in_bf16(folder: Path, is_sum: bool) -> None:
     alone = ["--model.loss", "segmentation_models_pytorch.losses.LovaszLoss", "--model.loss.mode", "multiclass"]
@@ -54,7 +54,7 @@ def test_losses_of_other_packages_train_in_bf16(folder: Path, is_sum: bool) -> N
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_averaged_weights_go_with_class_weights(folder: Path) -> None:
     """The rule's weights were a buffer that the average's copy had not: sizes differed at the first step."""
     overlays = [OVERLAYS[0].parents[1] / "trainer" / "ema.yaml", OVERLAYS[0].with_name("class_weights.yaml")]
@@ -80,7 +80,7 @@ def measured(root: Path) -> list[float]:
     return (inverse / inverse.mean()).tolist()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_weights_are_of_the_training_fold_alone_and_in_the_checkpoint(folder: Path) -> None:
     words = ("--model.loss.init_args.class_weights", "balanced", "--name", "weighted")
     loss = ("--model.loss", "deeplab_lightning.CrossEntropyLoss")

@@ -42,7 +42,7 @@ def sampled(mask: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[n
     return resized
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decoded_ids_are_the_predicted_masks_sampled_at_the_size_of_the_file(root: Path, tmp_path: Path) -> None:
     table = str(root / "ids" / "a.csv")
     run_program("masks", table, "--output", str(tmp_path / "small"), check=True)
@@ -55,7 +55,7 @@ def test_decoded_ids_are_the_predicted_masks_sampled_at_the_size_of_the_file(roo
         assert np.array_equal(read(tmp_path / "full", name), sampled(sampled(predicted, (32, 32)), size))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_decoded_runs_are_the_predicted_masks_and_train_further(root: Path, tmp_path: Path) -> None:
     table = str(root / "rle" / "a.csv")
     run_program("masks", table, "--output", str(tmp_path / "out"), "--images", str(root / "new"), check=True)

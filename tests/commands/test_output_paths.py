@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -67,7 +67,7 @@ def test_what_cannot_be_written_or_followed_is_one_line_before_any_work(folder: 
     assert sorted(folder.rglob("*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_average_says_which_folds_it_lacks(folder: Path, tmp_path: Path) -> None:
     words = ["predict", "--experiment", "runs/cv", "--images", "images", "--output"]
     whole = run_program(*words, str(tmp_path / "a"), cwd=folder, check=True)
@@ -80,7 +80,7 @@ def test_an_average_says_which_folds_it_lacks(folder: Path, tmp_path: Path) -> N
     assert "Note: of 2 networks, these have no finished training: runs/cv/fold_1." in partly.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a /proc, where no folder can be made")
 def test_a_folder_that_cannot_be_made_is_one_line(folder: Path) -> None:
     for words in (["predict", "--images", "images", "--output", "/proc/x"], ["export", "--output", "/proc/x/m.onnx"]):
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(folder: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_below_the_images_needs_another_output(folder: Path) -> None:
     """The second prediction took the masks and overlays of the first for images."""
     refused = run_program("predict", "--ckpt_path", BEST, "--images", ".", cwd=folder)
@@ -100,7 +100,7 @@ def test_a_run_below_the_images_needs_another_output(folder: Path) -> None:
     assert not (folder / "runs" / "cv" / "fold_0" / "predictions").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("command", ["tune-batch", "tune-lr"])
 def test_a_file_as_folder_is_refused_before_the_training(folder: Path, command: str) -> None:
     done = run_program(command, "-c", "cv.yaml", "--output", "cv.yaml/x", cwd=folder)

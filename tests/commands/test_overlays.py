@@ -24,6 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in (CONFIGS / "recipes").glob("*.yaml")))
 def test_a_recipe_keeps_the_callbacks_of_earlier_overlays(folder: Path, recipe: str) -> None:
     """Early stopping and freezing were dropped in silence."""
@@ -35,10 +36,32 @@ def test_a_recipe_keeps_the_callbacks_of_earlier_overlays(folder: Path, recipe: 
     assert names == ["PredictionPanels", "EarlyStopping", "FreezeBackbone", average]
 
 
-@pytest.mark.slow
-def test_a_backbone_that_stays_frozen_is_said(folder: Path) -> None:
-    said = run_program("fit", "-c", "c.yaml", "-c", str(CONFIGS / "trainer/freeze.yaml"), cwd=folder, check=True)
-    assert "Frozen until epoch 3, which this training of 2 epochs does not reach: " in said.stderr
+def test_a_later_list_replaces_the_earlier_one_as_a_whole(folder: Path) -> None:
+    """Its entries kept arguments of those at their places: val/loss was monitored for its highest value."""
+    stop = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/miou", "mode": "max", "patience": 7}}
+    (folder / "a.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [stop]}}))
+    later = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss"}}
+    (folder / "b.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [later]}}))
+    words = ["-c", str(CONFIGS / "recipes/camvid_cpu.yaml"), "-c", str(CONFIGS / "loss/ce_dice.yaml")]
+    words += ["-c", "c.yaml", "-c", "a.yaml", "-c", "b.yaml", "--trainer.callbacks.init_args.patience", "5"]
+    words += ["--print_config"]
+    config = yaml.safe_load(run_program("fit", *words, cwd=folder, check=True).stdout)
+    [found] = config["trainer"]["callbacks"]
+    assert {key: found["init_args"][key] for key in ("monitor", "mode", "patience")} == {
+        "monitor": "val/loss",
+        "mode": "min",
+        "patience": 5,
+    }
+    losses = config["model"]["loss"]["init_args"]["losses"]
+    assert losses[0]["init_args"]["class_weights"] is None
+
+
+@pytest.mark.long
+def test_a_backbone_that_stays_frozen_and_a_patience_that_never_ends_are_said(folder: Path) -> None:
+    words = [word for name in ("freeze", "early_stopping") for word in ("-c", str(CONFIGS / f"trainer/{name}.yaml"))]
+    said = run_program("fit", "-c", "c.yaml", *words, cwd=folder, check=True).stderr
+    assert "Frozen until epoch 3, which this training of 2 epochs does not reach: " in said
+    assert "its patience of 10 validations cannot end this training, which has 2." in " ".join(said.split())
 
 
 @pytest.mark.slow
@@ -59,7 +82,7 @@ def test_early_stopping_that_cannot_be_is_one_line(folder: Path, words: list[str
     assert text in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_test_on_images_of_the_training_is_warned_of(folder: Path) -> None:
     """Its figures were printed without a word."""
     run_program("fit", "-c", "c.yaml", "--name", "x", cwd=folder, check=True)
@@ -79,7 +102,7 @@ def test_a_test_on_images_of_the_training_is_warned_of(folder: Path) -> None:
         assert ("10 of 10 test images are also in data.dataset (00.png" in said) == (seed is None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_test_says_what_was_averaged_and_how_large_images_were(folder: Path) -> None:
     """The figures of three networks stood below the name of one, and those of small images below no size."""
     run_program("fit", "-c", "c.yaml", "--name", "x", cwd=folder, check=True)
@@ -92,7 +115,7 @@ def test_a_test_says_what_was_averaged_and_how_large_images_were(folder: Path) -
     assert json.loads((folder / "runs/x/result_test.json").read_text())["max_size"] == 32
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_fold_file_that_divides_its_own_groups_is_refused(folder: Path) -> None:
     """Such folds were used, and compare spoke of an interval over groups."""
     rows = [f"{index:02d}.png,place {index // 4},{index % 2}" for index in range(10)]

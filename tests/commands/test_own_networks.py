@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_network_of_the_readme_trains_predicts_and_is_exported(folder: Path) -> None:
     own = ["--model.net", "my_nets.PlainDeepLab", "--model.net.width", "8"]
     run_program("fit", "-c", "c.yaml", *own, "--name", "x", cwd=folder, check=True)
@@ -52,7 +52,7 @@ def test_a_backbone_that_says_too_little_is_named(attributes: dict[str, Any]) ->
         DeepLab(kind(), nn.Identity(), num_classes=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("option", "text"),
     [

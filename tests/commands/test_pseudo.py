@@ -15,7 +15,7 @@ from deeplab_lightning.tables import read_csv
 from tests.conftest import draw_noise_data, train_noise_experiment, write_image, write_mask
 from tests.processes import run_program
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def words(root: Path, output: str) -> list[str]:
     return ["--experiment", experiment, "--images", images, "--output", str(root / output)]
 
 
+@pytest.mark.long
 def test_labels_are_right_where_there_are_any(root: Path) -> None:
     found = {path.name: np.asarray(Image.open(path)) for path in (root / "labels" / "masks" / "deep").iterdir()}
     assert sorted(found) == [f"{index}.png" for index in range(6)]
@@ -57,6 +58,7 @@ def test_labels_are_right_where_there_are_any(root: Path) -> None:
     assert (strict != 255).sum() < labelled.sum()
 
 
+@pytest.mark.long
 def test_every_fold_trains_on_them_and_none_validates(root: Path) -> None:
     overlay = root / "labels" / "pseudo.yaml"
     configs = ("-c", str(root / "cv.yaml"), "-c", str(overlay), "--trainer.max_epochs", "1")
@@ -83,6 +85,7 @@ def test_every_fold_trains_on_them_and_none_validates(root: Path) -> None:
     run_program("validate", "--ckpt_path", str(experiment.fold(0).best), check=True)
 
 
+@pytest.mark.long
 def test_a_second_set_of_labels_is_added_to_the_first(root: Path) -> None:
     configs = ("-c", str(root / "cv.yaml"), *2 * ("-c", str(root / "labels" / "pseudo.yaml")))
     printed = yaml.safe_load(run_program("fit", *configs, "--print_config", check=True).stdout)
@@ -90,6 +93,7 @@ def test_a_second_set_of_labels_is_added_to_the_first(root: Path) -> None:
     assert [entry["init_args"]["root"] for entry in sets] == [str(root / "labels")] * 2
 
 
+@pytest.mark.long
 def test_images_that_a_fold_validates_are_not_labelled(root: Path) -> None:
     """All were labelled, and `fit` then refused each."""
     options = (*words(root, "own")[:3], str(root / "images"), "--output", str(root / "own"))
@@ -103,6 +107,7 @@ def test_images_that_a_fold_validates_are_not_labelled(root: Path) -> None:
     assert not (root / "own").exists()
 
 
+@pytest.mark.long
 def test_images_that_a_fold_validates_are_no_extra_images(root: Path) -> None:
     write_mask(root / "leak" / "masks" / "renamed.png", np.zeros((48, 64), dtype=np.uint8))
     (root / "copies").mkdir()
@@ -117,6 +122,7 @@ def test_images_that_a_fold_validates_are_no_extra_images(root: Path) -> None:
     assert "1 images are also in data.dataset, which is validated or tested: renamed.png = 03.png" in message
 
 
+@pytest.mark.long
 def test_bad_options_are_refused_in_one_line(root: Path) -> None:
     twins = root / "twins"
     for suffix in ("png", "bmp"):

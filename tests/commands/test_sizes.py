@@ -18,7 +18,7 @@ def train(folder: Path, classes: dict[str, Any], data: dict[str, Any] | None = N
     return run_program("fit", "-c", str(folder / "config.yaml"), "--name", "sized")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_class_named_background_is_trained_if_asked(mask_folder: Path) -> None:
     """The table of the folds had no rows: IndexError."""
     classes = {"names": ["background"], "raw_ids": {0: 0, 1: 0, 2: 0}, "ignore_ids": [11]}
@@ -29,7 +29,7 @@ def test_one_class_named_background_is_trained_if_asked(mask_folder: Path) -> No
     assert "only class background has pixels, so there is nothing to learn" in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_most_classes_are_trained_and_more_refused(mask_folder: Path) -> None:
     """A confusion matrix of 253 classes was drawn with 6.1 GB, and 254 ended in a traceback."""
     done = train(mask_folder, {"names": [f"class {i}, with a long name" for i in range(253)]})

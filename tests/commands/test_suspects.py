@@ -20,7 +20,7 @@ def planted(planted_experiment: tuple[Path, list[Planted]]) -> tuple[Path, list[
     return experiment, errors
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_planted_errors_come_first(planted: tuple[Path, list[Planted]]) -> None:
     """Of 32 images with 96 objects, six have an error. Most regions lie on none, so the order of the names fails."""
     experiment, errors = planted
@@ -30,7 +30,7 @@ def test_planted_errors_come_first(planted: tuple[Path, list[Planted]]) -> None:
     assert count_hits(errors, hits).precision < 0.4  # what any order finds that knows nothing
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_regions_are_written_for_people_and_for_annotation_tools(planted: tuple[Path, list[Planted]]) -> None:
     experiment, errors = planted
     folder = experiment / "suspects"
@@ -60,7 +60,7 @@ def test_regions_are_written_for_people_and_for_annotation_tools(planted: tuple[
     assert 'href="../../../data/' in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_has_suspects_of_its_validation_images(planted: tuple[Path, list[Planted]], tmp_path: Path) -> None:
     experiment, _ = planted
     run = experiment / "fold_1"
@@ -74,7 +74,7 @@ def test_a_run_has_suspects_of_its_validation_images(planted: tuple[Path, list[P
     assert {row["image"] for row in read_csv(tmp_path / "out" / "suspect_images.csv")} == held_out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "text"),
     [

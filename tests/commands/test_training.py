@@ -61,6 +61,7 @@ class OwnCheckpointIO(TorchCheckpointIO):
     """A user's way to store checkpoints."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("plugins", "kind"),
     [
@@ -100,7 +101,7 @@ def elsewhere(tmp_path: Path) -> Iterator[str]:
         yield folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_kill_while_a_checkpoint_is_written_leaves_complete_ones(folder: Path, elsewhere: str, devices: int) -> None:
     name = f"killed-{devices}"
@@ -134,7 +135,7 @@ def epochs_of(checkpoints: Path) -> dict[str, int]:
     return {path.name: torch.load(path, weights_only=True)["epoch"] for path in checkpoints.glob("*.ckpt")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("words", "status"),
     [
@@ -163,7 +164,7 @@ def test_a_figure_that_nothing_logs_is_refused_before_the_first_epoch(
     assert "epoch 1" not in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_ends_with_its_page_and_a_fold_with_that_of_all(folder: Path) -> None:
     words = ("-c", str(folder / "config.yaml"), "--trainer.max_epochs", "1")
     done = run_program("fit", *words, "--name", "paged", check=True)
@@ -180,7 +181,7 @@ SCORED = ("--checkpoint.monitor", "val/score", "--trainer.callbacks+", f"{__name
 TOP = {f"epoch=00{e}-step={2 * e + 2}-val_score={score}000.ckpt": e for e, score in enumerate((0.3, 0.9, 0.5, 0.7))}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("top_k", "kept"), [(-1, {0, 1, 2, 3}), (0, set()), (1, set()), (2, {1, 3}), (3, {1, 2, 3})])
 def test_best_is_the_best_epoch_whatever_else_is_kept(folder: Path, top_k: int, kept: set[int]) -> None:
     words = ["--name", f"top{top_k}", f"--checkpoint.save_top_k={top_k}", "--trainer.max_epochs", "4"]
@@ -193,7 +194,7 @@ def test_best_is_the_best_epoch_whatever_else_is_kept(folder: Path, top_k: int, 
     assert result["checkpoint"] == (str(run.best) if top_k else None)  # none holds the epoch of its figures
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_moved_run_goes_on_with_its_best_epochs(folder: Path) -> None:
     words = ["--name", "two", "--checkpoint.save_top_k", "2", "--trainer.max_epochs", "2"]
     main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
@@ -205,7 +206,7 @@ def test_a_moved_run_goes_on_with_its_best_epochs(folder: Path) -> None:
     assert not old.path.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_own_file_name_does_not_rename_best(folder: Path) -> None:
     words = ["--name", "own", "--checkpoint.filename", "e{epoch}", "--trainer.max_epochs", "3"]
     main(["fit", "-c", str(folder / "config.yaml"), *SCORED, *words])
@@ -227,7 +228,7 @@ def is_whole(path: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_training_that_diverges_ends_in_one_line_and_keeps_the_good_weights(folder: Path, devices: int) -> None:
     name = f"diverged-{devices}"
@@ -247,7 +248,7 @@ def test_a_training_that_diverges_ends_in_one_line_and_keeps_the_good_weights(fo
     assert is_whole(run.best)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kfold_says_that_a_diverged_fold_failed(folder: Path) -> None:
     rate = ["--model.head_lr_multiplier", "1e30"]
     words = ["kfold", "-c", str(folder / "config.yaml"), "--name", "cv", "--folds", "0", *rate]
@@ -288,7 +289,7 @@ def test_sigterm_ends_with_its_status_and_a_checkpoint_to_go_on_from(
     assert not RunFolder(last.parents[1]).result.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("devices", [1, 2])
 def test_ctrl_c_says_how_to_go_on(folder: Path, devices: int) -> None:
     last = stopped_by(folder, signal.SIGINT, [], devices=devices, is_group=True)  # of a terminal, to all processes
@@ -307,7 +308,7 @@ def plain_torch() -> Iterator[None]:
     torch.autograd.set_detect_anomaly(False)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     "setting",
     [
@@ -328,7 +329,7 @@ def test_settings_of_the_trainer_work(folder: Path, plain_torch: None, setting: 
     assert (run.path / "lightning_logs").is_dir() == (setting == "logger=true")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_another_network_is_refused_with_what_to_use(folder: Path) -> None:
     config = ["-c", str(folder / "config.yaml"), "--trainer.max_epochs", "1"]
     main(["fit", *config, "--name", "three"])
@@ -345,7 +346,7 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_to_use(folder: Pat
     assert RunFolder(folder / "runs" / "from").result.is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_classes_in_another_order_are_refused_and_other_names_are_said(folder: Path, tmp_path: Path) -> None:
     """The figures of sky were printed as those of road, and a resumed training spoilt the record of its experiment."""
     config = ["-c", str(folder / "config.yaml"), "--trainer.max_epochs", "2"]
@@ -371,7 +372,7 @@ def test_classes_in_another_order_are_refused_and_other_names_are_said(folder: P
     assert "classes of other names: road is called lane" in goes_on.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_processes_than_images_evaluate_each_image_once(folder: Path, tmp_path: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     status, stderr = fit(folder, "--name", "few", *two, "--data.n_folds", "10", "--trainer.max_epochs", "1")
@@ -398,7 +399,7 @@ class Refuse(L.Callback):
         raise UserError("no training today")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_mistake_that_all_processes_find_is_said_once(folder: Path) -> None:
     two = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
     status, stderr = fit(folder, "--name", "twice", *two, "--trainer.callbacks", f"[{{class_path: {__name__}.Refuse}}]")

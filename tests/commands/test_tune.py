@@ -16,6 +16,7 @@ from deeplab_lightning.experiments.search_space import SearchSpace, nested_setti
 from tests.processes import ROOT, run_program
 
 
+@pytest.mark.long
 def test_without_the_extra_the_error_names_it(tmp_path: Path) -> None:
     (tmp_path / "search.yaml").write_text("parameters: {model.optimizer.init_args.lr: {values: [0.1]}}\n")
     code = "import sys; sys.modules['ray.tune'] = None; from deeplab_lightning.__main__ import run; run()"

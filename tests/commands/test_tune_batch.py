@@ -40,7 +40,7 @@ def sizes(folder: Path) -> list[int]:
     return [trial.batch_size for trial in trials]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_largest_batch_is_found_between_what_fits_and_what_does_not(tmp_path: Path) -> None:
     done = run_program("tune-batch", *config_of(tmp_path, most=7), cwd=tmp_path, check=True)
     assert sizes(tmp_path) == [1, 2, 4, 6]
@@ -52,7 +52,7 @@ def test_the_largest_batch_is_found_between_what_fits_and_what_does_not(tmp_path
     assert none.stderr.splitlines()[-1].startswith("error: one image does not fit: 1 images need more memory")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_end_with_the_training_images(tmp_path: Path) -> None:
     words = config_of(tmp_path)
     done = run_program("tune-batch", *words, cwd=tmp_path, check=True)

@@ -36,7 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "runs" / "first"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_writes_a_grid_and_an_overlay_that_test_takes(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoint = str(run / "checkpoints" / "best.ckpt")
     main(["tune-crf", "--ckpt_path", checkpoint, "--num_images", "2"])
@@ -57,7 +57,7 @@ def test_it_writes_a_grid_and_an_overlay_that_test_takes(run: Path, capsys: pyte
     assert json.loads((run / "result_test.json").read_text())["test"]["miou"] is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_figures_are_those_of_test(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tune_crf, "COARSE", {"w1": (3.0,), "sigma_alpha": (30.0,), "sigma_beta": (3.0,)})
     monkeypatch.setattr(tune_crf, "FINE_STEPS", {"w1": 1.5})

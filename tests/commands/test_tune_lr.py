@@ -15,7 +15,7 @@ from tests.conftest import draw_noise_data, noise_config
 from tests.processes import run_program
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rate_is_suggested_and_nothing_else_is_left(tmp_path: Path) -> None:
     draw_noise_data(tmp_path)
     config = noise_config(tmp_path, trainer={"max_epochs": 1})
@@ -36,7 +36,7 @@ def test_a_rate_is_suggested_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert refused.stderr == "error: --min_lr must be above 0 and below --max_lr, got 1.0 and 0.1.\n"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 2])
 def test_the_first_steps_suggest_nothing(tmp_path: Path, seed: int) -> None:
     """Their mean falls or rises with single batches: about 1e-6 was suggested, the lowest rate."""
@@ -48,7 +48,7 @@ def test_the_first_steps_suggest_nothing(tmp_path: Path, seed: int) -> None:
     assert 1e-3 < rate < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sweep_trains_as_fit_does_with_a_rate(tmp_path: Path) -> None:
     """With the factor of the batch size, and a frozen backbone for as long as the sweep takes."""
     draw_noise_data(tmp_path)

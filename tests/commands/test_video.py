@@ -44,7 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return train_on_pictures(root, "v3")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_video_has_the_masks_of_its_frames_and_a_video_of_overlays(
     run: RunFolder, tmp_path: Path, workers: str

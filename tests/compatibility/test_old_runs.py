@@ -44,7 +44,7 @@ def test_a_checkpoint_gives_the_same_figures_and_labels(experiment: Path) -> Non
         assert (np.asarray(Image.open(f"predicted/masks/{name}.png")) == labels).mean() > 0.999
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_goes_on_from_its_last_epoch(experiment: Path) -> None:
     fold = experiment / "fold_0"
     before = (fold / "metrics.csv").read_text().splitlines()
@@ -54,7 +54,7 @@ def test_a_training_goes_on_from_its_last_epoch(experiment: Path) -> None:
     assert [row.split(",")[3] for row in rows[:-1]] == [row.split(",")[3] for row in before]  # train/loss
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_configuration_trains_again(experiment: Path) -> None:
     """With nearly the same loss: dropout draws other numbers since steps, not epochs, are seeded."""
     main(["fit", "-c", str(experiment / "fold_1" / "config.yaml"), "--output_dir", "again"])
@@ -85,7 +85,7 @@ def test_evaluation_keeps_the_folds_of_an_old_run(experiment: Path) -> None:
     assert config["data"]["fold_file"] == str((fold / "folds.csv").absolute())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_old_experiment_resumes_with_its_own_settings(experiment: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (experiment / "fold_1" / "result.json").unlink()
     (experiment / "fold_1" / "metrics.csv").unlink()

@@ -272,7 +272,7 @@ def test_rare_classes_get_more_of_the_batches(tmp_path: Path) -> None:
     assert shares[1] > 3 * shares[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
     data_of(tmp_path)
     config = noise_config(tmp_path, trainer={"max_epochs": 1, "num_sanity_val_steps": 0})
@@ -297,7 +297,7 @@ def test_the_overlays_train_and_are_drawn(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_configuration_of_before_names_copy_paste_where_it_was(tmp_path: Path) -> None:
     """The class moved to another module, and its old path was refused; so were options without a class."""
     data_of(tmp_path)

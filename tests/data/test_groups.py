@@ -109,7 +109,7 @@ def test_linked_hashes_are_those_of_comparing_all_pairs(distance: int) -> None:
     assert len(set(found.tolist())) < 60
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_groups_prevent_leaks_between_the_folds_of_camvid(real_data: Path) -> None:
     if not (real_data / "camvid").is_dir():
         pytest.skip(f"no CamVid in {real_data}")

@@ -39,6 +39,7 @@ def test_pixels_without_measurement_get_the_mean_of_the_others() -> None:
     assert ImageFormat(1, nodata=0).from_array(black, HERE)[..., 0].tolist() == [[20, 10], [30, 20]]
 
 
+@pytest.mark.long
 def test_the_mean_of_a_large_image_is_that_of_all_its_pixels() -> None:
     """A sum in float32 stands still after 17 million pixels, so gaps were filled darker the larger an image was."""
     values = np.full((5000, 4000, 2), 200, dtype=np.float32)

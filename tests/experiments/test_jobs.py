@@ -102,7 +102,7 @@ def _is_running(group: int) -> bool:
     return any(not state.startswith("Z") for state in states)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process table as Linux has it")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_running(tmp_path: Path, number: signal.Signals) -> None:
@@ -114,7 +114,7 @@ def test_a_signal_leaves_nothing_running(tmp_path: Path, number: signal.Signals)
     assert not any(map(_is_running, pids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the process table as Linux has it")
 def test_a_second_signal_does_not_wait_for_jobs_that_take_their_time(tmp_path: Path) -> None:
     slow = "import os, signal, subprocess, time; signal.signal(15, lambda *_: None);"
@@ -131,7 +131,7 @@ def test_a_second_signal_does_not_wait_for_jobs_that_take_their_time(tmp_path: P
     assert not any(map(_is_running, pids))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 def test_a_killed_parent_takes_its_jobs_with_it(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", SLEEPER, str(tmp_path)])

@@ -171,7 +171,7 @@ def test_long_names_keep_their_telling_ends() -> None:
     assert shortened("resnet50") == "resnet50"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_images_are_ordered_and_searched_and_figures_are_saved(
     experiment: WriteImages,  # noqa: F811
     tmp_path: Path,

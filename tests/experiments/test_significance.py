@@ -97,7 +97,7 @@ def test_folds_fire_in_one_of_twenty_when_there_is_no_difference(n_folds: int) -
     assert np.mean([equal(row).p < 0.05 for row in values]) > 0.085  # what it corrects
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("num_groups", [3, 4, 10, 19])
 def test_few_groups_fire_in_one_of_twenty_when_there_is_no_difference(num_groups: int) -> None:
     """Groups of six images with an offset per group; a percentile bootstrap would fire in up to one of four."""

@@ -97,7 +97,7 @@ def export(folder: Path, name: str, *options: str) -> Path:
     return folder / name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_command_line_python_onnx_and_torch_export_find_the_same_labels(
     folder: Path, photo: Tensor, expected: "np.ndarray[Any, Any]"
 ) -> None:
@@ -126,7 +126,7 @@ def test_command_line_python_onnx_and_torch_export_find_the_same_labels(
     assert np.array_equal(onnx.run(None, {"images": small.numpy()})[0], module.predict(small).numpy())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_metadata_say_what_a_graph_without_preprocessing_needs(
     folder: Path, photo: Tensor, expected: "np.ndarray[Any, Any]"
 ) -> None:

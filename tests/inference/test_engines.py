@@ -39,7 +39,7 @@ def network(name: str) -> DeepLab:
     return net
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", NETS)
 def test_an_engine_computes_the_network_for_images_of_any_size(name: str, engine: EngineName) -> None:
@@ -66,6 +66,7 @@ def test_views_and_tiles_see_the_engine_as_the_network() -> None:
         assert not torch.allclose(Tiled(Ensemble([found], views), tiles)(images), expected, atol=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_is_computed_where_the_processor_has_it(dtype: torch.dtype) -> None:
     net, images = network("v3"), torch.randint(0, 256, (1, 3, 65, 97), dtype=torch.uint8)
@@ -88,6 +89,7 @@ class Fixed(DeepLabV3):
         return self.head(features[-1]) * float(features[-1].shape[-1])  # a constant of the trace
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "text"),
     [

@@ -67,6 +67,7 @@ def test_traced_layers_are_the_plain_ones() -> None:
         assert torch.allclose(layer(x[0]), layer(x)[0], atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("precision", ["single", "mixed", "true"])
 @pytest.mark.parametrize(
     ("kind", "arguments"),

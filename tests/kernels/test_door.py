@@ -74,7 +74,7 @@ def test_the_same_training_with_the_door_open_and_closed(tmp_path: Path) -> None
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_variable_closes_the_door_in_a_process(tmp_path: Path) -> None:
     code = """
 import torch
@@ -179,7 +179,7 @@ def test_hooks_on_the_network_are_called_and_change_the_logits() -> None:
     assert torch.allclose(module.compute_loss(batch())[0], before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_network_is_the_one_that_runs() -> None:
     module = opened(SegmentationModule(depthwise_net()).eval())
     before, _ = module.compute_loss(batch())

@@ -23,6 +23,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("output_stride", [8, 16, 32])
 def test_maps_have_the_named_channels_and_strides(name: str, output_stride: int) -> None:
@@ -44,7 +45,7 @@ def test_vgg_at_stride_8_is_that_of_deeplab_v2() -> None:
     assert not [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["vgg16", "vgg11_bn"])
 def test_vgg_loads_torchvisions_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = torchvision.models.get_model(name, weights=None)
@@ -111,6 +112,7 @@ ROWS = [[cell.strip() for cell in row.split("|")[1:-1]] for row in README.read_t
 PINNED = [(name, row[1].strip("`")) for row in ROWS for name in re.findall(r"`([^`]+)`", row[0]) if name != "_bn"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "tag"), [*PINNED, ("tf_efficientnet_b0", "ns_jft_in1k"), ("vgg16_bn", "tv_in1k")])
 def test_a_name_means_the_weights_that_the_documentation_names(
     name: str, tag: str, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +153,7 @@ CHANNEL_NAMES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANNEL_NAMES)
 def test_one_channel_is_seen_as_the_same_grey_in_all_three(name: str) -> None:
     """The adapted first layer is that of the RGB network, so ImageNet weights keep their meaning."""
@@ -165,6 +168,7 @@ def test_one_channel_is_seen_as_the_same_grey_in_all_three(name: str) -> None:
             assert torch.allclose(one, three, atol=1e-4 * float(three.abs().max()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANNEL_NAMES)
 @pytest.mark.parametrize("channels", [2, 5, 13])
 def test_bands_of_any_number_have_maps(name: str, channels: int) -> None:

@@ -50,6 +50,7 @@ def receptive_field_difference(name: str, output_stride: int, size: int = 97) ->
     return min(differences)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", QUICK)
 def test_the_pretrained_receptive_field_is_kept(name: str, output_stride: int) -> None:
@@ -65,6 +66,7 @@ def test_smps_rule_does_not_keep_it() -> None:
     assert float((fine[..., ::4, ::4] - coarse).abs().max() / coarse.abs().max()) > 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["resnet26t", "mobilenetv3_small_050", "regnetx_002"])
 def test_every_convolution_follows_the_rule(name: str, output_stride: int) -> None:
@@ -118,6 +120,7 @@ def test_vggs_convolutions_keep_the_pretrained_receptive_field(name: str) -> Non
     assert vgg_receptive_field_difference(name) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("encoder", ["resnet18", "mobilenet_v2"])
 def test_smps_rule_gives_smps_features(encoder: str, output_stride: int) -> None:
@@ -130,6 +133,7 @@ def test_smps_rule_gives_smps_features(encoder: str, output_stride: int) -> None
         assert torch.allclose(ours(images)[-1], theirs(images)[-1], atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [*QUICK, "vgg11", "mobilenet_v2", "tv-mobilenet_v3_large", "tv-densenet121"])
 def test_low_level_features_have_stride_4(name: str) -> None:
     net = build_backbone(name, output_stride=16, pretrained=False).eval()

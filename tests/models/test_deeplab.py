@@ -28,6 +28,7 @@ MEMBERS: list[tuple[Callable[..., DeepLab], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("member", "arguments"), MEMBERS)
 @pytest.mark.parametrize("size", [(64, 64), (65, 47)])
 def test_logits_have_the_size_of_the_input(
@@ -37,6 +38,7 @@ def test_logits_have_the_size_of_the_input(
     assert net(torch.randn(1, 3, *size)).shape == (1, 3, *size)  # a batch of one, in training
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("member", "arguments"), MEMBERS)
 def test_gradient_reaches_every_parameter(member: Callable[..., DeepLab], arguments: dict[str, Any]) -> None:
     net = member(3, pretrained=False, dropout=0.0, **arguments)
@@ -47,7 +49,7 @@ def test_gradient_reaches_every_parameter(member: Callable[..., DeepLab], argume
     assert [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_v2_returns_321_for_321() -> None:
     net = DeepLabV2(2, hidden_channels=8, pretrained=False).eval()
     with torch.no_grad():
@@ -71,7 +73,7 @@ def test_v3_rates_follow_the_output_stride(output_stride: int, rates: list[int])
     assert all(m.padding == m.dilation for m in dilated)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_v3_overfits_one_batch() -> None:
     torch.manual_seed(0)
     net = DeepLabV3(3, backbone="resnet18", aspp_channels=32, dropout=0.0, pretrained=False)
@@ -100,6 +102,7 @@ def test_v1_has_the_papers_parameters() -> None:
     assert (fc6.kernel_size, fc6.dilation, fc6.padding) == ((3, 3), (12, 12), (12, 12))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("output_stride", "dilations"), [(8, [4, 8, 16]), (16, [2, 4, 8]), (32, [1, 2, 4])])
 def test_multi_grid_gives_the_rates_of_the_paper(output_stride: int, dilations: list[int]) -> None:
     """DeepLab v3, section 3.2.1: at stride 16 the rates of block 4 are 2 * (1, 2, 4)."""

@@ -74,6 +74,7 @@ def test_torchvisions_mobilenet_gives_the_same_logits() -> None:
             assert_equal(net(random_images(size)), theirs(random_images(size))["out"])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("encoder", "backbone"), [("resnet18", "resnet18"), ("mobilenet_v2", "mobilenet_v2"), ("tu-resnet18", "resnet18")]
 )
@@ -96,7 +97,7 @@ def test_smps_deeplabv3plus_is_refused() -> None:
         load_weights(DeepLabV3Plus(5, backbone="resnet18", pretrained=False), theirs.state_dict())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_caffes_resnet_v2_gives_the_same_logits() -> None:
     torch.manual_seed(0)
     theirs = randomise(CaffeDeepLabV2(5, (3, 4, 6, 3)))
@@ -158,7 +159,7 @@ class FirstVersion(nn.Module):
         return F.interpolate(self.coarse(x), scale_factor=8, mode="bilinear")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("has_classifier", [True, False])
 def test_the_first_versions_checkpoints_give_the_same_logits(has_classifier: bool) -> None:
     """With and without the VGG-16 classifier that the layers were taken from, which the file holds too."""
@@ -177,6 +178,7 @@ def test_the_first_versions_checkpoints_give_the_same_logits(has_classifier: boo
             assert float((net(images) - expected).abs().max()) < 1e-5 * float(expected.abs().max())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("backbone", "source"),
     [
@@ -225,6 +227,7 @@ def test_a_deeper_network_of_the_same_names_does_not_fit() -> None:
         load_weights(net, timm.create_model("resnet34").state_dict())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", ["", "encoder."])
 def test_smps_vgg_encoder_fills_the_backbone(prefix: str) -> None:
     theirs = smp.encoders.get_encoder("vgg11_bn", weights=None)
@@ -239,6 +242,7 @@ def test_smps_vgg_encoder_fills_the_backbone(prefix: str) -> None:
     assert all(torch.equal(a.weight, b.weight) for a, b in zip(own, expected, strict=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("style", ["torchvision", "timm", "caffe"])
 def test_a_vgg_classifiers_fully_connected_layers_are_subsampled_into_the_head(style: str) -> None:
     rows = torch.arange(64.0)  # a narrow fc6 of 64 rows and fc7 of 64: every 4th makes 16
@@ -294,6 +298,7 @@ def tiny(num_classes: int = 3, backbone: str = "resnet18", **arguments: Any) -> 
     return DeepLabV3(num_classes, backbone=backbone, aspp_channels=8, pretrained=False, **arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt"])
 def test_own_files_round_trip(suffix: str, tmp_path: Path) -> None:
     theirs, path = randomise(tiny()), tmp_path / f"w{suffix}"
@@ -375,6 +380,7 @@ def test_urls_come_from_torch_hubs_cache_or_fail_at_once(tmp_path: Path, monkeyp
         load_weights(tiny(), "https://127.0.0.1:1/a/other.pth")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("channels", [1, 4, 5])
 def test_weights_of_three_channels_start_a_network_of_others(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int

@@ -21,12 +21,14 @@ def read(path: Path) -> Any:
     return nbformat.read(path, as_version=4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_outputs_are_stripped(path: Path) -> None:
     cells = read(path).cells
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), "commit without outputs"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_import_public_names_only(path: Path) -> None:
     code = "\n".join(cell.source for cell in read(path).cells if cell.cell_type == "code")
@@ -40,7 +42,7 @@ def test_notebooks_import_public_names_only(path: Path) -> None:
     assert [(module, name) for module, name in own if name not in import_module(module).__all__] == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run_and_draw(path: Path) -> None:
     notebook = read(path)

@@ -15,7 +15,7 @@ from tests.conftest import noise_config
 from tests.processes import run_program
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loggers_are_chosen_by_a_word_and_a_resumed_training_goes_on_in_them(mask_folder: Path) -> None:
     config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "log_every_n_steps": 1})
     config["trainer"]["callbacks"] = [{"class_path": "PredictionPanels", "init_args": {"every_n_epochs": 1}}]
@@ -49,7 +49,7 @@ def test_loggers_are_chosen_by_a_word_and_a_resumed_training_goes_on_in_them(mas
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_configuration_without_a_logger_logs_to_wandb_and_to_the_named_ones(mask_folder: Path) -> None:
     """Without configs/base.yaml, W&B got nothing, and a further logger ended in a traceback."""
     config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "max_epochs": 1, "log_every_n_steps": 1})
@@ -61,7 +61,7 @@ def test_a_configuration_without_a_logger_logs_to_wandb_and_to_the_named_ones(ma
     assert not (run / "lightning_logs").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_that_start_together_share_a_store(mask_folder: Path) -> None:
     """Both made the tables of the new store, and one of them failed."""
     config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0, "max_epochs": 1})

@@ -51,7 +51,7 @@ def fit(folder: Path, root: Path, url: str, *more: str) -> subprocess.Popen[str]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_reaches_the_server(mask_folder: Path, tmp_path: Path, server: WandbServer) -> None:
     process = fit(mask_folder, tmp_path, server.url)
     output, _ = process.communicate(timeout=300)
@@ -62,7 +62,7 @@ def test_a_run_reaches_the_server(mask_folder: Path, tmp_path: Path, server: Wan
     assert "best/miou" in server.summaries[run]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_server_that_dies_does_not_stop_the_training(mask_folder: Path, tmp_path: Path, server: WandbServer) -> None:
     def stop_when_it_logs() -> None:
         while not server.num_requests:
@@ -83,7 +83,7 @@ def test_a_server_that_dies_does_not_stop_the_training(mask_folder: Path, tmp_pa
     assert b"val/miou" in log.read_bytes()  # what the server did not get, for `wandb sync`
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offline_runs_are_uploaded_later(mask_folder: Path, tmp_path: Path, server: WandbServer) -> None:
     process = fit(mask_folder, tmp_path, server.url, "--wandb", "offline")
     output, _ = process.communicate(timeout=300)

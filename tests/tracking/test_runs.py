@@ -308,7 +308,7 @@ def compared(*sources: object, page: Path | None = None, **more: str) -> tuple[l
         return list(csv.DictReader(file)), output
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pooled_run_holds_table_matrix_and_page(experiments: Path) -> None:
     [files] = (experiments / "one" / "wandb").glob("offline-run-*/files/media")
     [table] = files.glob("table/cv/confusion_matrix_*.table.json")
@@ -320,7 +320,7 @@ def test_the_pooled_run_holds_table_matrix_and_page(experiments: Path) -> None:
     assert not re.findall(r"(?:src|href)=.https?:", page.read_text())  # nothing from outside
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_offline_runs_give_the_same_as_the_folders(
     experiments: Path, expected: tuple[list[dict[str, str]], str], tmp_path: Path
 ) -> None:
@@ -346,7 +346,7 @@ def test_offline_runs_give_the_same_as_the_folders(
     assert row["p_images"] == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_uploaded_runs_give_the_same_as_the_folders(
     experiments: Path, expected: tuple[list[dict[str, str]], str], tmp_path: Path, server: WandbServer
 ) -> None:

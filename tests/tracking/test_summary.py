@@ -49,7 +49,7 @@ def test_other_modes_ask_nobody(mode: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert choose_mode(mode) == mode  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: Path) -> None:
     options = {
         "data.dataset.root": str(tmp_path / "data"),
@@ -78,7 +78,7 @@ def test_an_offline_run_holds_panels_tables_config_and_the_best_value(tmp_path: 
         assert part in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_training_and_its_evaluations_are_one_run(mask_folder: Path) -> None:
     """They were runs of their own, and evaluations were not logged."""
     config = noise_config(mask_folder, trainer={"num_sanity_val_steps": 0}, net={"backbone": "test_efficientnet"})

@@ -61,7 +61,7 @@ def environment(server: WandbServer, **more: str) -> dict[str, str]:
     return own | {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "a" * 40, "WANDB_FINISH_TIMEOUT": "20"} | more
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_trial_is_the_pooled_result_and_its_folds_are_runs_of_their_own(folder: Path, server: WandbServer) -> None:
     """The folds took the agent's variables over, and all of them logged to the one run of the trial."""
     parameters = folder / "trial.yaml"
@@ -89,7 +89,7 @@ def test_a_trial_is_the_pooled_result_and_its_folds_are_runs_of_their_own(folder
         assert "a trial of a W&B sweep is one run" in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_folds_that_are_resumed_stay_one_run_each_and_so_does_the_pooled_result(
     folder: Path, server: WandbServer
 ) -> None:

@@ -103,7 +103,7 @@ def tables(draw: st.DrawFn) -> tuple[Array, Array, int]:
     return objects, pixels, draw(st.integers(2, num_images))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(tables(), st.integers(0, 3))
 def test_any_table_is_divided_evenly_with_rare_classes_apart(table: tuple[Array, Array, int], seed: int) -> None:
