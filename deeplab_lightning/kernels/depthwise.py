@@ -15,6 +15,7 @@ from deeplab_lightning.kernels.depthwise_gradients import (
     Pair,
     convolve,
     input_gradient,
+    is_faster_by_space_to_batch,
     stock_gradients,
     weight_gradient,
 )
@@ -33,7 +34,7 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = _kernel_dtype(input, self.fast_dtypes)
-        if dtype is None:
+        if dtype is None or _is_plain(self, self.padding):
             return super()._conv_forward(input, weight, bias)
         return _convolve(input.to(dtype), weight, bias, self, self.padding)
 
@@ -52,7 +53,7 @@ class DepthwiseConv2dSame(Conv2dSame):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
         dtype = _kernel_dtype(x, self.fast_dtypes)
-        if dtype is None:
+        if dtype is None or _is_plain(self, (0, 0)):
             return super().forward(x)
         padded = pad_same(x.to(dtype), self.kernel_size, self.stride, self.dilation)
         return _convolve(padded, self.weight, self.bias, self, (0, 0))
@@ -111,6 +112,11 @@ def _kernel_dtype(input: Tensor, fast_dtypes: tuple[torch.dtype, ...]) -> torch.
     return dtype if is_half or dtype in fast_dtypes else None
 
 
+def _is_plain(layer: Any, padding: Any) -> bool:
+    """Check whether a layer computes what PyTorch's does: without gradients, and not by space to batch."""
+    return not torch.is_grad_enabled() and not is_faster_by_space_to_batch(layer.stride, padding, layer.dilation)
+
+
 def _is_exporting() -> bool:
     # PyTorch 2.6 cannot tell compiling from exporting.
     return bool(getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)())
@@ -118,8 +124,12 @@ def _is_exporting() -> bool:
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, padding: Any) -> Tensor:
     """Convolve x (B, C, H, W) in its own precision, with the stride and dilation of a layer of this module."""
-    is_fast = x.dtype in layer.fast_dtypes
-    y: Tensor = _DepthwiseConv.apply(x, weight, layer.stride, padding, layer.dilation, is_fast)
+    y: Tensor
+    if torch.is_grad_enabled():
+        is_fast = x.dtype in layer.fast_dtypes
+        y = _DepthwiseConv.apply(x, weight, layer.stride, padding, layer.dilation, is_fast)
+    else:
+        y = convolve(x, weight.to(x.dtype), layer.stride, padding, layer.dilation)
     return y if bias is None else y + bias.to(y.dtype)[:, None, None]
 
 

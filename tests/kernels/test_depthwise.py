@@ -6,7 +6,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from deeplab_lightning import DeepLabV3, DeepLabV3Plus
-from deeplab_lightning.kernels import speed_up
+from deeplab_lightning.kernels import depthwise, speed_up
 from deeplab_lightning.kernels.depthwise import DepthwiseConv2d, DepthwiseConv2dSame, use_depthwise_kernels
 
 
@@ -123,6 +123,28 @@ def test_the_forward_pass_is_the_plain_one(dilation: int) -> None:
     for is_half in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
             assert torch.allclose(net(x), plain(x), atol=0.02 if is_half else 1e-6)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [nn.Conv2d, Conv2dSame])
+@pytest.mark.parametrize("dilation", [1, 2, 12])
+def test_prediction_has_no_cost_of_gradients(
+    kind: Any, dilation: int, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer called a function with gradients, which took up to a third of its time."""
+    torch.manual_seed(0)
+    plain = kind(8, 8, 3, padding=0 if kind is Conv2dSame else dilation, dilation=dilation, groups=8)
+    net = nn.Sequential(plain)
+    use_depthwise_kernels(net)
+    assert type(net[0]) is not kind
+    x = torch.randn(1, 8, 11, 13)
+    net(x).sum().backward()
+    monkeypatch.delattr(depthwise, "_DepthwiseConv")
+    with pytest.raises(NameError):
+        net(x)
+    for is_half in (False, True):
+        with mode(), torch.autocast("cpu", torch.bfloat16, enabled=is_half):
+            torch.testing.assert_close(net(x), plain(x), atol=0.02 if is_half else 1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # PyTorch, on the layer that is kept
