@@ -22,7 +22,7 @@ from deeplab_lightning.commands.checkpoint import (
     say_what_was_held_out,
 )
 from deeplab_lightning.commands.option_values import check_values
-from deeplab_lightning.commands.options import without_empty_configs
+from deeplab_lightning.commands.options import lists_as_configs, without_empty_configs
 from deeplab_lightning.commands.refusals import (
     refuse_contradictions,
     refuse_two_averages,
@@ -258,6 +258,13 @@ class _Parser(OneLineUsage, LightningArgumentParser):
             cfg = cfg.clone()
             cfg.pop(key, None)
         return super()._check_value_key(action, value, key, cfg, append)
+
+    def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Parse options, of which a list of classes replaces the earlier one as well."""
+        own = self._option_string_actions
+        if args is not None and "--config" in own:
+            args = lists_as_configs(args, [name for name in own if not name.endswith("+")])
+        return super().parse_args(args, namespace, **kwargs)
 
 
 class ConfigResolver(DeepLabCLI):

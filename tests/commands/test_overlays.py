@@ -54,6 +54,10 @@ def test_a_later_list_replaces_the_earlier_one_as_a_whole(folder: Path) -> None:
     }
     losses = config["model"]["loss"]["init_args"]["losses"]
     assert losses[0]["init_args"]["class_weights"] is None
+    words[-3:] = ["--trainer.callbacks", str([later]), "--trainer.callbacks+", str([stop]), "--print_config"]
+    config = yaml.safe_load(run_program("fit", *words, cwd=folder, check=True).stdout)
+    found = [entry["init_args"] for entry in config["trainer"]["callbacks"]]
+    assert [(entry["monitor"], entry["patience"]) for entry in found] == [("val/loss", 3), ("val/miou", 7)]
 
 
 @pytest.mark.long
