@@ -99,7 +99,7 @@ bench: install-dev  ## measure folds, verdicts, scale, loader, storage, memory, 
 campaign: install-dev  ## attack the real commands at random for 20 minutes: make campaign ARGS="--seed 7 --minutes 5"
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign $(ARGS)
 
-bench-kernels: install-dev  ## measure the CPU kernels and the settings of the process, in minutes
+bench-kernels: install-dev  ## measure the CPU kernels and the settings of the process, in about an hour
 	$(BENCH) tests/benchmarks/test_kernels.py tests/benchmarks/test_settings.py
 
 bench-gpu: install-dev  ## measure a GPU against torchvision and smp; ARGS="--small" tries the script on a CPU
