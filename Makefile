@@ -67,7 +67,7 @@ test: install-dev  ## run all tests but the long ones and those of clusters, in 
 test-long: install-dev  ## run the long tests: trainings, kills, folds, exports and notebooks by the real commands
 	$(TEST) -n auto --dist worksteal -m "long and not cluster"
 
-test-fast: install-dev  ## run the tests that start no process and no training, in 2 minutes
+test-fast: install-dev  ## run all tests but the slow and the long ones, in 2 minutes
 	$(TEST) -n logical --dist worksteal -m "not slow and not long and not cluster"
 
 test-cluster: install-dev  ## run folds in SLURM (as root, with slurm-wlm and munge) and Ray, and two hosts, on this machine

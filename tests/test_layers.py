@@ -13,7 +13,10 @@ from deeplab_lightning.runs import ExperimentFolder, PredictionFolder, RunFolder
 PACKAGE = Path(__file__).parents[1] / "deeplab_lightning"
 
 FLOORS = (
-    ("lazy", "openmp", "class_paths", "errors", "usage", "files", "connection", "tables", "resizing", "data.classes"),
+    (
+        *("lazy", "openmp", "class_paths", "errors", "usage", "list_overrides", "files", "connection", "tables"),
+        *("resizing", "data.classes"),
+    ),
     (
         *(
             "data.problems",

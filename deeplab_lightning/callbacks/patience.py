@@ -26,7 +26,8 @@ class PatienceWarning(L.Callback):
 def _count_validations(trainer: L.Trainer) -> int | None:
     """Count the validations from the first to the last epoch; None if their number is not known."""
     epochs, every = trainer.max_epochs, trainer.check_val_every_n_epoch
-    if epochs is None or epochs < 1 or every is None or trainer.max_steps > 0:
+    is_other = bool(trainer.fast_dev_run) or trainer.max_steps > 0  # type: ignore[attr-defined]
+    if epochs is None or epochs < 1 or every is None or is_other:
         return None
     batches, interval = float(trainer.num_training_batches), trainer.val_check_batch
     if interval is None or not math.isfinite(batches):

@@ -22,7 +22,7 @@ from deeplab_lightning.commands.checkpoint import (
     say_what_was_held_out,
 )
 from deeplab_lightning.commands.option_values import check_values
-from deeplab_lightning.commands.options import lists_as_configs, without_empty_configs
+from deeplab_lightning.commands.options import without_empty_configs
 from deeplab_lightning.commands.refusals import (
     refuse_contradictions,
     refuse_two_averages,
@@ -51,6 +51,7 @@ from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.engines import check_engine
 from deeplab_lightning.inference.exported import ExportedNet, refuse_impossible
 from deeplab_lightning.inference.regions import RegionFilter
+from deeplab_lightning.list_overrides import ListOverrides
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
 from deeplab_lightning.schedules import PolyLR
@@ -246,24 +247,13 @@ class DeepLabCLI(LightningCLI):
         return [callback for callback in callbacks if isinstance(callback, StopOnSigterm)]
 
 
-class _Parser(OneLineUsage, LightningArgumentParser):
+class _Parser(ListOverrides, OneLineUsage, LightningArgumentParser):
     """Parse the options of a command; a wrong command line is reported in one line."""
-
-    def _check_value_key(self, action: Any, value: Any, key: str, cfg: Any, append: bool = False) -> Any:
-        """Check a value, and let a list replace the earlier one of a key as a whole.
-
-        jsonargparse gives entries of a list that a later file has in its place the arguments of those at their places.
-        """
-        if isinstance(value, list) and cfg is not None and not append:
-            cfg = cfg.clone()
-            cfg.pop(key, None)
-        return super()._check_value_key(action, value, key, cfg, append)
 
     def parse_args(self, args: Any = None, namespace: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Parse options, of which a list of classes replaces the earlier one as well."""
-        own = self._option_string_actions
-        if args is not None and "--config" in own:
-            args = lists_as_configs(args, [name for name in own if not name.endswith("+")])
+        if args is not None and "--config" in self._option_string_actions:
+            args = self.lists_as_configs(args)
         return super().parse_args(args, namespace, **kwargs)
 
 

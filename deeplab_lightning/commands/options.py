@@ -1,9 +1,7 @@
 """Read options from a command line as it was typed, before or beside a full parser."""
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -60,42 +58,6 @@ def without_empty_configs(args: Sequence[str]) -> list[str]:
             continue
         kept += [word] if value is None or "=" in word else [word, value]
     return kept
-
-
-def lists_as_configs(args: Sequence[str], names: Collection[str]) -> list[str]:
-    """Return options of which lists of classes are given by `--config`.
-
-    Args:
-        args: The options as typed.
-        names: Names of the options that may be given so.
-    """
-    words, index = [], 0
-    while index < len(args):
-        name, equals, value = args[index].partition("=")
-        if not equals:
-            value = next(iter(args[index + 1 :]), "")
-        classes = _list_of_classes(value) if name in names else None
-        if classes is None:
-            words.append(args[index])
-            index += 1
-            continue
-        content: object = classes
-        for key in reversed(name.removeprefix("--").split(".")):
-            content = {key: content}
-        words.append("--config=" + json.dumps(content, default=str))
-        index += 1 if equals else 2
-    return words
-
-
-def _list_of_classes(value: str) -> list[Any] | None:
-    """Read a list that holds mappings; None if a value is something else."""
-    if not value.startswith("["):
-        return None
-    try:
-        entries = yaml.safe_load(value)
-    except yaml.YAMLError:
-        return None
-    return entries if isinstance(entries, list) and any(isinstance(entry, dict) for entry in entries) else None
 
 
 def _is_empty(value: str) -> bool:

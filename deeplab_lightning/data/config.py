@@ -13,6 +13,7 @@ from deeplab_lightning.data.datasets import SegmentationDataset
 from deeplab_lightning.data.image_format import ImageFormat
 from deeplab_lightning.data.problems import OnError
 from deeplab_lightning.errors import MissingFileError, UserError, unwrapped
+from deeplab_lightning.list_overrides import ListOverrides
 from deeplab_lightning.usage import OneLineUsage
 
 DATASETS = ("dataset", "val_dataset", "test_dataset")
@@ -22,7 +23,7 @@ class _OptionParser(OneLineUsage, argparse.ArgumentParser):
     """Parse the names of configuration files; a wrong command line is reported in one line."""
 
 
-class _DataParser(OneLineUsage, ArgumentParser):
+class _DataParser(ListOverrides, OneLineUsage, ArgumentParser):
     """Parse the data part of a configuration; a wrong key or type is reported in one line."""
 
 
@@ -56,17 +57,18 @@ def datamodule_from_args(
     return _build(parser, Namespace(data=data), on_error)
 
 
-def _parsed(args: Sequence[str], program: str) -> tuple[ArgumentParser, Namespace]:
+def _parsed(args: Sequence[str], program: str) -> tuple[_DataParser, Namespace]:
     """Parse a command line, and return the parser with the data part that it describes."""
     options = _OptionParser(prog=program, allow_abbrev=False)
     options.add_argument(
         "-c", "--config", action="append", default=[], help="a configuration file, of which only the data part is read"
     )
-    given, overrides = options.parse_known_args(args)
     parser = _parser(program)
+    given, overrides = options.parse_known_args(parser.lists_as_configs(args))
     parsed = parser.get_defaults()
-    for config in map(Path, given.config):
-        parsed = parser.parse_object({"data": read_config(config).get("data") or {}}, namespace=parsed)
+    for config in given.config:
+        content = yaml.safe_load(config) if config.startswith("{") else read_config(Path(config))
+        parsed = parser.parse_object({"data": content.get("data") or {}}, namespace=parsed)
     if isinstance(parsed.data.image_format, Namespace):  # of which an option could not change a single key
         parsed.data.image_format = parsed.data.image_format.as_dict()
     return parser, parser.parse_args(overrides, namespace=parsed).data
@@ -122,7 +124,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return content or {}
 
 
-def _parser(program: str) -> ArgumentParser:
+def _parser(program: str) -> _DataParser:
     """Build a parser with the options of the datamodule below `data`."""
     parser = _DataParser(prog=program)
     parser.add_class_arguments(SegmentationDataModule, "data", sub_configs=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
+from numbers import Integral  # also NumPy's
 from typing import Any, NamedTuple
 
 import torch
@@ -60,12 +61,12 @@ class Tiles(NamedTuple):
             if overlap is not None:
                 raise UserError(f"--overlap needs the size of the tiles, such as --tile 1024; got --overlap {overlap}.")
             return None
-        if not isinstance(size, int) or size < _SMALLEST or size % _GRID:
+        if not isinstance(size, Integral) or size < _SMALLEST or size % _GRID:
             raise UserError(f"--tile must be a multiple of {_GRID} from {_SMALLEST} pixels, got {size!r}.")
         chosen = size // _OVERLAP_SHARE if overlap is None else overlap
-        if not isinstance(chosen, int) or not 0 <= chosen <= size // 2:
+        if not isinstance(chosen, Integral) or not 0 <= chosen <= size // 2:
             raise UserError(f"--overlap must be from 0 to half of --tile, {size // 2} pixels, got {chosen!r}.")
-        return cls(size, chosen)
+        return cls(int(size), int(chosen))
 
     def __str__(self) -> str:
         return f"tiles of {self.size} pixels that overlap by {self.overlap}"

@@ -12,6 +12,7 @@ from deeplab_lightning.callbacks.patience import PatienceWarning
 TRAINER = {
     "max_epochs": 9,
     "max_steps": -1,
+    "fast_dev_run": False,
     "check_val_every_n_epoch": 2,
     "num_training_batches": 10,
     "val_check_batch": 10,
@@ -28,6 +29,7 @@ TRAINER = {
         (5, {"max_epochs": -1}, False),
         (5, {"max_epochs": None}, False),
         (5, {"max_steps": 100}, False),
+        (5, {"fast_dev_run": True}, False),
         (5, {"check_val_every_n_epoch": None}, False),
     ],
 )

@@ -36,6 +36,7 @@ def test_a_recipe_keeps_the_callbacks_of_earlier_overlays(folder: Path, recipe: 
     assert names == ["PredictionPanels", "EarlyStopping", "FreezeBackbone", average]
 
 
+@pytest.mark.slow
 def test_a_later_list_replaces_the_earlier_one_as_a_whole(folder: Path) -> None:
     """Its entries kept arguments of those at their places: val/loss was monitored for its highest value."""
     stop = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/miou", "mode": "max", "patience": 7}}
@@ -58,6 +59,28 @@ def test_a_later_list_replaces_the_earlier_one_as_a_whole(folder: Path) -> None:
     config = yaml.safe_load(run_program("fit", *words, cwd=folder, check=True).stdout)
     found = [entry["init_args"] for entry in config["trainer"]["callbacks"]]
     assert [(entry["monitor"], entry["patience"]) for entry in found] == [("val/loss", 3), ("val/miou", 7)]
+    rates = {"class_path": "LearningRateMonitor", "init_args": {"logging_interval": "step"}}
+    (folder / "b.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [rates]}}))
+    words[-5:] = ["--trainer.callbacks=[LearningRateMonitor]", "--print_config"]
+    config = yaml.safe_load(run_program("fit", *words, cwd=folder, check=True).stdout)
+    assert config["trainer"]["callbacks"][0]["init_args"]["logging_interval"] is None
+
+
+@pytest.mark.slow
+def test_commands_that_read_the_data_alone_replace_lists_too(folder: Path) -> None:
+    """`data check` looked for the list_file of a data set that a later file had replaced."""
+    own = yaml.safe_load((folder / "c.yaml").read_text())["data"]["dataset"]
+    listed = {**own, "init_args": {**own["init_args"], "list_file": "nothing.txt"}}
+    for name, entry in (("listed", listed), ("own", own)):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"data": {"extra_datasets": [entry]}}))
+    words = ["data", "check", "-c", "c.yaml", "-c", "listed.yaml"]
+    done = run_program(*words, cwd=folder)
+    assert done.returncode == 1
+    assert "nothing.txt" in done.stdout + done.stderr
+    for later in (["-c", "own.yaml"], ["--data.extra_datasets", str([own])]):
+        done = run_program(*words, *later, cwd=folder)
+        assert "nothing.txt" not in done.stdout + done.stderr
+        assert "extra_datasets[0]" in done.stdout + done.stderr
 
 
 @pytest.mark.long

@@ -123,3 +123,7 @@ def test_sizes_that_cannot_be_used_are_named(tile: int | None, overlap: int | No
 def test_the_overlap_is_an_eighth_of_the_tile_if_it_is_not_given() -> None:
     assert Tiles.parse(1024) == Tiles(1024, 128)
     assert Tiles.parse(None) is None
+
+
+def test_sizes_of_numpy_are_numbers_too() -> None:
+    assert Tiles.parse(np.int64(64), np.int64(8)) == Tiles(64, 8)  # type: ignore[arg-type]
