@@ -84,23 +84,43 @@ def in_processes(
     Raises:
         RuntimeError: If a process fails, or too many refuse.
     """
-    found: list[dict[str, Any]] = []
-    refusals = 0
-    while len(found) < processes:
-        result = _one_process(build, repeats, environment or {}, arguments)
-        if result is not None:
-            found.append(result)
-            continue
-        refusals += 1
-        if refusals > _MAX_REFUSALS:
-            raise RuntimeError(
-                f"{refusals} processes refused to measure: their threads share a core, or the machine is busy."
-            )
-        time.sleep(refusals)
-    return Figures(
-        {name: [one["seconds"][name] for one in found] for name in found[0]["seconds"]},
-        {name: [one["values"][name] for one in found] for name in found[0]["values"]},
-    )
+    (figures,) = in_turn(build, {"": environment or {}}, processes=processes, repeats=repeats, **arguments).values()
+    return figures
+
+
+def in_turn(
+    build: Callable[..., Mapping[str, Call]],
+    environments: Mapping[str, Mapping[str, str | None]],
+    *,
+    processes: int = 5,
+    repeats: int = 5,
+    **arguments: Any,
+) -> dict[str, Figures]:
+    """Measure the same calls under several environments, whose processes take turns.
+
+    What is measured at the same place of two `Figures` was measured one right after the other.
+
+    Args:
+        build: As for `in_processes`.
+        environments: Name -> variables to set, or to remove where the value is None.
+        processes: Number of processes that must have measured, for each environment.
+        repeats: Rounds in each process.
+        **arguments: Keyword arguments for `build`.
+
+    Raises:
+        RuntimeError: If a process fails, or too many refuse.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in environments}
+    for _ in range(processes):
+        for name, environment in environments.items():
+            found[name].append(_until_measured(build, repeats, environment, arguments))
+    return {
+        name: Figures(
+            {call: [one["seconds"][call] for one in results] for call in results[0]["seconds"]},
+            {value: [one["values"][value] for one in results] for value in results[0]["values"]},
+        )
+        for name, results in found.items()
+    }
 
 
 def merged(*parts: Figures) -> Figures:
@@ -110,6 +130,19 @@ def merged(*parts: Figures) -> Figures:
         seconds |= part.seconds
         values |= part.values
     return Figures(seconds, values)
+
+
+def _until_measured(
+    build: Callable[..., Any], repeats: int, environment: Mapping[str, str | None], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Start processes until one measures; after some refusals it raises a RuntimeError."""
+    for refusals in range(_MAX_REFUSALS + 1):
+        time.sleep(refusals)
+        if (result := _one_process(build, repeats, environment, arguments)) is not None:
+            return result
+    raise RuntimeError(
+        f"{_MAX_REFUSALS + 1} processes refused to measure: their threads share a core, or the machine is busy."
+    )
 
 
 def _one_process(

@@ -218,6 +218,16 @@ def doors(member: str, arguments: dict[str, Any], count: int, side: int, is_trai
     }
 
 
+def module_calls(member: str, arguments: dict[str, Any], count: int, side: int) -> dict[str, Call]:
+    """Training step and prediction of our module as it is run, in each precision."""
+    batch, kinds = random_batch(count, side), {"training": step_of_module, "prediction": prediction_of_module}
+    return {
+        f"{name} {d}": kind(model(member, **arguments), batch, is_half=half, is_open=True)
+        for name, kind in kinds.items()
+        for d, half in DTYPES.items()
+    }
+
+
 def depthwise_layer(
     channels: int, side: int, kernel: int, stride: int, dilation: int, is_half: bool
 ) -> dict[str, Call]:
