@@ -77,6 +77,12 @@ def shared_folder(factory: pytest.TempPathFactory, name: str, fill: Callable[[Pa
     return folder
 
 
+def shared_copy(factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """Return a copy of `shared_folder` for this test process, which may write to it."""
+    source = shared_folder(factory, name, fill)
+    return Path(shutil.copytree(source, factory.mktemp(name) / "copy"))
+
+
 def write_image(path: Path, size: tuple[int, int] = (48, 64), seed: int = 0) -> None:
     """Write an image of noise of (height, width) pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -119,7 +119,8 @@ def test_a_checkpoint_from_python_is_predicted_tested_and_exported(
         assert '"miou": 0.' in result.read_text()
     tests = [option.replace("data.dataset", "data.test_dataset") for option in options(noise)]
     main(["test", "--ckpt_path", str(path), *tests, "--output_dir", "test alone"])
-    main(["export", "--ckpt_path", str(path), "--format", "torch_export", "--output", "model.pt2"])
+    words = ["--format", "torch_export", "--preprocess", "metadata", "--output", "model.pt2"]
+    main(["export", "--ckpt_path", str(path), *words])
     assert Path("model.pt2").is_file()
 
 

@@ -3,6 +3,7 @@
 Every case runs the real command in processes, with dropout, and waits for the checkpoint that it is about.
 """
 
+import hashlib
 import json
 import os
 import signal
@@ -17,9 +18,10 @@ import torch
 import yaml
 
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, noise_config
+from tests.conftest import draw_noise_data, noise_config, shared_folder
 from tests.processes import Program, run_program
 
+LONG = ("--trainer.max_epochs", "4")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", **os.environ}
 
 
@@ -49,6 +51,17 @@ def finish(folder: Path, name: str, *options: str) -> None:
     run_program(*words_of(folder, name, *options), env=ENVIRONMENT, check=True)
 
 
+def whole(factory: pytest.TempPathFactory, *options: str) -> Path:
+    """Return the run folder of a training that nothing interrupts; the tests of all processes share it."""
+
+    def train(root: Path) -> None:
+        write_training(root)
+        finish(root, "whole", *LONG, *options)
+
+    key = hashlib.sha256("\0".join(options).encode()).hexdigest()[:12]
+    return shared_folder(factory, f"whole_training_{key}", train) / "runs" / "whole"
+
+
 def kill_when(folder: Path, name: str, checkpoint: str, *options: str) -> Path:
     """Start a training and kill it, and all its processes, as soon as a checkpoint exists."""
     path = folder / "runs" / name / "checkpoints" / checkpoint
@@ -64,27 +77,26 @@ def kill_when(folder: Path, name: str, checkpoint: str, *options: str) -> Path:
     return path
 
 
-def weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = torch.load(
-        folder / "runs" / name / "checkpoints" / "last.ckpt", weights_only=True
-    )["state_dict"]
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     return state
 
 
-def assert_same(
-    folder: Path, one: str, other: str, keys: Sequence[str] = ("epoch", "step", "train/loss", "val/loss", "val/miou")
-) -> None:
-    first, second = weights(folder, one), weights(folder, other)
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights(one), weights(other)
     assert first.keys() == second.keys()
     assert [name for name in first if not torch.equal(first[name], second[name])] == []
-    rows = [read_csv(folder / "runs" / name / "metrics.csv") for name in (one, other)]
+
+
+def assert_same(
+    one: Path, other: Path, keys: Sequence[str] = ("epoch", "step", "train/loss", "val/loss", "val/miou")
+) -> None:
+    assert_same_weights(one, other)
+    rows = [read_csv(run / "metrics.csv") for run in (one, other)]
     for key in keys:
         assert [row[key] for row in rows[0]] == [row[key] for row in rows[1]], key
-    results = [json.loads((folder / "runs" / name / "result.json").read_text()) for name in (one, other)]
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["val"] == results[1]["val"]
-
-
-LONG = ("--trainer.max_epochs", "4")
 
 
 @pytest.mark.long
@@ -97,12 +109,13 @@ LONG = ("--trainer.max_epochs", "4")
     ],
     ids=["0 workers", "2 workers, resnet18", "2 workers, 2 processes"],
 )
-def test_a_killed_training_resumes_to_the_same_weights(folder: Path, options: list[str]) -> None:
+def test_a_killed_training_resumes_to_the_same_weights(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, options: list[str]
+) -> None:
     """Killed once last.ckpt of the first epoch exists; a wrong order, crop or dropout mask would change the weights."""
-    finish(folder, "whole", *LONG, *options)
     last = kill_when(folder, "killed", "last.ckpt", *LONG, *options)
     finish(folder, "killed", "--ckpt_path", str(last), *LONG, *options)
-    assert_same(folder, "whole", "killed")
+    assert_same(whole(tmp_path_factory, *options), folder / "runs" / "killed")
 
 
 AVERAGES = {
@@ -120,7 +133,7 @@ def test_a_training_with_averaged_weights_resumes_to_the_same_average(folder: Pa
     finish(folder, "whole", *LONG, *options)
     last = kill_when(folder, "killed", "last.ckpt", *LONG, *options)
     finish(folder, "killed", "--ckpt_path", str(last), *LONG, *options)
-    assert_same(folder, "whole", "killed")
+    assert_same(folder / "runs" / "whole", folder / "runs" / "killed")
     checkpoints = folder / "runs" / "whole" / "checkpoints"
     last_state = torch.load(checkpoints / "last.ckpt", weights_only=True)
     trained, average = last_state["current_model_state"], last_state["state_dict"]
@@ -132,8 +145,9 @@ def test_a_training_with_averaged_weights_resumes_to_the_same_average(folder: Pa
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.parametrize("step", [3, 8, 11])  # within the first epoch of 8 steps, at its end, within the second
+@pytest.mark.parametrize(  # within the first epoch of 8 steps, at its end, within the second
+    ("step", "workers"), [(3, "2"), (8, "0"), (8, "2"), (11, "0")]
+)
 def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, step: int, workers: str) -> None:
     callback = (
         "[{class_path: PredictionPanels}, {class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: "
@@ -142,8 +156,7 @@ def test_a_checkpoint_within_an_epoch_resumes_with_the_next_batch(folder: Path, 
     options = ["--trainer.max_epochs", "2", "--data.num_workers", workers]
     finish(folder, "whole", *options, "--trainer.callbacks", callback)
     finish(folder, "resumed", *options, "--ckpt_path", str(folder / "steps" / f"step={step}.ckpt"))
-    first, second = weights(folder, "whole"), weights(folder, "resumed")
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert_same_weights(folder / "runs" / "whole", folder / "runs" / "resumed")
     rows = [read_csv(folder / "runs" / name / "metrics.csv") for name in ("whole", "resumed")]
     assert rows[0][-1]["train/loss"] == rows[1][-1]["train/loss"]
 
@@ -163,13 +176,11 @@ def test_a_damaged_table_of_epochs_costs_no_epoch(folder: Path, content: bytes) 
 
 
 @pytest.mark.slow
-def test_best_ckpt_resumes_to_the_same_weights(folder: Path) -> None:
+def test_best_ckpt_resumes_to_the_same_weights(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """It is written in the validation at an epoch's end, before the epoch counts as done."""
-    finish(folder, "whole", *LONG)
     best = kill_when(folder, "killed", "best.ckpt", *LONG)
     finish(folder, "killed", "--ckpt_path", str(best), *LONG)
-    first, second = weights(folder, "whole"), weights(folder, "killed")
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert_same_weights(whole(tmp_path_factory), folder / "runs" / "killed")
 
 
 class Terminate(L.Callback):
@@ -205,9 +216,8 @@ class Terminate(L.Callback):
     ],
 )
 def test_a_training_that_got_sigterm_goes_on_where_it_was(
-    folder: Path, stage: str, batch: int, options: list[str]
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, stage: str, batch: int, options: list[str]
 ) -> None:
-    finish(folder, "whole", *LONG, *options)
     terminate = f"{{class_path: tests.test_resume.Terminate, init_args: {{stage: {stage}, batch: {batch}}}}}"
     words = words_of(folder, "stopped", *LONG, *options, "--trainer.callbacks", f"[{terminate}]")
     done = run_program(*words, env=ENVIRONMENT)
@@ -217,9 +227,7 @@ def test_a_training_that_got_sigterm_goes_on_where_it_was(
     per_epoch = 4 if "ddp" in options else 8
     assert steps == per_epoch + (batch + 1 if stage == "train" else per_epoch)  # no step is lost
     finish(folder, "stopped", *LONG, *options, "--ckpt_path", str(last), "--trainer.callbacks", "[]")
-    assert_same(folder, "whole", "stopped", ["epoch", "step", "val/loss", "val/miou"])
-    losses = [
-        [float(row["train/loss"]) for row in read_csv(folder / "runs" / name / "metrics.csv")]
-        for name in ("whole", "stopped")
-    ]
+    expected, stopped = whole(tmp_path_factory, *options), folder / "runs" / "stopped"
+    assert_same(expected, stopped, ["epoch", "step", "val/loss", "val/miou"])
+    losses = [[float(row["train/loss"]) for row in read_csv(run / "metrics.csv")] for run in (expected, stopped)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # of two processes, the sums round in another order

@@ -38,7 +38,7 @@ def test_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert not run.result.exists(), "the training ended before it could be killed"
         epochs.append(torch.load(run.last, weights_only=True)["epoch"] + 1)  # a complete file at any time
     finish(tmp_path, "killed", *OPTIONS, "--ckpt_path", "last")
-    whole, killed = weights(tmp_path, "whole"), weights(tmp_path, "killed")
+    whole, killed = (weights(tmp_path / "runs" / name) for name in ("whole", "killed"))
     different = [name for name in whole if not torch.equal(whole[name], killed[name])]
     with capsys.disabled():
         print(write("kills", {"kills": KILLS, "epochs_after_each": epochs, "different_tensors": different}))

@@ -15,7 +15,7 @@ from deeplab_lightning import load
 from deeplab_lightning.cli import main
 from deeplab_lightning.runs import RunFolder
 from tests.commands.pictures import draw_picture, draw_pictures
-from tests.conftest import noise_config
+from tests.conftest import noise_config, shared_copy
 from tests.processes import run_program
 
 NETS: dict[str, tuple[str, float, dict[str, Any]]] = {  # class, learning rate, arguments
@@ -30,7 +30,11 @@ PRODUCTS = {"openvino": "OpenVINO", "onnx": "ONNX Runtime"}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
     """A trained network of each member, and a folder with images of three sizes, one of them odd."""
-    root = tmp_path_factory.mktemp("engines")
+    root = shared_copy(tmp_path_factory, "engines", train_networks)
+    return {name: RunFolder(root / "runs" / name) for name in NETS}
+
+
+def train_networks(root: Path) -> None:
     draw_pictures(root)
     for index, size in enumerate([(48, 64), (97, 131), (150, 200)]):
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
@@ -47,7 +51,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunFolder]:
         config["model"]["optimizer"] = {"class_path": "AdamW", "init_args": {"lr": rate}}
         (root / f"{name}.yaml").write_text(yaml.safe_dump(config))
         main(["fit", "-c", str(root / f"{name}.yaml"), "--name", name])
-    return {name: RunFolder(root / "runs" / name) for name in NETS}
 
 
 def validated(run: RunFolder, *words: str) -> dict[str, Any]:

@@ -12,17 +12,17 @@ import onnx
 import pytest
 import yaml
 from PIL import Image
-from torch.export import ExportedProgram
 
 from deeplab_lightning import SegmentationModule, load
 from deeplab_lightning.cli import main
 from deeplab_lightning.data.images import read_image
-from deeplab_lightning.export import InferenceModel, trace
+from deeplab_lightning.export import InferenceModel
 from deeplab_lightning.export.formats import run_onnx
 from deeplab_lightning.export.quantization import agreement, prepared, quantize
 from deeplab_lightning.runs import RunFolder
 from tests.commands.pictures import draw_picture, draw_pictures, train_on_pictures
 from tests.conftest import shared_folder
+from tests.export.traces import traced_once
 from tests.processes import run_program
 
 pytestmark = pytest.mark.long
@@ -47,15 +47,7 @@ def train_and_export(root: Path) -> None:
         draw_picture(root / "new" / f"{index}.png", size, seed=index)
     shrunk = {"class_path": "deeplab_lightning.data.EvalTransforms", "init_args": {"max_size": 96}}
     run = train_on_pictures(root, "v3", eval_transforms=shrunk)
-    programs: dict[bool, ExportedProgram] = {}
-
-    def trace_once(model: InferenceModel) -> ExportedProgram:
-        if model.has_preprocessing not in programs:
-            programs[model.has_preprocessing] = trace(model)
-        return programs[model.has_preprocessing]
-
-    with pytest.MonkeyPatch.context() as patch:  # a trace takes most of the time of an export
-        patch.setattr("deeplab_lightning.commands.export.trace", trace_once)
+    with traced_once():
         for name, words in EXPORTS.items():
             main(["export", "--ckpt_path", str(run.best), "--output", str(root / name), *words])
     write_labels_file(root / "graph.onnx", root / "labels.onnx")

@@ -20,10 +20,11 @@ from deeplab_lightning.data.images import LARGE_PIXELS, MAX_PIXELS, read_image
 from deeplab_lightning.inference import Ensemble, Views
 from deeplab_lightning.inference.regions import RegionFilter
 from deeplab_lightning.inference.tiles import Tiled
+from deeplab_lightning.models import DeepLab
 from deeplab_lightning.resizing import resize
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import read_csv
-from tests.conftest import draw_noise_data, train_noise_experiment, write_image
+from tests.conftest import draw_noise_data, shared_copy, train_noise_experiment, write_image
 from tests.processes import run_program
 
 Masks = dict[str, npt.NDArray[np.uint8]]
@@ -32,21 +33,26 @@ Masks = dict[str, npt.NDArray[np.uint8]]
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> ExperimentFolder:
     """An experiment of two folds on ten images."""
-    root = tmp_path_factory.mktemp("inference")
+    return ExperimentFolder(shared_copy(tmp_path_factory, "inference", draw_and_train) / "runs" / "cv")
+
+
+def draw_and_train(root: Path) -> None:
     draw_noise_data(root)
     train_noise_experiment(root)
-    return ExperimentFolder(root / "runs" / "cv")
 
 
 def predicted(folder: Path) -> Masks:
     return {path.stem: np.asarray(Image.open(path)) for path in sorted((folder / "masks").glob("*.png"))}
 
 
-def mean_labels(checkpoints: list[Path], image: Tensor, views: list[tuple[float, bool]]) -> npt.NDArray[np.uint8]:
+def nets_of(checkpoints: list[Path]) -> list[DeepLab]:
+    return [SegmentationModule.load_from_checkpoint(path).net.eval() for path in checkpoints]
+
+
+def mean_labels(nets: list[DeepLab], image: Tensor, views: list[tuple[float, bool]]) -> npt.NDArray[np.uint8]:
     """Compute the labels of the mean of the probabilities, without the package's own averaging."""
     parts = []
-    for path in checkpoints:
-        net = SegmentationModule.load_from_checkpoint(path).net.eval()
+    for net in nets:
         x = net.preprocess(image[None])
         for scale, is_flipped in views:
             size = (round(x.shape[-2] * scale), round(x.shape[-1] * scale))
@@ -76,13 +82,13 @@ def test_folds_are_averaged_for_prediction(
     assert "Averaging the probabilities of 2 checkpoints" in done.stdout + done.stderr
     found = predicted(tmp_path / "out")
     assert len(found) == 10
-    checkpoints = [run.best for run in experiment.runs()]
+    nets = nets_of([run.best for run in experiment.runs()])
     shares = []
     for stem, mask in found.items():
-        expected = mean_labels(checkpoints, read_image(images / f"{stem}.png"), views)
+        expected = mean_labels(nets, read_image(images / f"{stem}.png"), views)
         shares.append((mask == expected).mean())
     assert np.mean(shares) > 0.999  # kernels of CPUs round differently
-    alone = {stem: mean_labels(checkpoints[:1], read_image(images / f"{stem}.png"), [(1, False)]) for stem in found}
+    alone = {stem: mean_labels(nets[:1], read_image(images / f"{stem}.png"), [(1, False)]) for stem in found}
     assert np.mean([(found[stem] == alone[stem]).mean() for stem in found]) < 0.99  # so that this test can fail
 
 

@@ -257,7 +257,8 @@ def test_seeds_repeat_all_folds_and_are_compared_as_one_recipe(tmp_path: Path) -
     assert not torch.equal(*(state["net.head.2.weight"] for state in weights))
     again = run_program("kfold", "--resume", "--name", "a", "--output_dir", str(runs), check=True)
     assert "4 of 4 folds are finished already" in again.stdout
-    run_program(*words, "--name", "b", "--seeds", "0,7", "--model.net.init_args.aspp_channels", "16", check=True)
+    other = ("--seeds", "0,7", "--model.net.init_args.aspp_channels", "16", "--in_process")
+    run_program(*words, "--name", "b", *other, check=True)
     table = tmp_path / "out.json"
     run_program("compare", str(runs / "a"), str(runs / "b"), "--json", str(table), check=True)
     content = json.loads(table.read_text())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw_noise_data, train_noise_experiment
+from tests.conftest import draw_noise_data, shared_copy, train_noise_experiment
 from tests.processes import run_program
 
 BEST = "runs/cv/fold_0/checkpoints/best.ckpt"
@@ -14,11 +14,13 @@ BEST = "runs/cv/fold_0/checkpoints/best.ckpt"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment `cv` of two folds."""
-    root = tmp_path_factory.mktemp("places")
+    return shared_copy(tmp_path_factory, "places", draw_and_train)
+
+
+def draw_and_train(root: Path) -> None:
     draw_noise_data(root)
     train_noise_experiment(root, epochs=1)
     (root / "empty").mkdir()
-    return root
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ from deeplab_lightning.data import EvalTransforms
 from deeplab_lightning.models import deeplab
 from deeplab_lightning.resizing import shrunk_size
 from tests.conftest import CLASSES, draw_noise_data
+from tests.export.traces import traced_once
 from tests.models.references import randomise
 
 MAX_SIZE = 160
@@ -104,8 +105,9 @@ def test_command_line_python_onnx_and_torch_export_find_the_same_labels(
     module = SegmentationModule.load_from_checkpoint(folder / "a.ckpt").eval()
     module.net.save_pretrained(folder / "net")
     net = DeepLabV3.from_pretrained(folder / "net")
-    onnx = onnxruntime.InferenceSession(export(folder, "model.onnx", "--argmax"))
-    program = torch.export.load(export(folder, "model.pt2", "--format", "torch_export")).module()
+    with traced_once():
+        onnx = onnxruntime.InferenceSession(export(folder, "model.onnx", "--argmax"))
+        saved = torch.export.load(export(folder, "model.pt2", "--argmax", "--format", "torch_export"))
     with torch.no_grad():
         found = {
             "module.predict": module.predict(photo)[0],
@@ -113,7 +115,7 @@ def test_command_line_python_onnx_and_torch_export_find_the_same_labels(
             "net.predict": net.predict(photo[0]),
             "net": net(photo).argmax(dim=1)[0],
             "onnx": torch.from_numpy(onnx.run(None, {"images": photo.numpy()})[0])[0],
-            "torch.export": program(photo).argmax(dim=1)[0],
+            "torch.export": saved.module()(photo)[0],
         }
     shares = {name: float(np.mean(labels.numpy() == expected)) for name, labels in found.items()}
     assert {name: share for name, share in shares.items() if share <= 0.999} == {}

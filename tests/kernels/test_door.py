@@ -78,9 +78,8 @@ def test_the_same_training_with_the_door_open_and_closed(tmp_path: Path) -> None
 def test_the_variable_closes_the_door_in_a_process(tmp_path: Path) -> None:
     code = """
 import torch
-from deeplab_lightning import kernels
-from tests.kernels.test_door import depthwise_net
-net = depthwise_net()
+from deeplab_lightning import DeepLabV3, kernels
+net = DeepLabV3(3, backbone="test_efficientnet", pretrained=False)
 door = kernels.open_door(net, torch.device("cpu"), is_wanted=True)
 kernels.speed_up(net)
 print(door.is_open, sorted({type(m).__name__ for m in net.modules() if getattr(m, "groups", 1) > 1}))

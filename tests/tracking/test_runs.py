@@ -27,7 +27,7 @@ from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.tracking import experiment as wandb_cv
 from deeplab_lightning.tracking import runs as wandb_runs
 from deeplab_lightning.tracking.runs import LoggedRun, offline_runs, online_runs, write_experiments
-from tests.conftest import CLASSES, write_image, write_mask
+from tests.conftest import CLASSES, shared_copy, write_image, write_mask
 from tests.processes import run_program
 from tests.tracking.wandb_server import PROJECT, WandbServer
 
@@ -235,7 +235,10 @@ def test_a_folder_without_any_run_is_named(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two experiments `one` and `two` of two folds each that logged offline, with different seeds."""
-    root = tmp_path_factory.mktemp("logged")
+    return shared_copy(tmp_path_factory, "logged", train_and_log) / "runs"
+
+
+def train_and_log(root: Path) -> None:
     for index in range(6):
         write_image(root / "images" / f"{index}.png", (40, 48), seed=index)
         mask = np.repeat(np.arange(3, dtype=np.uint8), (12 + index, 18, 18 - index))
@@ -264,7 +267,6 @@ def experiments(tmp_path_factory: pytest.TempPathFactory) -> Path:
         " '--seed_everything', seed])\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, env=environment(), timeout=600)
-    return root / "runs"
 
 
 @pytest.fixture(scope="module")
