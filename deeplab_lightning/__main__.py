@@ -11,6 +11,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.errors import UnavailableError, UserError, exception_chain, unwrapped
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_OUTPUT_CLOSED = 141  # as of a program that SIGPIPE ended
 _SECONDS_TO_END = 3.0  # of the first process of a training, after an error that all of its processes share
 _PATH_IS_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EEXIST}
 
@@ -24,7 +25,13 @@ def run() -> None:
     sys.path.append(str(Path.cwd()))
     first = _first_process()
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # as in `deeplab --help | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        sys.exit(_OUTPUT_CLOSED)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

@@ -57,7 +57,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     _check_archive(Path(path))
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
-    except (RuntimeError, ValueError, UnpicklingError, EOFError) as error:
+    except (RuntimeError, ValueError, UnpicklingError, EOFError, OSError) as error:
         # Their texts speak of archives and internal errors.
         raise UserError(f"{path} is no checkpoint of `deeplab fit`, or it was damaged or cut off.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 
 class ExactResume(L.Callback):
@@ -25,6 +26,21 @@ class ExactResume(L.Callback):
 
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
+        self._rates: list[float] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note the learning rates of the configuration, before the optimizer gets those of the checkpoint."""
+        self._rates = _rates(trainer)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Warn if the training goes on with other learning rates than it was asked for."""
+        if (found := _rates(trainer)) != self._rates:
+            (own, asked), *_ = [pair for pair in zip(found, self._rates, strict=False) if pair[0] != pair[1]]
+            rank_zero_warn(
+                f"the training goes on with the checkpoint's learning rates, and not with those that are asked for "
+                f"({own:.4g}, not {asked:.4g}); to change them, start a training from its weights, by "
+                "--model.net.weights."
+            )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -56,6 +72,12 @@ class ExactResume(L.Callback):
                 counts["completed"] = counts["processed"]
             for key in ("total", "current"):  # Lightning's mark of an interrupted validation: a batch was begun
                 validation[key] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+
+def _rates(trainer: L.Trainer) -> list[float]:
+    """Return the rate of each parameter group, before a schedule changes it if there is one."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    return [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
 
 
 def _validates_at_the_end(trainer: L.Trainer, epoch: int) -> bool:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.errors import DataError, MissingFileError
+from deeplab_lightning.experiments.settings import fold_differences
 from deeplab_lightning.files import write_text
 from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
@@ -20,6 +21,7 @@ from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
 _COLUMN_WIDTH = 9  # characters of a fold in the terminal
+_MAX_NAMED = 4  # settings in one note
 _OTHER_WIDTH = 4 + 3 * _COLUMN_WIDTH  # of the frame, the pooled figure, mean and standard deviation
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,6 +52,7 @@ class CrossValidation:
         details: Contours and objects by size of the held-out images at the last epoch; None if a fold has none, and
             where `epoch` is `best`.
         seeds: The result of each seed, if several were pooled; the matrices are their sum.
+        digest: Digest of the images and labels of all folds; empty if it is unknown, or they differ.
     """
 
     name: str
@@ -65,6 +68,7 @@ class CrossValidation:
     stopped: str = ""
     details: PerImageDetails | None = None
     seeds: "tuple[CrossValidation, ...]" = ()
+    digest: str = ""
 
     @property
     def optimism(self) -> float:
@@ -168,7 +172,10 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
                 f"{run} has the classes {list(result['val']['iou'])}, but {runs[0][0]} has "
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
-    notes += _epoch_notes(folder, results)
+    notes += [*_epoch_notes(folder, results), *_setting_notes(folder, [run for run, _ in runs])]
+    digests = {str(result.get("data_digest") or "") for result in results}
+    if len(digests - {""}) > 1:
+        notes.append(f"the folds of {folder.name} were trained on different images or labels, by their digests.")
     folds = [result["fold"] or 0 for result in results]
     stopped = _stopped(folder, folds) or _stopped_by_search(folder, results)
     notes += [stopped[1]] if stopped else []
@@ -193,6 +200,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         notes=tuple(notes),
         stopped=stopped[0] if stopped else "",
         details=_details(runs) if has_last else None,
+        digest=digests.pop() if len(digests) == 1 else "",
     )
 
 
@@ -239,6 +247,24 @@ def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:
     return [f"the folds of {folder.name} were trained for different numbers of epochs ({text})."]
 
 
+def _setting_notes(folder: Path, runs: Sequence[RunFolder]) -> list[str]:
+    """Say which folds have other settings than their experiment, and which run was resumed with other ones."""
+    notes, files, config = [], ExperimentFolder(folder), {}
+    with suppress(OSError, DataError):  # without configurations, nothing is known
+        config = files.read_config()
+    for run in runs if config else ():
+        own, what = {}, "has other settings than the experiment"
+        with suppress(OSError, DataError):
+            own = run.read_config()
+        if run.path == files.path:
+            with suppress(OSError, DataError):
+                own, what = run.read_last_config(), "was resumed with other settings"
+        if found := fold_differences(config, own):
+            texts = ", ".join(f"{key} ({then} and {now})" for key, (then, now) in list(found.items())[:_MAX_NAMED])
+            notes.append(f"{run.name} {what}: {texts}.")
+    return notes
+
+
 def is_outdated(result: CrossValidation, folder: Path) -> bool:
     """Check whether `cv.json` was written from other folds or figures than those that are there now.
 
@@ -260,6 +286,11 @@ class _Record(NamedTuple):
     best: PerImageConfusion | None
     last: PerImageConfusion | None
 
+    def shares_images(self, other: "_Record") -> bool:
+        """Check whether both runs held out an image, which two folds cannot."""
+        sets = [set() if record.best is None else set(record.best.names) for record in (self, other)]
+        return not sets[0].isdisjoint(sets[1])
+
 
 def _records(folder: Path, epoch: Epoch) -> tuple[list[_Record], list[str]]:
     """Read the finished runs of an experiment, and name those whose files are damaged.
@@ -267,13 +298,20 @@ def _records(folder: Path, epoch: Epoch) -> tuple[list[_Record], list[str]]:
     Raises:
         FileNotFoundError: If a run has no confusion matrix.
     """
-    records, notes = [], []
-    for run in ExperimentFolder(folder).runs():
+    records: list[_Record] = []
+    notes, files = [], ExperimentFolder(folder)
+    for run in files.runs():
         try:
             result = run.read_result()
-            if result is not None and result["val"] is not None:
+            if result is not None and (fault := files.fault_of(run, result)):
+                notes.append(f"{run.name} is left out: {fault}")
+            elif result is not None and result["val"] is not None:
                 last = run.read_last_images() if epoch == "last" else None
-                records.append(_Record(run, result, run.read_images(), last))
+                record = _Record(run, result, run.read_images(), last)
+                if other := next((known.run for known in records if known.shares_images(record)), None):
+                    notes.append(f"{run.name} is left out: it holds images of {other.name}, as a copy does.")
+                else:
+                    records.append(record)
         except DataError as error:
             notes.append(f"{run.name} is left out: {error}")
     return records, notes

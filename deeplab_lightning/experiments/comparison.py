@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, is_outdated, read_cv
-from deeplab_lightning.experiments.comparison_notes import class_notes, fold_notes, seed_notes
+from deeplab_lightning.experiments.comparison_notes import class_notes, data_notes, fold_notes, seed_notes
 from deeplab_lightning.experiments.contributions import Contributions, image_margins
 from deeplab_lightning.experiments.details import compare_details
 from deeplab_lightning.experiments.entries import Comparison, Entry
@@ -137,7 +137,15 @@ def compare_results(
     entries = _judged(entries, basis, other_truths)
     num_images = len(known[0].names) if known else None
     damaged = [note for result in results for note in result.notes]
-    all_notes = [*damaged, *class_notes(entries), *found_notes, *fold_notes(entries), *seed_notes(entries), *notes]
+    all_notes = [
+        *damaged,
+        *data_notes(entries),
+        *class_notes(entries),
+        *found_notes,
+        *fold_notes(entries),
+        *seed_notes(entries),
+        *notes,
+    ]
     class_basis = "folds" if folds_decide else basis
     return Comparison(entries, class_names, num_images, basis, class_basis, all_notes, details=details)
 
@@ -180,6 +188,14 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         other_truths: Number of images of each experiment whose truth differs from the baseline's.
     """
     base, configs = entries[0], [read_config(entry.folder) for entry in entries]
+    differing = [
+        differing_settings(configs[0], config, (base.cv.digest, entry.cv.digest))
+        for entry, config in zip(entries, configs, strict=True)
+    ]
+    unknown = [
+        next((e.label for e, c in ((entry, config), (base, configs[0])) if not c), "")
+        for entry, config in zip(entries, configs, strict=True)
+    ]
     stopped = [next((own.label for own in (entry, base) if own.cv.stopped), "") for entry in entries]
     decided = [
         (UNKNOWN, "") if others or early else _deciding(base, entry, basis)
@@ -193,7 +209,7 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
             judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
             continue
         if stopped[index]:
-            judged.append(_untested(entry, base, stopped[index], differing_settings(configs[0], configs[index])))
+            judged.append(_untested(entry, base, stopped[index], differing[index]))
             continue
         verdict = decide(
             (entry.label, base.label),
@@ -201,7 +217,8 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
             over,
             float(adjusted[index]),
             detectable_difference(difference),
-            differing_settings(configs[0], configs[index]),
+            differing[index],
+            unknown[index],
         )
         class_p = tuple(map(float, holm([item.p for item in entry.per_class or ()])))
         judged.append(replace(entry, adjusted_p=float(adjusted[index]), adjusted_class_p=class_p, verdict=verdict))

@@ -8,6 +8,16 @@ import numpy as np
 from deeplab_lightning.experiments.entries import Entry
 
 
+def data_notes(entries: Sequence[Entry]) -> list[str]:
+    """Name the experiments whose images or labels are not those of the baseline, by their digests."""
+    known = [entry for entry in entries if len(entry.cv.digest) == len(entries[0].cv.digest)]
+    others = [entry.label for entry in known if entry.cv.digest != entries[0].cv.digest]
+    if not others:
+        return []
+    verb = "differ" if len(others) > 1 else "differs"
+    return [f"images or labels changed: the digest of the data of {', '.join(others)} {verb} from the baseline's."]
+
+
 def class_notes(entries: Sequence[Entry]) -> list[str]:
     """Name the classes that are left out because the compared images do not show them, with their false pixels."""
     truth = entries[0].matrix.sum(axis=1)

@@ -1,7 +1,6 @@
 """Prepare a K-fold experiment and list the commands that remain to be run."""
 
 import copy
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +11,9 @@ from typing import TYPE_CHECKING, Any
 from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
-from deeplab_lightning.experiments.settings import setting_differences, settings_hash
+from deeplab_lightning.experiments.settings import fold_differences, is_place, setting_differences, settings_hash
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
-
-_PLACE = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images|masks|annotations)")
 
 if TYPE_CHECKING:
     from deeplab_lightning.data.datamodule import SegmentationDataModule
@@ -53,7 +50,7 @@ class Experiment:
 
         Raises:
             DataError: If the data are bad, the split is official, or the folder holds an experiment with other
-                settings, or folds that were trained on other images or labels.
+                settings, or folds that were trained with other settings or folds, or on other images or labels.
         """
         from deeplab_lightning.data.config import datamodule_from_config  # slow to import
 
@@ -64,6 +61,7 @@ class Experiment:
         config["data"]["fold"] = 0
         files = ExperimentFolder(folder)
         moved = check_same(files.read_config(), config, folder) if files.config.is_file() else []
+        _check_folds(files, config)
         if files.folds.is_file():
             config["data"]["fold_file"] = str(files.folds)
         datamodule = datamodule_from_config(config["data"])
@@ -233,13 +231,33 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path, *, may_m
         for key, (before, after) in setting_differences(then, now).items()
         if not (key == "trainer.max_epochs" and _is_more(before, after))
     }
-    moved = [text for key, text in found.items() if may_move and _PLACE.fullmatch(key)]
+    moved = [text for key, text in found.items() if may_move and is_place(key)]
     if differing := [text for text in found.values() if text not in moved]:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
             "Resume with the same settings, or choose another --name."
         )
     return moved
+
+
+def _check_folds(files: ExperimentFolder, config: Mapping[str, Any]) -> None:
+    """Raise an error if a finished fold is not of this experiment: of another one, another split or other settings."""
+    for run in files.runs():
+        result, own = None, {}
+        with suppress(OSError, DataError):  # a damaged fold is trained again
+            result = run.read_result()
+        if result is None or run.path == files.path:
+            continue
+        if fault := files.fault_of(run, result):
+            raise DataError(f"{fault} Move it away to train the fold again, or choose another --name.")
+        with suppress(OSError, DataError):
+            own = run.read_config()
+        if differing := fold_differences(own, config):
+            texts = [f"{key}: {_short(then)} there, {_short(now)} now" for key, (then, now) in differing.items()]
+            raise DataError(
+                f"{run} was trained with other settings than this experiment has: {'; '.join(texts[:5])}. Restore "
+                f"{files.config}, or choose another --name."
+            )
 
 
 def _check_data(files: ExperimentFolder, datamodule: "SegmentationDataModule", moved: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Pair experiments by the folds and the images that they have in common."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,10 @@ def shared_images(
     images = [result.images for result in results if result.images is not None]
     shared = sorted(set.intersection(*(set(matrices.names) for matrices in images)))
     if not shared:
-        raise DataError(f"the experiments share no held-out image: {', '.join(labels)}.")
+        stems = [{PurePosixPath(name).with_suffix("") for name in matrices.names} for matrices in images]
+        are_stems_shared = bool(set.intersection(*stems))
+        hint = " Only the endings of their names differ, so the files were converted." if are_stems_shared else ""
+        raise DataError(f"the experiments share no held-out image: {', '.join(labels)}.{hint}")
     notes = []
     if any(len(matrices.names) > len(shared) for matrices in images):
         notes.append(f"only the {len(shared)} images that all experiments held out are compared.")

@@ -17,7 +17,7 @@ from deeplab_lightning.experiments.significance import Difference
 from deeplab_lightning.experiments.verdict import SEEDS, differing_settings
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
-from deeplab_lightning.runs import ExperimentFolder
+from deeplab_lightning.runs import RunFolder
 
 Floats = npt.NDArray[np.float64]
 
@@ -43,7 +43,10 @@ def pool_seeds(
     for index, result in enumerate(results):
         for recipe in members:
             # Of each member: a copy of one of them is no further seed.
-            differing = [set(differing_settings(configs[member], configs[index])) for member in recipe]
+            differing = [
+                set(differing_settings(configs[member], configs[index], (results[member].digest, result.digest)))
+                for member in recipe
+            ]
             if all(keys and keys <= set(SEEDS) for keys in differing) and _is_same_design(results[recipe[0]], result):
                 recipe.append(index)
                 break
@@ -56,9 +59,9 @@ def pool_seeds(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return the configuration of an experiment or a run; empty without a readable one."""
+    """Return the configuration of an experiment, or of a run as it was resumed last; empty without a readable one."""
     try:
-        return ExperimentFolder(folder).read_config()
+        return RunFolder(folder).read_last_config()
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,11 @@ from deeplab_lightning.class_paths import canonical
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
 """Trainer settings that describe the machine rather than the training."""
 HASH_LENGTH = 6
+DIGEST = "data.digest"
+"""Key under which other images or labels are reported beside settings that differ."""
+_PLACE = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images|masks|annotations)")
+_PLACE_OF_EQUAL = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images)")
+_OF_A_FOLD = ("seed_everything", "trainer.max_epochs")
 _OF_THE_RUN = ("wandb", "loggers", "output_dir", "name", "ckpt_path")
 _OF_SHOWING = ("enable_progress_bar", "logger")
 _SHOWING_CALLBACKS = {
@@ -29,6 +35,43 @@ def setting_differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict
         own: Another one. A newer version may know more keys, which are left out.
     """
     return dict(_leaves(canonical(_of_training(base)), canonical(_of_training(own))))
+
+
+def is_place(key: str) -> bool:
+    """Check whether a dotted key says where data lie."""
+    return _PLACE.fullmatch(key) is not None
+
+
+def recipe_differences(
+    base: Mapping[str, Any], own: Mapping[str, Any], digests: tuple[str, str] = ("", "")
+) -> dict[str, tuple[Any, Any]]:
+    """Return what differs between two trainings: settings, and images or labels as `DIGEST`.
+
+    Args:
+        base: Resolved configuration of `fit`.
+        own: Another one.
+        digests: Digests of both data; empty if unknown. Where they are equal, another place of the data is no
+            difference.
+    """
+    found = setting_differences(base, own)
+    one, other = digests
+    if one and one == other:
+        return {key: values for key, values in found.items() if not _PLACE_OF_EQUAL.fullmatch(key)}
+    is_other = one and other and len(one) == len(other)  # those of earlier versions say less
+    return {DIGEST: digests, **found} if is_other else found
+
+
+def fold_differences(experiment: Mapping[str, Any], fold: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings of a fold's training that are not those of its experiment, with both values.
+
+    Its seed and its number of epochs are its own, and the data may have been moved since.
+
+    Args:
+        experiment: Resolved configuration of the experiment.
+        fold: That of the fold's training.
+    """
+    found = setting_differences(experiment, fold)
+    return {key: values for key, values in found.items() if key not in _OF_A_FOLD and not is_place(key)}
 
 
 def settings_hash(config: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deeplab_lightning.experiments.settings import setting_differences
+from deeplab_lightning.experiments.settings import DIGEST, recipe_differences
 from deeplab_lightning.experiments.significance import Difference
 
 LEVEL = 0.05
@@ -45,11 +45,13 @@ def decide(
     adjusted_p: float,
     detectable: float,
     differing: Mapping[str, tuple[Any, Any]],
+    unknown: str = "",
 ) -> Verdict:
     """Put the result of a comparison into words.
 
     Only folds and seeds are repetitions of a training. One training of each experiment shows how two checkpoints
-    differ, and not which recipe is better; nor do trainings that also differ in epochs, crops or data.
+    differ, and not which recipe is better; nor do trainings that also differ in epochs, crops or data, or whose
+    settings are unknown.
 
     Args:
         names: Names of the experiment and of the baseline.
@@ -58,6 +60,7 @@ def decide(
         adjusted_p: p-value of the difference, adjusted for the number of comparisons.
         detectable: See `Verdict`.
         differing: Settings that differ, with the value of the baseline and of the experiment.
+        unknown: Name of the one whose settings are unknown.
     """
     own, base = names
     span = _span(deciding, basis, adjusted_p)
@@ -67,6 +70,8 @@ def decide(
     elif not (deciding.excludes_zero and adjusted_p < LEVEL):
         reach = "" if math.isnan(detectable) else f" A difference of {detectable:.3f} would be found in 80 % of cases."
         text = f"{own} and {base} are not distinguishable: {span}.{reach}"
+    elif DIGEST in differing:
+        text = f"{own} and {base} differ: {span}; so do their images or labels, by the digests, which may explain it."
     elif basis not in {"folds", "seeds"}:
         text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (
             "does not show which recipe is better."
@@ -75,6 +80,8 @@ def decide(
         text = f"{own} and {base} differ: {span}; they are one recipe with two seeds, so this is the effect of chance."
     elif confounded := _confounded(differing):
         text = f"{own} and {base} differ: {span}; they also differ in {_settings(confounded)}, which may explain it."
+    elif unknown:
+        text = f"{own} and {base} differ: {span}; {unknown} has no readable config.yaml, so its settings are unknown."
     else:
         word = "better" if deciding.mean > 0 else "worse"
         text = f"{own} is {word} than {base}: {span}."
@@ -110,16 +117,19 @@ def stopped_verdict(
     return Verdict(text, Difference(difference, math.nan, math.nan, math.nan), "", math.nan, dict(differing))
 
 
-def differing_settings(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differing_settings(
+    base: Mapping[str, Any], own: Mapping[str, Any], digests: tuple[str, str] = ("", "")
+) -> dict[str, tuple[Any, Any]]:
     """Return the settings of two configurations that a result depends on and that differ, by dotted key.
 
     Args:
         base: Resolved configuration of the baseline; empty if unknown.
         own: Resolved configuration of the experiment; empty if unknown.
+        digests: Digests of the data of both, see `recipe_differences`.
     """
     if not base or not own:
-        return {}
-    return {key.replace(".init_args", ""): values for key, values in setting_differences(base, own).items()}
+        base, own = {}, {}
+    return {key.replace(".init_args", ""): values for key, values in recipe_differences(base, own, digests).items()}
 
 
 def p_sentence(p: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from deeplab_lightning.checkpoints import import_problem
@@ -16,6 +17,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.data.scan import is_other_data
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.inference.model import Model, load
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
@@ -70,18 +72,22 @@ class OutOfFold:
         for run in runs:
             result = run.read_result()
             assert result is not None
+            if run.path != self.folder and (fault := ExperimentFolder(run.path.parent).fault_of(run, result)):
+                raise DataError(f"{fault} It may have been trained on images that it would be asked about.")
             self._runs.setdefault(result["fold"] or 0, []).append(run)
         self._config: Mapping[str, Any] = self._read_config(runs[0])
 
     def _read_config(self, run: RunFolder) -> dict[str, Any]:
-        """Return the settings of the data that a run was validated on."""
+        """Return the settings of the data that a run was validated on; the experiment's, if they were moved since."""
+        of_all = self._parts[0].config
+        path = of_all if of_all.is_file() else run.config
         try:
-            config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
             data = {key: value for key, value in config["data"].items() if key not in _OF_TRAINING}
         except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{run.config}: is damaged, or no configuration of `deeplab fit`.") from error
+            raise DataError(f"{path}: is damaged, or no configuration of `deeplab fit`.") from error
         if problem := import_problem(data, trust=self._trust, owner=SegmentationDataModule):
-            raise UserError(f"{run.config} cannot be used, since {problem}.")
+            raise UserError(f"{path} cannot be used, since {problem}.")
         folds = self._parts[0].folds if self._parts[0].folds.is_file() else run.folds
         return data | ({"fold_file": str(folds)} if data["split"] == "folds" else {})
 
@@ -93,6 +99,9 @@ class OutOfFold:
         data.setup("validate")
         if not data.has_validation:
             raise DataError(f"{self.folder} held out no image: data.fold is null.")
+        results = [run.read_result() or {} for runs in self._runs.values() for run in runs]
+        if any(is_other_data(result.get("data_digest"), data.data_digest) for result in results):
+            rank_zero_warn(f"images or labels have changed since {self.folder} was trained.")
         return data
 
     @property

@@ -58,6 +58,25 @@ class ExperimentFolder(Folder):
         folds = [path for path in self.path.glob("fold_*") if re.fullmatch(r"fold_\d+", path.name)]
         return [RunFolder(path) for path in sorted(folds, key=lambda path: int(path.name.removeprefix("fold_")))]
 
+    def fault_of(self, run: RunFolder, result: Mapping[str, Any]) -> str | None:
+        """Describe why a finished run is not the fold of this experiment that its folder's name says.
+
+        Args:
+            run: One of `runs`.
+            result: Its result.
+
+        Returns:
+            A sentence; None if it is that fold, or the folder is a single run.
+        """
+        if run.path == self.path:
+            return None
+        if result["fold"] not in {None, int(run.name.removeprefix("fold_"))}:
+            return f"{run} holds the result of fold {result['fold']}, as a copied or renamed folder does."
+        if not (self.folds.is_file() and run.folds.is_file()):
+            return None
+        is_same = self.folds.read_bytes() == run.folds.read_bytes() or self.read_folds() == run.read_folds()
+        return None if is_same else f"{run} was trained on other folds than {self.folds} holds."
+
     def trial(self, number: int) -> RunFolder:
         """Return the run's folder of a trial of `deeplab tune`."""
         return RunFolder(self.path / f"trial_{number}")

@@ -12,6 +12,7 @@ from deeplab_lightning.errors import DataError, MissingFileError
 from deeplab_lightning.files import write_text
 from deeplab_lightning.tables import read_csv
 
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
 FOLDS, BALANCE = "folds.csv", "balance.csv"
 
 
@@ -66,6 +67,11 @@ class Folder:
         rows = read_csv(self.folds, ("image", "group")) if self.folds.is_file() else []
         return {row["image"]: row["group"] for row in rows}
 
+    def read_folds(self) -> dict[str, str]:
+        """Read the fold of each image key; empty without `folds.csv`."""
+        rows = read_csv(self.folds, ("image", "fold")) if self.folds.is_file() else []
+        return {row["image"]: row["fold"] for row in rows}
+
     def read_balance(self) -> list[dict[str, str]]:
         """Read the rows of `balance.csv`; empty without the file.
 
@@ -102,7 +108,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         DataError: If the file is damaged.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # YAML's own, text, and dates and numbers
         raise DataError(f"{path}: is damaged, or not YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(content, dict | None):

@@ -1,6 +1,7 @@
 """Name, write and read the files of one training."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,17 @@ class RunFolder(Folder):
                 numbered if the file exists.
         """
         write_text(unused_path(self.config if stage == "fit" else self.path / f"config_{stage}.yaml"), text)
+
+    def read_last_config(self) -> dict[str, Any]:
+        """Read the configuration of the last start of the training: each resume writes one.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            DataError: If it is damaged.
+        """
+        found = {path: re.fullmatch(r"config-(\d+)\.yaml", path.name) for path in self.path.glob("config-*.yaml")}
+        numbers = {int(match[1]): path for path, match in found.items() if match}
+        return read_yaml(numbers[max(numbers)]) if numbers else self.read_config()
 
     def read_job(self) -> dict[str, Any]:
         """Read the configuration that `deeplab fit` gets for a fold.

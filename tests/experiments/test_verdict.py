@@ -40,6 +40,7 @@ def write(tmp_path: Path) -> Write:
         n_folds: int = 4,
         config: Mapping[str, Any] | None = None,
         classes: list[str] = CLASSES,
+        digest: str | None = None,
     ) -> Path:
         folder = ExperimentFolder(tmp_path / name)
         settings = {"data": {"n_folds": n_folds}, "trainer": {"max_epochs": 10}, "model": {"net": name}}
@@ -50,9 +51,8 @@ def write(tmp_path: Path) -> Write:
             PerImageConfusion.of(held_out).write(run.images)
             figures = {"miou": 0.5, "iou": dict.fromkeys(classes, 0.5)}
             number = None if n_folds == 1 else fold
-            run.write_result(
-                {"fold": number, "n_folds": n_folds if n_folds > 1 else None, "val": figures, "seconds": 60, "cost": {}}
-            )
+            split = {"fold": number, "n_folds": n_folds if n_folds > 1 else None}
+            run.write_result({**split, "val": figures, "seconds": 60, "cost": {}, "data_digest": digest})
         return folder.path
 
     return experiment
@@ -130,6 +130,53 @@ def test_unequal_trainings_are_not_called_better(write: Write, config: dict[str,
     assert entry.verdict is not None
     assert entry.verdict.sentence.startswith("b and a differ: +0.0")
     assert text in entry.verdict.sentence
+
+
+def test_other_images_may_explain_a_difference(write: Write) -> None:
+    """Only the page showed that the digests differ."""
+    config, folders = {"model": {"net": "same"}}, []
+    for name, right, digest in (("a", 0.80, "0" * 16), ("b", 0.85, "1" * 16), ("c", 0.85, "0" * 16)):
+        folders.append(write(name, images(right), config={**config, "loss": name}, digest=digest))
+    comparison = compare_experiments(folders, num_resamples=400)
+    sentences = [entry.verdict.sentence for entry in comparison.entries if entry.verdict]
+    assert sentences[0].endswith("; so do their images or labels, by the digests, which may explain it.")
+    assert sentences[1].startswith("c is better than a")
+    assert comparison.notes[0] == ("images or labels changed: the digest of the data of b differs from the baseline's.")
+
+
+def test_equal_images_are_one_data_set_wherever_they_lie(write: Write) -> None:
+    def of(root: str, **more: Any) -> dict[str, Any]:
+        return {"data": {"n_folds": 4, "dataset": {"init_args": {"root": root}}}, "model": {"net": "same"}, **more}
+
+    a = write("a", images(0.80), config=of("/disk/d1"), digest="0" * 16)
+    b = write("b", images(0.85, seed=1), config=of("d1", loss="other"), digest="0" * 16)
+    entry = judged(a, b)
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b is better than a")
+    assert entry.verdict.differing == {}
+    seeds = [write(f"s{seed}", images(0.80), config=of(root, seed_everything=seed), digest="0" * 16)
+             for seed, root in enumerate(("/disk/d1", "d1"))]  # fmt: skip
+    assert len(compare_experiments([b, *seeds], num_resamples=400).entries) == 2
+
+
+def test_unknown_settings_prove_nothing(write: Write) -> None:
+    """A folder without its configuration made `they also differ in ...` a `better`."""
+    a, b = write("a", images(0.80)), write("b", images(0.85, seed=1))
+    (b / "config.yaml").unlink()
+    for folders in ((a, b), (b, a)):
+        entry = judged(*folders)
+        assert entry.verdict is not None
+        assert entry.verdict.sentence.endswith("; b has no readable config.yaml, so its settings are unknown.")
+        assert "better" not in entry.verdict.sentence
+
+
+def test_converted_files_are_named(write: Write) -> None:
+    folders = write("a", images(0.80), n_folds=2), write("b", images(0.85), n_folds=2)
+    for run in ExperimentFolder(folders[1]).runs():
+        matrices = PerImageConfusion.read(run.images)
+        PerImageConfusion([name.replace(".png", ".jpg") for name in matrices.names], matrices.counts).write(run.images)
+    with pytest.raises(DataError, match="share no held-out image: a, b. Only the endings of their names differ"):
+        compare_experiments(folders)
 
 
 def test_what_was_to_be_compared_may_be_the_epochs(write: Write) -> None:

@@ -25,7 +25,8 @@ def settings_rows(entries: Sequence[Entry]) -> list[dict[str, Any]]:
     configs = [read_config(entry.folder) for entry in entries]
     found: dict[str, dict[int, Any]] = {}
     for index, config in enumerate(configs[1:], start=1):
-        for key, (base, own) in differing_settings(configs[0], config).items():
+        digests = (entries[0].cv.digest, entries[index].cv.digest)
+        for key, (base, own) in differing_settings(configs[0], config, digests).items():
             found.setdefault(key, {0: base})[index] = own
     return [
         {"key": key, "cells": [_short(values.get(index, values[0])) for index in range(len(entries))]}

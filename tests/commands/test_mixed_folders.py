@@ -1,0 +1,193 @@
+"""Folders that weeks of work leave: copied, renamed and edited ones, changed images. Figures stay those of one recipe.
+
+Each case ended in figures without a word, or in a traceback.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from deeplab_lightning.checkpoints import read_checkpoint
+from deeplab_lightning.errors import UserError
+from deeplab_lightning.runs import ExperimentFolder, RunFolder
+from deeplab_lightning.tables import csv_text, read_csv
+from tests.conftest import draw_noise_data, noise_config, shared_copy, train_noise_experiment
+from tests.processes import run_program
+
+
+def draw_and_train(root: Path) -> None:
+    draw_noise_data(root)
+    train_noise_experiment(root, epochs=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_copy(tmp_path_factory, "mixed", draw_and_train)
+
+
+@pytest.fixture
+def experiment(trained: Path, tmp_path: Path) -> ExperimentFolder:
+    """A finished experiment of two folds, to be spoilt."""
+    return ExperimentFolder(shutil.copytree(trained, tmp_path / "spoilt") / "runs" / "cv")
+
+
+def kfold(files: ExperimentFolder, *words: str) -> "subprocess.CompletedProcess[str]":
+    return run_program("kfold", "--name", files.name, "--output_dir", str(files.path.parent), *words)
+
+
+def aggregated(files: ExperimentFolder) -> str:
+    return run_program("kfold", "--aggregate", str(files), check=True).stdout
+
+
+def refused(done: "subprocess.CompletedProcess[str]") -> str:
+    """Return the one line of an error."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in done.stderr
+    return line
+
+
+@pytest.mark.long
+def test_a_copy_of_a_fold_is_no_second_fold(experiment: ExperimentFolder) -> None:
+    shutil.rmtree(experiment.fold(1).path)
+    shutil.copytree(experiment.fold(0).path, experiment.fold(1).path)
+    text = "fold_1 holds the result of fold 0, as a copied or renamed folder does."
+    assert text in refused(kfold(experiment, "--resume"))
+    assert f"note: fold_1 is left out: {experiment.fold(1)} holds" in aggregated(experiment)
+    assert text in refused(run_program("best", str(experiment)))
+    result = experiment.fold(1).read_result()
+    assert result is not None
+    experiment.fold(1).write_result({**result, "fold": 1})
+    assert "note: fold_1 is left out: it holds images of fold_0, as a copy does." in aggregated(experiment)
+    assert experiment.read_result() is not None
+    assert experiment.read_result()["num_images"] == 5  # type: ignore[index]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", ["best", "suspects", "calibrate"])
+def test_folds_of_another_split_are_refused(experiment: ExperimentFolder, command: str) -> None:
+    rows = [[row["image"], row["group"], 1 - int(row["fold"])] for row in read_csv(experiment.folds)]
+    experiment.folds.write_text(csv_text([["image", "group", "fold"], *rows]))
+    expected = f"fold_0 was trained on other folds than {experiment.folds} holds."
+    assert expected in refused(run_program(command, str(experiment)))
+    if command == "best":
+        shutil.rmtree(experiment.fold(1).path)
+        assert expected in refused(kfold(experiment, "--resume"))
+        assert expected in refused(run_program("kfold", "--aggregate", str(experiment)))
+
+
+@pytest.mark.long
+def test_an_edited_configuration_is_not_that_of_finished_folds(experiment: ExperimentFolder) -> None:
+    config = experiment.read_config()
+    config["model"]["optimizer"]["init_args"]["lr"] = 0.1
+    experiment.write_config(config)
+    difference = "model.optimizer.init_args.lr (0.1 and 0.005)"
+    assert f"note: fold_0 has other settings than the experiment: {difference}." in aggregated(experiment)
+    shutil.rmtree(experiment.fold(1).path)
+    line = refused(kfold(experiment, "--resume"))
+    assert "fold_0 was trained with other settings than this experiment has: " in line
+    assert "model.optimizer.init_args.lr: 0.005 there, 0.1 now" in line
+    assert not experiment.fold(1).job.exists()
+
+
+@pytest.mark.long
+def test_moved_data_are_found_by_all_commands_after_a_resume(experiment: ExperimentFolder) -> None:
+    """Commands on the held-out images read the first fold's configuration, which still named the old place."""
+    root, new = experiment.path.parents[1], experiment.path.parents[1] / "elsewhere"
+    for part in ("images", "masks"):
+        shutil.copytree(root / part, new / part)
+    for file in (experiment.config, *(run.config for run in experiment.runs())):
+        config = yaml.safe_load(file.read_text())
+        config["data"]["dataset"]["init_args"]["root"] = str(root / "gone")
+        file.write_text(yaml.safe_dump(config))
+    kfold(experiment, "--resume", "--data.dataset.root", str(new)).check_returncode()
+    done = run_program("suspects", str(experiment), check=True)
+    assert "have changed" not in done.stderr
+    for path in (new / "images").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    done = run_program("suspects", str(experiment), check=True)
+    assert f"images or labels have changed since {experiment} was trained" in " ".join(done.stderr.split())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """Data, and the configuration of a training of one epoch."""
+    draw_noise_data(tmp_path)
+    content = noise_config(tmp_path, trainer={"max_epochs": 1, "num_sanity_val_steps": 0})
+    content["model"]["optimizer"] = {"class_path": "SGD", "init_args": {"lr": 0.01}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    return tmp_path / "c.yaml"
+
+
+@pytest.mark.long
+def test_changed_images_are_said_in_comparison_and_validation(config: Path, tmp_path: Path) -> None:
+    run_program("fit", "-c", str(config), "--name", "before", check=True)
+    moved = tmp_path / "link"
+    moved.symlink_to(tmp_path)
+    words = ("--data.dataset.root", str(moved), "--seed_everything", "3")
+    run_program("fit", "-c", str(config), "--name", "same", *words, check=True)
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    run_program("fit", "-c", str(config), "--name", "after", check=True)
+    runs, table = tmp_path / "runs", tmp_path / "out.json"
+    folders = [str(runs / name) for name in ("before", "after", "same")]
+    done = run_program("compare", *folders, "--json", str(table), check=True)
+    assert "the digest of the data of after differs from the baseline's." in " ".join(done.stdout.split())
+    content: dict[str, Any] = json.loads(table.read_text())
+    assert content["differing_settings"]["after"].keys() == {"data.digest"}
+    assert [row["seeds"] for row in content["experiments"]] == [2, 1]  # equal data elsewhere, another seed
+    best = runs / "before" / "checkpoints" / "best.ckpt"
+    done = run_program("validate", "--ckpt_path", str(best), check=True)
+    assert "images or labels have changed since the training" in " ".join(done.stderr.split())
+    best = runs / "after" / "checkpoints" / "best.ckpt"
+    assert "have changed" not in run_program("validate", "--ckpt_path", str(best), check=True).stderr
+
+
+@pytest.mark.long
+def test_a_resumed_training_says_which_settings_count(config: Path, tmp_path: Path) -> None:
+    run_program("fit", "-c", str(config), "--name", "run", check=True)
+    run = RunFolder(tmp_path / "runs" / "run")
+    more = ("--trainer.max_epochs", "2", "--model.optimizer.lr", "0.3", "--data.batch_size", "5")
+    done = run_program("fit", "--ckpt_path", str(run.last), *more, check=True)
+    said = " ".join(done.stderr.split())
+    assert "the training goes on with the checkpoint's learning rates, and not with those that are asked for" in said
+    assert "(0.01, not 0.3)" in said
+    run_program("fit", "-c", str(config), "--name", "other", check=True)
+    table = tmp_path / "out.json"
+    other = str(tmp_path / "runs" / "other")
+    done = run_program("compare", other, str(run), "--json", str(table), check=True)
+    settings = json.loads(table.read_text())["differing_settings"]["run"]
+    assert settings["trainer.max_epochs"] == [1, 2]
+    assert settings["data.batch_size"] == [2, 5]
+    assert "note: run was resumed with other settings: data.batch_size (2 and 5)" in " ".join(done.stdout.split())
+    last = Path(other) / "checkpoints" / "last.ckpt"
+    plain = run_program("fit", "--ckpt_path", str(last), "--trainer.max_epochs", "2", check=True)
+    assert "learning rates, and not" not in plain.stderr
+
+
+@pytest.mark.long
+def test_a_checkpoint_that_was_cut_off_is_one_line_wherever_it_was_cut(experiment: ExperimentFolder) -> None:
+    """Cut to a small part, it was an `OSError: Invalid argument` with a traceback."""
+    best = experiment.fold(0).best
+    content = best.read_bytes()
+    for size in (*range(1000, 100_000, 7000), *range(100_000, len(content), len(content) // 20)):
+        best.write_bytes(content[:size])
+        with pytest.raises(UserError, match="damaged"):
+            read_checkpoint(best)
+    best.write_bytes(content[:20_000])
+    assert "it was damaged or cut off" in refused(run_program("validate", "--ckpt_path", str(best)))
+
+
+@pytest.mark.long
+def test_a_reader_that_ends_early_gets_no_traceback(tmp_path: Path) -> None:
+    command = f"{sys.executable} -m deeplab_lightning --help | head -1"
+    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert done.stdout == "usage: deeplab COMMAND [-c CONFIG ...] [--KEY VALUE ...]\n"
+    assert done.stderr == ""
