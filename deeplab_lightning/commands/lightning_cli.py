@@ -38,6 +38,7 @@ from deeplab_lightning.commands.run_settings import (
     set_logger,
     set_plugins,
     skip_pretrained_weights,
+    take_own_folds,
 )
 from deeplab_lightning.commands.surroundings import user_mistakes
 from deeplab_lightning.commands.training_options import add_evaluation_options, add_run_options
@@ -124,6 +125,7 @@ class DeepLabCLI(LightningCLI):
         """Choose the run's folder, and set everything in the configuration that follows from it."""
         config = self.config[self._command]
         refuse_contradictions(self._command, config)
+        take_own_folds(config)
         folder = choose_folder(self._command, config)
         config.name = folder.name
         keep_folds(config, self._dump())
@@ -266,6 +268,7 @@ class ConfigResolver(DeepLabCLI):
     def before_instantiate_classes(self) -> None:
         """Keep the configuration as it was parsed."""
         refuse_contradictions(self._command, self.config[self._command])
+        take_own_folds(self.config[self._command])
         self.resolved: dict[str, Any] = yaml.safe_load(self._dump())
 
     def instantiate_classes(self) -> None:

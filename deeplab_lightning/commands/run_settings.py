@@ -109,6 +109,25 @@ def keep_folds(config: Namespace, text: str) -> None:
         config.data.fold_file = str(own.folds)
 
 
+def take_own_folds(config: Namespace) -> None:
+    """Use the folds beside a run's `config.yaml` where the file that it names is gone or holds other folds today.
+
+    It names the `folds.csv` of its own folder, which may have been renamed, moved or copied since.
+
+    Args:
+        config: The configuration, which is changed.
+    """
+    for path in map(Path, filter(None, config.get("config") or ())):  # None for one on the command line
+        own, named = RunFolder(path.parent), config.data.fold_file
+        if named is None or path.name != own.config.name or not own.folds.is_file():
+            continue
+        given = (own.read_config().get("data") or {}).get("fold_file")
+        is_from_here = Path(named).name == own.folds.name and given == named
+        if is_from_here and not (Path(named).is_file() and Path(named).read_bytes() == own.folds.read_bytes()):
+            print(f"Folds: {own.folds}, beside the configuration; {named} is not its file any more.", flush=True)
+            config.data.fold_file = str(own.folds)
+
+
 def set_folder(config: Namespace, folder: RunFolder) -> None:
     """Let trainer and checkpoints write to the run's folder."""
     config.trainer.default_root_dir = str(folder)

@@ -98,6 +98,27 @@ def test_an_edited_configuration_is_not_that_of_finished_folds(experiment: Exper
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("command", ["fit", "kfold"])
+def test_a_renamed_experiment_is_trained_again_on_its_own_folds(experiment: ExperimentFolder, command: str) -> None:
+    """Its configuration names `folds.csv` at the old place, where another experiment may lie."""
+    renamed = ExperimentFolder(experiment.path.rename(experiment.path.with_name("old")))
+    config = renamed.read_config()
+    config["data"]["fold_file"] = str(experiment.folds)
+    config["output_dir"] = str(renamed.path.parent)
+    renamed.write_config(config)
+    shutil.copytree(renamed.path, experiment.path)
+    rows = [[row["image"], row["group"], 1 - int(row["fold"])] for row in read_csv(experiment.folds)]
+    experiment.folds.write_text(csv_text([["image", "group", "fold"], *rows]))
+    done = run_program(command, "-c", str(renamed.config), "--name", "again", "--trainer.max_epochs", "1", check=True)
+    assert f"Folds: {renamed.folds}, beside the configuration" in done.stdout
+    assert ExperimentFolder(renamed.path.with_name("again")).read_folds() == renamed.read_folds()
+    shutil.rmtree(experiment.path)
+    words = ("-c", str(renamed.config), "-c", "{trainer: {max_epochs: 1}}")
+    run_program("fit", *words, "--name", "third", check=True)
+    assert RunFolder(renamed.path.with_name("third")).read_folds() == renamed.read_folds()
+
+
+@pytest.mark.long
 def test_moved_data_are_found_by_all_commands_after_a_resume(experiment: ExperimentFolder) -> None:
     """Commands on the held-out images read the first fold's configuration, which still named the old place."""
     root, new = experiment.path.parents[1], experiment.path.parents[1] / "elsewhere"
