@@ -177,10 +177,10 @@ class SplitDataModule(L.LightningDataModule):
         elif not {row["image"] for row in rows} & set(self.dataset.names):
             rank_zero_info("The checkpoint was trained on other images; these are split anew.")
         else:
+            self._use_folds(rows, state_dict["fold"])
             is_validation = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
             if is_validation and is_other_data(state_dict.get("data_digest"), self.data_digest):
                 rank_zero_warn("images or labels have changed since the training: its figures are not of these data.")
-            self._use_folds(rows, state_dict["fold"])
 
     def _use_folds(self, rows: list[dict[str, str]], fold: int | None) -> None:
         """Use the folds of a checkpoint that held out a fold, unless there is a `fold_file`."""
