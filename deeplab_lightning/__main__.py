@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 import time
@@ -28,9 +29,14 @@ def run() -> None:
         try:
             main()
         finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # as in `deeplab --help | head -1`
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
+        if not any(word in {"-h", "--help"} for word in sys.argv[1:]):
+            print("error: what reads the output has ended, and so does the command.", file=sys.stderr)
         sys.exit(_OUTPUT_CLOSED)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)
@@ -48,6 +54,15 @@ def _first_process() -> int | None:
     """Return the id of the process that started this one as a further process of a training on several devices."""
     is_further = os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ
     return os.getppid() if is_further else None
+
+
+def _is_output_closed() -> bool:
+    """Check whether nothing reads the standard output any more, as in `deeplab --help | head -1`."""
+    if sys.stdout is None or not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _is_reported_by(first: int | None) -> bool:

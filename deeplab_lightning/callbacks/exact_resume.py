@@ -26,7 +26,7 @@ class ExactResume(L.Callback):
 
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
-        self._rates: list[float] = []
+        self._rates: dict[str, float] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the learning rates of the configuration, before the optimizer gets those of the checkpoint."""
@@ -34,12 +34,13 @@ class ExactResume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the training goes on with other learning rates than it was asked for."""
-        if (found := _rates(trainer)) != self._rates:
-            (own, asked), *_ = [pair for pair in zip(found, self._rates, strict=False) if pair[0] != pair[1]]
+        found = _rates(trainer)
+        changed = [(found[name], asked) for name, asked in self._rates.items() if found.get(name, asked) != asked]
+        if changed:
             rank_zero_warn(
                 f"the training goes on with the checkpoint's learning rates, and not with those that are asked for "
-                f"({own:.4g}, not {asked:.4g}); to change them, start a training from its weights, by "
-                "--model.net.weights."
+                f"({changed[0][0]:.4g}, not {changed[0][1]:.4g}); to change them, start a training from its weights, "
+                "by --model.net.weights."
             )
 
     def on_train_batch_start(
@@ -74,10 +75,11 @@ class ExactResume(L.Callback):
                 validation[key] = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
 
 
-def _rates(trainer: L.Trainer) -> list[float]:
-    """Return the rate of each parameter group, before a schedule changes it if there is one."""
+def _rates(trainer: L.Trainer) -> dict[str, float]:
+    """Return the rate of each named parameter group before a schedule changes it, as far as that is known."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    return [float(group["initial_lr"]) for group in groups if "initial_lr" in group]
+    key = "initial_lr" if trainer.lr_scheduler_configs else "lr"
+    return {str(group["name"]): float(group[key]) for group in groups if key in group and "name" in group}
 
 
 def _validates_at_the_end(trainer: L.Trainer, epoch: int) -> bool:

@@ -14,7 +14,7 @@ class SaveConfig(L.Callback):
     """Write the resolved configuration to the run's folder and to the loggers.
 
     `deeplab fit -c runs/<name>/config.yaml` trains it again. Validation, test and prediction write
-    `config_<stage>.yaml` and a resumed training writes `config-2.yaml`; nothing is overwritten.
+    `config_<stage>.yaml` and a resumed training writes `config-2.yaml`, once it trains; nothing is overwritten.
 
     Args:
         config: Resolved configuration as YAML.
@@ -22,11 +22,22 @@ class SaveConfig(L.Callback):
 
     def __init__(self, config: str) -> None:
         self.config = config
+        self._is_pending = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save the configuration, except in a `fast_dev_run`."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            self._save(trainer, str(getattr(stage, "value", stage)))
+        name = str(getattr(stage, "value", stage))
+        self._is_pending = name == "fit" and RunFolder(trainer.default_root_dir).config.is_file()
+        if not self._is_pending and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save(trainer, name)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save the configuration of a training that goes on, which may have been finished."""
+        if self._is_pending and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._save(trainer, "fit")
+        self._is_pending = False
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:

@@ -170,6 +170,7 @@ class SplitDataModule(L.LightningDataModule):
                 "images or labels have changed since the checkpoint was written; the training goes on with these."
             )
         if self.split != "folds" or "folds" not in state_dict:
+            self._warn_of_other_data(state_dict)
             return
         rows = read_csv_text(zlib.decompress(state_dict["folds"]).decode())
         if any(state_dict[key] != value for key, value in self._split_settings.items()):
@@ -178,9 +179,15 @@ class SplitDataModule(L.LightningDataModule):
             rank_zero_info("The checkpoint was trained on other images; these are split anew.")
         else:
             self._use_folds(rows, state_dict["fold"])
-            is_validation = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
-            if is_validation and is_other_data(state_dict.get("data_digest"), self.data_digest):
-                rank_zero_warn("images or labels have changed since the training: its figures are not of these data.")
+            self._warn_of_other_data(state_dict)
+
+    def _warn_of_other_data(self, state_dict: dict[str, Any]) -> None:
+        """Say that a validation is of other data than those of the training."""
+        is_validation = self.trainer is not None and self.trainer.state.fn == TrainerFn.VALIDATING
+        if is_validation and is_other_data(state_dict.get("data_digest"), self.data_digest):
+            rank_zero_warn(
+                "images or labels have changed since the training, or others are given: its figures are of other data."
+            )
 
     def _use_folds(self, rows: list[dict[str, str]], fold: int | None) -> None:
         """Use the folds of a checkpoint that held out a fold, unless there is a `fold_file`."""

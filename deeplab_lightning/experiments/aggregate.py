@@ -174,7 +174,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
             )
     notes += [*_epoch_notes(folder, results), *_setting_notes(folder, [run for run, _ in runs])]
     digests = {str(result.get("data_digest") or "") for result in results}
-    if len(digests - {""}) > 1:
+    if len({len(digest) for digest in digests}) < len(digests):  # those of earlier versions are shorter
         notes.append(f"the folds of {folder.name} were trained on different images or labels, by their digests.")
     folds = [result["fold"] or 0 for result in results]
     stopped = _stopped(folder, folds) or _stopped_by_search(folder, results)
@@ -253,15 +253,17 @@ def _setting_notes(folder: Path, runs: Sequence[RunFolder]) -> list[str]:
     with suppress(OSError, DataError):  # without configurations, nothing is known
         config = files.read_config()
     for run in runs if config else ():
-        own, what = {}, "has other settings than the experiment"
-        with suppress(OSError, DataError):
-            own = run.read_config()
-        if run.path == files.path:
+        for read, what in (
+            (run.read_config, "has other settings than the experiment"),
+            (run.read_last_config, "was resumed with other settings"),
+        ):
+            own: dict[str, Any] = {}
             with suppress(OSError, DataError):
-                own, what = run.read_last_config(), "was resumed with other settings"
-        if found := fold_differences(config, own):
-            texts = ", ".join(f"{key} ({then} and {now})" for key, (then, now) in list(found.items())[:_MAX_NAMED])
-            notes.append(f"{run.name} {what}: {texts}.")
+                own = read()
+            if found := fold_differences(config, own):
+                texts = ", ".join(f"{key} ({then} and {now})" for key, (then, now) in list(found.items())[:_MAX_NAMED])
+                notes.append(f"{run.name} {what}: {texts}.")
+                break
     return notes
 
 

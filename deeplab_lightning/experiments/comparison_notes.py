@@ -14,8 +14,7 @@ def data_notes(entries: Sequence[Entry]) -> list[str]:
     others = [entry.label for entry in known if entry.cv.digest != entries[0].cv.digest]
     if not others:
         return []
-    verb = "differ" if len(others) > 1 else "differs"
-    return [f"images or labels changed: the digest of the data of {', '.join(others)} {verb} from the baseline's."]
+    return [f"by their digests, the data of {', '.join(others)} hold other images or labels than the baseline's."]
 
 
 def class_notes(entries: Sequence[Entry]) -> list[str]:

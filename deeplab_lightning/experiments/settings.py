@@ -14,7 +14,6 @@ HASH_LENGTH = 6
 DIGEST = "data.digest"
 """Key under which other images or labels are reported beside settings that differ."""
 _PLACE = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images|masks|annotations)")
-_PLACE_OF_EQUAL = re.compile(r"data\.(\w+_)?dataset\.init_args\.(root|images)")
 _OF_A_FOLD = ("seed_everything", "trainer.max_epochs")
 _OF_THE_RUN = ("wandb", "loggers", "output_dir", "name", "ckpt_path")
 _OF_SHOWING = ("enable_progress_bar", "logger")
@@ -56,7 +55,7 @@ def recipe_differences(
     found = setting_differences(base, own)
     one, other = digests
     if one and one == other:
-        return {key: values for key, values in found.items() if not _PLACE_OF_EQUAL.fullmatch(key)}
+        return {key: values for key, values in found.items() if not is_place(key)}
     is_other = one and other and len(one) == len(other)  # those of earlier versions say less
     return {DIGEST: digests, **found} if is_other else found
 

@@ -71,7 +71,8 @@ def decide(
         reach = "" if math.isnan(detectable) else f" A difference of {detectable:.3f} would be found in 80 % of cases."
         text = f"{own} and {base} are not distinguishable: {span}.{reach}"
     elif DIGEST in differing:
-        text = f"{own} and {base} differ: {span}; so do their images or labels, by the digests, which may explain it."
+        more = f", and {_settings(found)}" if (found := _confounded(differing)) else ""
+        text = f"{own} and {base} differ: {span}; so do their images or labels{more}, which may explain it."
     elif basis not in {"folds", "seeds"}:
         text = f"These two checkpoints, of {own} and {base}, differ on these images: {span}. One training of each " + (
             "does not show which recipe is better."

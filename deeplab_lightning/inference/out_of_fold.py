@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -65,29 +64,30 @@ class OutOfFold:
         self._device, self._trust = device, trust
         files = ExperimentFolder(self.folder)
         self._parts = files.seeds() or [files]
-        runs = [run for part in self._parts for run in part.runs() if run.result.is_file() and run.best.is_file()]
-        if not runs:
+        pairs = [(part, run) for part in self._parts for run in part.runs()]
+        pairs = [(part, run) for part, run in pairs if run.result.is_file() and run.best.is_file()]
+        if not pairs:
             raise MissingFileError(f"no finished run with a best.ckpt in {self.folder.absolute()}.")
         self._runs: dict[int, list[RunFolder]] = {}
-        for run in runs:
+        for part, run in pairs:
             result = run.read_result()
             assert result is not None
-            if run.path != self.folder and (fault := ExperimentFolder(run.path.parent).fault_of(run, result)):
+            if fault := part.fault_of(run, result):
                 raise DataError(f"{fault} It may have been trained on images that it would be asked about.")
             self._runs.setdefault(result["fold"] or 0, []).append(run)
-        self._config: Mapping[str, Any] = self._read_config(runs[0])
+        self._config: Mapping[str, Any] = self._read_config(pairs[0][1])
 
     def _read_config(self, run: RunFolder) -> dict[str, Any]:
         """Return the settings of the data that a run was validated on; the experiment's, if they were moved since."""
         of_all = self._parts[0].config
-        path = of_all if of_all.is_file() else run.config
+        source = RunFolder(self._parts[0].path) if of_all.is_file() else run
         try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+            config = source.read_last_config()
             data = {key: value for key, value in config["data"].items() if key not in _OF_TRAINING}
-        except (OSError, yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path}: is damaged, or no configuration of `deeplab fit`.") from error
+        except (OSError, DataError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{source.config}: is damaged, or no configuration of `deeplab fit`.") from error
         if problem := import_problem(data, trust=self._trust, owner=SegmentationDataModule):
-            raise UserError(f"{path} cannot be used, since {problem}.")
+            raise UserError(f"{source.config} cannot be used, since {problem}.")
         folds = self._parts[0].folds if self._parts[0].folds.is_file() else run.folds
         return data | ({"fold_file": str(folds)} if data["split"] == "folds" else {})
 

@@ -66,9 +66,9 @@ class ExperimentFolder(Folder):
             result: Its result.
 
         Returns:
-            A sentence; None if it is that fold, or the folder is a single run.
+            A sentence; None if it is that fold, or `kfold` did not make this folder.
         """
-        if run.path == self.path:
+        if run.path == self.path or not self.config.is_file():
             return None
         if result["fold"] not in {None, int(run.name.removeprefix("fold_"))}:
             return f"{run} holds the result of fold {result['fold']}, as a copied or renamed folder does."

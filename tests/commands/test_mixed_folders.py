@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import yaml
 from PIL import Image
@@ -160,7 +161,8 @@ def test_changed_images_are_said_in_comparison_and_validation(config: Path, tmp_
     runs, table = tmp_path / "runs", tmp_path / "out.json"
     folders = [str(runs / name) for name in ("before", "after", "same")]
     done = run_program("compare", *folders, "--json", str(table), check=True)
-    assert "the digest of the data of after differs from the baseline's." in " ".join(done.stdout.split())
+    said = " ".join(done.stdout.split())
+    assert "by their digests, the data of after hold other images or labels than the baseline's." in said
     content: dict[str, Any] = json.loads(table.read_text())
     assert content["differing_settings"]["after"].keys() == {"data.digest"}
     assert [row["seeds"] for row in content["experiments"]] == [2, 1]  # equal data elsewhere, another seed
@@ -172,9 +174,52 @@ def test_changed_images_are_said_in_comparison_and_validation(config: Path, tmp_
 
 
 @pytest.mark.long
+def test_changed_images_of_an_official_split_are_said(config: Path, tmp_path: Path) -> None:
+    content = yaml.safe_load(config.read_text())
+    content["data"] |= {"split": "official", "val_dataset": content["data"]["dataset"]}
+    config.write_text(yaml.safe_dump(content))
+    run_program("fit", "-c", str(config), "--name", "official", check=True)
+    best = ("--ckpt_path", str(tmp_path / "runs" / "official" / "checkpoints" / "best.ckpt"))
+    assert "have changed" not in run_program("validate", *best, check=True).stderr
+    for path in (tmp_path / "images").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    assert "images or labels have changed" in " ".join(run_program("validate", *best, check=True).stderr.split())
+
+
+@pytest.mark.long
+def test_folds_that_a_user_numbered_are_pooled(experiment: ExperimentFolder) -> None:
+    """No `kfold` made the folder, so its names promise nothing."""
+    for number in (1, 0):
+        experiment.fold(number).path.rename(experiment.fold(number + 1).path)
+    experiment.config.unlink()
+    assert "cv: 2 of 2 folds" in aggregated(experiment)
+
+
+@pytest.mark.long
+def test_a_fold_that_was_resumed_with_other_settings_is_not_of_the_experiment(experiment: ExperimentFolder) -> None:
+    more = ("--trainer.max_epochs", "2", "--data.batch_size", "5")
+    run_program("fit", "--ckpt_path", str(experiment.fold(1).last), *more, check=True)
+    assert "note: fold_1 was resumed with other settings: data.batch_size (2 and 5)." in aggregated(experiment)
+    assert "data.batch_size: 5 there, 2 now" in refused(kfold(experiment, "--resume"))
+
+
+@pytest.mark.long
+def test_a_schedule_may_be_added_when_a_training_goes_on(config: Path, tmp_path: Path) -> None:
+    run_program("fit", "-c", str(config), "--name", "run", "--model.lr_scheduler", "null", check=True)
+    run = RunFolder(tmp_path / "runs" / "run")
+    resume = ("fit", "--ckpt_path", str(run.last), "--trainer.max_epochs", "2")
+    done = run_program(*resume, "--model.optimizer.lr", "0.3", check=True)
+    assert "(0.01, not 0.3)" in " ".join(done.stderr.split())
+    resume = ("fit", "--ckpt_path", str(run.last), "--trainer.max_epochs", "3")
+    run_program(*resume, "--model.lr_scheduler", "PolyLR", check=True)
+
+
+@pytest.mark.long
 def test_a_resumed_training_says_which_settings_count(config: Path, tmp_path: Path) -> None:
     run_program("fit", "-c", str(config), "--name", "run", check=True)
     run = RunFolder(tmp_path / "runs" / "run")
+    run_program("fit", "--ckpt_path", str(run.last), "--data.batch_size", "4", check=True)
+    assert run.read_last_config()["data"]["batch_size"] == 2  # it was finished, so nothing was trained
     more = ("--trainer.max_epochs", "2", "--model.optimizer.lr", "0.3", "--data.batch_size", "5")
     done = run_program("fit", "--ckpt_path", str(run.last), *more, check=True)
     said = " ".join(done.stderr.split())
@@ -207,8 +252,22 @@ def test_a_checkpoint_that_was_cut_off_is_one_line_wherever_it_was_cut(experimen
 
 
 @pytest.mark.long
-def test_a_reader_that_ends_early_gets_no_traceback(tmp_path: Path) -> None:
-    command = f"{sys.executable} -m deeplab_lightning --help | head -1"
-    done = subprocess.run(["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
-    assert done.stdout == "usage: deeplab COMMAND [-c CONFIG ...] [--KEY VALUE ...]\n"
-    assert done.stderr == ""
+@pytest.mark.parametrize(("words", "status"), [("--help | true", 141), ("--help >&-", 0)])  # `true` reads nothing
+def test_a_closed_output_is_no_traceback(words: str, status: int) -> None:
+    command = f"{sys.executable} -m deeplab_lightning {words}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", status)
+
+
+class BrokenConnection(L.Callback):
+    """Fail as a connection whose other end was closed does."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        raise BrokenPipeError("the other end is closed")
+
+
+@pytest.mark.long
+def test_another_broken_pipe_keeps_its_traceback(config: Path) -> None:
+    done = run_program("fit", "-c", str(config), "--trainer.callbacks+", f"{__name__}.BrokenConnection")
+    assert done.returncode == 1
+    assert "BrokenPipeError: the other end is closed" in done.stderr
