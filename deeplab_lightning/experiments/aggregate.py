@@ -22,6 +22,7 @@ from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
 _COLUMN_WIDTH = 9  # characters of a fold in the terminal
 _MAX_NAMED = 4  # settings in one note
+_WHAT = ("has other settings than the experiment", "was resumed with other settings")
 _OTHER_WIDTH = 4 + 3 * _COLUMN_WIDTH  # of the frame, the pooled figure, mean and standard deviation
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -253,14 +254,11 @@ def _setting_notes(folder: Path, runs: Sequence[RunFolder]) -> list[str]:
     with suppress(OSError, DataError):  # without configurations, nothing is known
         config = files.read_config()
     for run in runs if config else ():
-        for read, what in (
-            (run.read_config, "has other settings than the experiment"),
-            (run.read_last_config, "was resumed with other settings"),
-        ):
-            own: dict[str, Any] = {}
-            with suppress(OSError, DataError):
-                own = read()
-            if found := fold_differences(config, own):
+        own: list[dict[str, Any]] = []
+        with suppress(OSError, DataError):
+            own = run.read_configs()
+        for content, what in zip(own, _WHAT, strict=False):
+            if found := fold_differences(config, content):
                 texts = ", ".join(f"{key} ({then} and {now})" for key, (then, now) in list(found.items())[:_MAX_NAMED])
                 notes.append(f"{run.name} {what}: {texts}.")
                 break

@@ -243,7 +243,7 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path, *, may_m
 def _check_folds(files: ExperimentFolder, config: Mapping[str, Any]) -> None:
     """Raise an error if a finished fold is not of this experiment: of another one, another split or other settings."""
     for run in files.runs():
-        result, configs = None, []
+        result, configs = None, list[dict[str, Any]]()
         with suppress(OSError, DataError):  # a damaged fold is trained again
             result = run.read_result()
         if result is None or run.path == files.path:
@@ -251,7 +251,7 @@ def _check_folds(files: ExperimentFolder, config: Mapping[str, Any]) -> None:
         if fault := files.fault_of(run, result):
             raise DataError(f"{fault} Move it away to train the fold again, or choose another --name.")
         with suppress(OSError, DataError):
-            configs = [run.read_config(), run.read_last_config()]
+            configs = run.read_configs()
         if differing := next(filter(None, (fold_differences(own, config) for own in configs)), None):
             texts = [f"{key}: {_short(then)} there, {_short(now)} now" for key, (then, now) in differing.items()]
             raise DataError(

@@ -61,7 +61,7 @@ def pool_seeds(
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the configuration of an experiment, or of a run as it was resumed last; empty without a readable one."""
     try:
-        return RunFolder(folder).read_last_config()
+        return RunFolder(folder).read_configs()[-1]
     except (OSError, ValueError, yaml.YAMLError):
         return {}
 

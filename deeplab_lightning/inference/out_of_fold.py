@@ -82,7 +82,7 @@ class OutOfFold:
         of_all = self._parts[0].config
         source = RunFolder(self._parts[0].path) if of_all.is_file() else run
         try:
-            config = source.read_last_config()
+            config = source.read_configs()[-1]
             data = {key: value for key, value in config["data"].items() if key not in _OF_TRAINING}
         except (OSError, DataError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{source.config}: is damaged, or no configuration of `deeplab fit`.") from error

@@ -90,16 +90,16 @@ class RunFolder(Folder):
         """
         write_text(unused_path(self.config if stage == "fit" else self.path / f"config_{stage}.yaml"), text)
 
-    def read_last_config(self) -> dict[str, Any]:
-        """Read the configuration of the last start of the training: each resume writes one.
+    def read_configs(self) -> list[dict[str, Any]]:
+        """Read the configurations of the first and of the last start of the training; one if it was not resumed.
 
         Raises:
             FileNotFoundError: If there is none.
-            DataError: If it is damaged.
+            DataError: If one is damaged.
         """
-        found = {path: re.fullmatch(r"config-(\d+)\.yaml", path.name) for path in self.path.glob("config-*.yaml")}
-        numbers = {int(match[1]): path for path, match in found.items() if match}
-        return read_yaml(numbers[max(numbers)]) if numbers else self.read_config()
+        numbers = {re.fullmatch(r"config-(\d+)\.yaml", path.name): path for path in self.path.glob("config-*.yaml")}
+        resumed = {int(match[1]): path for match, path in numbers.items() if match}
+        return [self.read_config(), *([read_yaml(resumed[max(resumed)])] if resumed else [])]
 
     def read_job(self) -> dict[str, Any]:
         """Read the configuration that `deeplab fit` gets for a fold.

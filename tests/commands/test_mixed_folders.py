@@ -219,7 +219,7 @@ def test_a_resumed_training_says_which_settings_count(config: Path, tmp_path: Pa
     run_program("fit", "-c", str(config), "--name", "run", check=True)
     run = RunFolder(tmp_path / "runs" / "run")
     run_program("fit", "--ckpt_path", str(run.last), "--data.batch_size", "4", check=True)
-    assert run.read_last_config()["data"]["batch_size"] == 2  # it was finished, so nothing was trained
+    assert len(run.read_configs()) == 1  # it was finished, so nothing was trained
     more = ("--trainer.max_epochs", "2", "--model.optimizer.lr", "0.3", "--data.batch_size", "5")
     done = run_program("fit", "--ckpt_path", str(run.last), *more, check=True)
     said = " ".join(done.stderr.split())
