@@ -1,5 +1,6 @@
 """Describe a module in its checkpoints, and rebuild its arguments from them."""
 
+import errno
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -58,6 +59,8 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=True)
     except (RuntimeError, ValueError, UnpicklingError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that of a file that is shorter than it says
+            raise
         # Their texts speak of archives and internal errors.
         raise UserError(f"{path} is no checkpoint of `deeplab fit`, or it was damaged or cut off.") from error
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
