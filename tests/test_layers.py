@@ -46,6 +46,7 @@ FLOORS = (
         *(
             "data.groups",
             "data.image_cache",
+            "data.digest",
             "data.scan",
             "data.crops",
             "data.check",
@@ -163,6 +164,7 @@ FLOORS = (
             "experiments.significance",
             "experiments.contributions",
             "experiments.verdict",
+            "experiments.records",
             "experiments.aggregate",
             "experiments.repetitions",
             *("experiments.names", "experiments.resampling", "experiments.details", "experiments.entries"),
@@ -187,6 +189,7 @@ FLOORS = (
             "commands.option_values",
             "commands.checkpoint",
             "commands.refusals",
+            "commands.run_folds",
             "commands.run_settings",
             "commands.surroundings",
             "commands.training_options",

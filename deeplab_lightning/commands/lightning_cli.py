@@ -29,16 +29,15 @@ from deeplab_lightning.commands.refusals import (
     refuse_unknown_monitors,
     refuse_validation_monitors,
 )
+from deeplab_lightning.commands.run_folds import keep_folds, take_own_folds
 from deeplab_lightning.commands.run_settings import (
     build_callbacks,
     choose_folder,
-    keep_folds,
     set_command_options,
     set_folder,
     set_logger,
     set_plugins,
     skip_pretrained_weights,
-    take_own_folds,
 )
 from deeplab_lightning.commands.surroundings import user_mistakes
 from deeplab_lightning.commands.training_options import add_evaluation_options, add_run_options

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.plugins import CheckpointIO, LayerSync
@@ -33,7 +32,7 @@ from deeplab_lightning.callbacks.sigterm import EndAtSecondInterrupt, StopOnSigt
 from deeplab_lightning.callbacks.validate_last_epoch import ValidateLastEpoch
 from deeplab_lightning.callbacks.weight_averaging import SlowAverageWarning
 from deeplab_lightning.checkpoints import read_checkpoint
-from deeplab_lightning.class_paths import canonical, class_path_of, is_subclass, names_class
+from deeplab_lightning.class_paths import class_path_of, is_subclass, names_class
 from deeplab_lightning.data.datasets.image_folder import check_source
 from deeplab_lightning.inference import Views
 from deeplab_lightning.inference.calibration_file import Averaged, check_temperature
@@ -52,7 +51,6 @@ from deeplab_lightning.usage import usage_error
 _WANDB = Namespace(
     class_path="lightning.pytorch.loggers.WandbLogger", init_args=Namespace(project="deeplab_lightning")
 )  # as in configs/base.yaml
-_SPLIT_KEYS = ("dataset", "split", "n_folds", "split_seed", "fold_method", "groups", "fold_file")
 
 
 def choose_folder(command: str, config: Namespace) -> RunFolder:
@@ -87,45 +85,6 @@ def choose_folder(command: str, config: Namespace) -> RunFolder:
     if command == "fit":
         note_run(config.output_dir, folder)
     return folder
-
-
-def keep_folds(config: Namespace, text: str) -> None:
-    """Use the folds of the checkpoint's own run, unless data or split have changed.
-
-    A new split would move images to other folds if an image was added since, and the validation would then hold
-    images of the training.
-
-    Args:
-        config: The configuration, which is changed.
-        text: The same as YAML.
-    """
-    if config.ckpt_path is None or config.data.dataset is None:
-        return
-    own = RunFolder.of_checkpoint(config.ckpt_path)
-    if own is None or config.data.split != "folds" or not own.folds.is_file():
-        return
-    now, then = yaml.safe_load(text)["data"], own.read_config().get("data", {})
-    if all(canonical(now[key]) == canonical(then.get(key)) for key in _SPLIT_KEYS):
-        config.data.fold_file = str(own.folds)
-
-
-def take_own_folds(config: Namespace) -> None:
-    """Use the folds beside a run's `config.yaml` where the file that it names is gone or holds other folds today.
-
-    It names the `folds.csv` of its own folder, which may have been renamed, moved or copied since.
-
-    Args:
-        config: The configuration, which is changed.
-    """
-    for path in map(Path, filter(None, config.get("config") or ())):  # None for one on the command line
-        own, named = RunFolder(path.parent), config.data.fold_file
-        if named is None or path.name != own.config.name or not own.folds.is_file():
-            continue
-        given = (own.read_config().get("data") or {}).get("fold_file")
-        is_from_here = Path(named).name == own.folds.name and given == named
-        if is_from_here and not (Path(named).is_file() and Path(named).read_bytes() == own.folds.read_bytes()):
-            print(f"Folds: {own.folds}, beside the configuration; {named} is not its file any more.", flush=True)
-            config.data.fold_file = str(own.folds)
 
 
 def set_folder(config: Namespace, folder: RunFolder) -> None:

@@ -16,11 +16,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from deeplab_lightning.data.check import Part, validation_warning
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import SegmentationDataset
+from deeplab_lightning.data.digest import DIGEST_LENGTH, is_other_data
 from deeplab_lightning.data.folds import FoldMethod, stratified_folds
 from deeplab_lightning.data.folds.balance import Balance, fold_balance
 from deeplab_lightning.data.folds.table import FoldTable
 from deeplab_lightning.data.groups import Grouping
-from deeplab_lightning.data.scan import DIGEST_LENGTH, is_other_data, scan_dataset
+from deeplab_lightning.data.scan import scan_dataset
 from deeplab_lightning.tables import csv_text, read_csv_text
 
 SPLIT_KEYS = ("n_folds", "split_seed", "fold_method", "fold")

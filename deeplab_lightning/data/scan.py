@@ -17,11 +17,9 @@ from torch import Tensor
 from deeplab_lightning.data.cache import Row, cache_folder, cached_rows, content_key
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.datasets.base import MaskFacts, SegmentationDataset, UnknownMaskValuesError, size_problem
+from deeplab_lightning.data.digest import DIGEST_LENGTH
 from deeplab_lightning.data.images import planar
 from deeplab_lightning.data.problems import Problem
-
-DIGEST_LENGTH = 16
-"""Hexadecimal digits of the digest of a data set; those of earlier versions have 12 and another meaning."""
 
 _MAX_FILES = 3  # in one message
 _VERSION = 5  # part of the cache key: raise it when the same files give other counts
@@ -217,11 +215,6 @@ def pixel_digest(image: Tensor) -> int:
     pixels = image.contiguous().numpy()
     digest = hashlib.blake2b(pixels.data, digest_size=8, key=str(tuple(image.shape)).encode())
     return int.from_bytes(digest.digest(), "little", signed=True)
-
-
-def is_other_data(then: str | None, now: str) -> bool:
-    """Check whether two digests show that images or labels differ; those of earlier versions show nothing."""
-    return then is not None and len(then) == len(now) and then != now
 
 
 def _train_id_problem(name: str, path: Any, found: npt.NDArray[np.int64], num_classes: int) -> Problem:

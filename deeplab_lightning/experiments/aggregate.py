@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab_lightning.errors import DataError, MissingFileError
-from deeplab_lightning.experiments.settings import fold_differences
+from deeplab_lightning.experiments.records import mixture_notes, read_records, stopped_by_search, stopped_early
 from deeplab_lightning.files import write_text
 from deeplab_lightning.metrics.iou import nan_mean, pixel_accuracy, truth_iou
 from deeplab_lightning.metrics.per_image import PerImageConfusion, PerImageDetails
@@ -21,8 +21,6 @@ from deeplab_lightning.runs import ExperimentFolder, RunFolder
 from deeplab_lightning.tables import csv_text, or_null, shown, table_console
 
 _COLUMN_WIDTH = 9  # characters of a fold in the terminal
-_MAX_NAMED = 4  # settings in one note
-_WHAT = ("has other settings than the experiment", "was resumed with other settings")
 _OTHER_WIDTH = 4 + 3 * _COLUMN_WIDTH  # of the frame, the pooled figure, mean and standard deviation
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -159,7 +157,7 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
         FileNotFoundError: If there is no finished fold, or a fold has no confusion matrix.
         DataError: If the folds have different classes.
     """
-    records, notes = _records(folder, epoch)
+    records, notes = read_records(folder, with_last=epoch == "last")
     if not records:
         because = f" ({' '.join(notes)})" if notes else ""
         raise MissingFileError(
@@ -173,12 +171,10 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
                 f"{run} has the classes {list(result['val']['iou'])}, but {runs[0][0]} has "
                 f"{list(results[0]['val']['iou'])}: they are no folds of one experiment. Train the fold again."
             )
-    notes += [*_epoch_notes(folder, results), *_setting_notes(folder, [run for run, _ in runs])]
+    notes += mixture_notes(folder, records)
     digests = {str(result.get("data_digest") or "") for result in results}
-    if len({len(digest) for digest in digests}) < len(digests):  # those of earlier versions are shorter
-        notes.append(f"the folds of {folder.name} were trained on different images or labels, by their digests.")
     folds = [result["fold"] or 0 for result in results]
-    stopped = _stopped(folder, folds) or _stopped_by_search(folder, results)
+    stopped = stopped_early(folder, folds) or stopped_by_search(folder, results)
     notes += [stopped[1]] if stopped else []
     best, last = [record.best for record in records], [record.last for record in records]
     has_last = epoch == "last" and all(part is not None for part in last)
@@ -205,31 +201,6 @@ def read_cv(folder: Path, epoch: Epoch = "last") -> CrossValidation:
     )
 
 
-def _stopped(folder: Path, folds: Sequence[int]) -> tuple[str, str] | None:
-    """Return the baseline that an experiment was stopped for, and a note; None if all planned folds are there."""
-    try:
-        found = ExperimentFolder(folder).read_stopped()
-    except DataError as error:
-        return "an unknown baseline", str(error)
-    if found is None or set(found["planned"]) <= set(folds):
-        return None
-    return found["baseline"], (
-        f"{folder.name} was stopped early after {len(found['folds'])} of {len(found['planned'])} folds: its chance to "
-        f"be found better than {found['baseline']} was {found['chance']:.3f}. --resume without --cheap trains the rest."
-    )
-
-
-def _stopped_by_search(folder: Path, results: Sequence[dict[str, Any]]) -> tuple[str, str] | None:
-    """Return the search that stopped a trial before its last epoch, and a note; None if it trained all epochs."""
-    search = next((result["stopped_by"] for result in results if result.get("stopped_by")), None)
-    if search is None:
-        return None
-    return str(search), (
-        f"{folder.name} was stopped by the search {search} after {results[0].get('epochs')} of "
-        f"{results[0].get('max_epochs')} epochs. deeplab fit -c {RunFolder(folder).job} trains the rest."
-    )
-
-
 def _details(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> PerImageDetails | None:
     """Read the details of the images of all folds; None if a fold has none, or damaged ones."""
     with suppress(DataError):
@@ -237,32 +208,6 @@ def _details(runs: Sequence[tuple[RunFolder, dict[str, Any]]]) -> PerImageDetail
         if known := [part for part in parts if part is not None]:
             return PerImageDetails.joined(known) if len(known) == len(parts) else None
     return None
-
-
-def _epoch_notes(folder: Path, results: Sequence[dict[str, Any]]) -> list[str]:
-    """Say if some folds were trained further than others."""
-    epochs = [result.get("max_epochs") for result in results]
-    if len(set(epochs)) < 2:
-        return []
-    text = ", ".join(f"fold {result['fold']}: {number}" for result, number in zip(results, epochs, strict=True))
-    return [f"the folds of {folder.name} were trained for different numbers of epochs ({text})."]
-
-
-def _setting_notes(folder: Path, runs: Sequence[RunFolder]) -> list[str]:
-    """Say which folds have other settings than their experiment, and which run was resumed with other ones."""
-    notes, files, config = [], ExperimentFolder(folder), {}
-    with suppress(OSError, DataError):  # without configurations, nothing is known
-        config = files.read_config()
-    for run in runs if config else ():
-        own: list[dict[str, Any]] = []
-        with suppress(OSError, DataError):
-            own = run.read_configs()
-        for content, what in zip(own, _WHAT, strict=False):
-            if found := fold_differences(config, content):
-                texts = ", ".join(f"{key} ({then} and {now})" for key, (then, now) in list(found.items())[:_MAX_NAMED])
-                notes.append(f"{run.name} {what}: {texts}.")
-                break
-    return notes
 
 
 def is_outdated(result: CrossValidation, folder: Path) -> bool:
@@ -276,45 +221,6 @@ def is_outdated(result: CrossValidation, folder: Path) -> bool:
     if written is None or written.get("epoch", "best") != result.epoch:
         return False
     return [written.get("folds"), written.get("confusion_matrix")] != [result.folds, result.matrix.tolist()]
-
-
-class _Record(NamedTuple):
-    """Hold the result of a run, and the matrices of its images at the best and at the last epoch."""
-
-    run: RunFolder
-    result: dict[str, Any]
-    best: PerImageConfusion | None
-    last: PerImageConfusion | None
-
-    def shares_images(self, other: "_Record") -> bool:
-        """Check whether both runs held out an image, which two folds cannot."""
-        sets = [set() if record.best is None else set(record.best.names) for record in (self, other)]
-        return not sets[0].isdisjoint(sets[1])
-
-
-def _records(folder: Path, epoch: Epoch) -> tuple[list[_Record], list[str]]:
-    """Read the finished runs of an experiment, and name those whose files are damaged.
-
-    Raises:
-        FileNotFoundError: If a run has no confusion matrix.
-    """
-    records: list[_Record] = []
-    notes, files = [], ExperimentFolder(folder)
-    for run in files.runs():
-        try:
-            result = run.read_result()
-            if result is not None and (fault := files.fault_of(run, result)):
-                notes.append(f"{run.name} is left out: {fault}")
-            elif result is not None and result["val"] is not None:
-                last = run.read_last_images() if epoch == "last" else None
-                record = _Record(run, result, run.read_images(), last)
-                if other := next((known.run for known in records if known.shares_images(record)), None):
-                    notes.append(f"{run.name} is left out: it holds images of {other.name}, as a copy does.")
-                else:
-                    records.append(record)
-        except DataError as error:
-            notes.append(f"{run.name} is left out: {error}")
-    return records, notes
 
 
 def _pooled_miou(parts: Sequence[PerImageConfusion | None]) -> float:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deeplab_lightning.data.digest import is_other_data
 from deeplab_lightning.experiments.entries import Entry
 
 
 def data_notes(entries: Sequence[Entry]) -> list[str]:
     """Name the experiments whose images or labels are not those of the baseline, by their digests."""
-    known = [entry for entry in entries if len(entry.cv.digest) == len(entries[0].cv.digest)]
-    others = [entry.label for entry in known if entry.cv.digest != entries[0].cv.digest]
+    others = [entry.label for entry in entries if is_other_data(entry.cv.digest, entries[0].cv.digest)]
     if not others:
         return []
     return [f"by their digests, the data of {', '.join(others)} hold other images or labels than the baseline's."]

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 from deeplab_lightning.class_paths import init_args_of
 from deeplab_lightning.errors import DataError, UserError
 from deeplab_lightning.experiments.jobs import Job
-from deeplab_lightning.experiments.settings import fold_differences, is_place, setting_differences, settings_hash
+from deeplab_lightning.experiments.settings import (
+    fold_differences,
+    is_data_location,
+    setting_differences,
+    settings_hash,
+)
 from deeplab_lightning.files import unused_path, write_atomically
 from deeplab_lightning.runs import ExperimentFolder, RunFolder
 
@@ -231,7 +236,7 @@ def check_same(then: dict[str, Any], now: dict[str, Any], folder: Path, *, may_m
         for key, (before, after) in setting_differences(then, now).items()
         if not (key == "trainer.max_epochs" and _is_more(before, after))
     }
-    moved = [text for key, text in found.items() if may_move and is_place(key)]
+    moved = [text for key, text in found.items() if may_move and is_data_location(key)]
     if differing := [text for text in found.values() if text not in moved]:
         raise DataError(
             f"{folder} was started with other settings: {'; '.join(differing[:5])}. "
@@ -256,7 +261,7 @@ def _check_folds(files: ExperimentFolder, config: Mapping[str, Any]) -> None:
             texts = [f"{key}: {_short(then)} there, {_short(now)} now" for key, (then, now) in differing.items()]
             raise DataError(
                 f"{run} was trained with other settings than this experiment has: {'; '.join(texts[:5])}. Restore "
-                f"{files.config}, or choose another --name."
+                f"{files.config}, move the fold away to train it again, or choose another --name."
             )
 
 

@@ -31,9 +31,8 @@ def shared_images(
     images = [result.images for result in results if result.images is not None]
     shared = sorted(set.intersection(*(set(matrices.names) for matrices in images)))
     if not shared:
-        stems = [{PurePosixPath(name).with_suffix("") for name in matrices.names} for matrices in images]
-        are_stems_shared = bool(set.intersection(*stems))
-        hint = " Only the endings of their names differ, so the files were converted." if are_stems_shared else ""
+        stems = {frozenset(PurePosixPath(name).with_suffix("") for name in matrices.names) for matrices in images}
+        hint = " Their names differ in the endings alone; were the files converted?" if len(stems) == 1 else ""
         raise DataError(f"the experiments share no held-out image: {', '.join(labels)}.{hint}")
     notes = []
     if any(len(matrices.names) > len(shared) for matrices in images):

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deeplab_lightning.class_paths import canonical
+from deeplab_lightning.data.digest import is_other_data
 
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
 """Trainer settings that describe the machine rather than the training."""
@@ -36,7 +37,7 @@ def setting_differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict
     return dict(_leaves(canonical(_of_training(base)), canonical(_of_training(own))))
 
 
-def is_place(key: str) -> bool:
+def is_data_location(key: str) -> bool:
     """Check whether a dotted key says where data lie."""
     return _PLACE.fullmatch(key) is not None
 
@@ -53,11 +54,10 @@ def recipe_differences(
             difference.
     """
     found = setting_differences(base, own)
-    one, other = digests
-    if one and one == other:
-        return {key: values for key, values in found.items() if not is_place(key)}
-    is_other = one and other and len(one) == len(other)  # those of earlier versions say less
-    return {DIGEST: digests, **found} if is_other else found
+    if is_other_data(*digests):
+        return {DIGEST: digests, **found}
+    is_same = digests[0] and digests[0] == digests[1]
+    return {key: values for key, values in found.items() if not (is_same and is_data_location(key))}
 
 
 def fold_differences(experiment: Mapping[str, Any], fold: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -70,7 +70,7 @@ def fold_differences(experiment: Mapping[str, Any], fold: Mapping[str, Any]) -> 
         fold: That of the fold's training.
     """
     found = setting_differences(experiment, fold)
-    return {key: values for key, values in found.items() if key not in _OF_A_FOLD and not is_place(key)}
+    return {key: values for key, values in found.items() if key not in _OF_A_FOLD and not is_data_location(key)}
 
 
 def settings_hash(config: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.config import datamodule_from_config
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.datasets import SegmentationDataset
-from deeplab_lightning.data.scan import is_other_data
+from deeplab_lightning.data.digest import is_other_data
 from deeplab_lightning.errors import DataError, MissingFileError, UserError
 from deeplab_lightning.inference.model import Model, load
 from deeplab_lightning.runs import ExperimentFolder, RunFolder

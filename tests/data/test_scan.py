@@ -8,7 +8,8 @@ from deeplab_lightning.data.cache import cache_folder
 from deeplab_lightning.data.classes import ClassTable
 from deeplab_lightning.data.datasets import MaskFolderDataset
 from deeplab_lightning.data.datasets.base import MaskFacts
-from deeplab_lightning.data.scan import is_other_data, scan_dataset
+from deeplab_lightning.data.digest import is_other_data
+from deeplab_lightning.data.scan import scan_dataset
 from tests.conftest import CLASSES
 
 
@@ -102,3 +103,4 @@ def test_digests_of_an_earlier_version_say_nothing_of_the_data() -> None:
     assert not is_other_data("0123456789abcdef", "0123456789abcdef")
     assert not is_other_data("0123456789ab", "0123456789abcdef")  # it held the number of pixels of each class
     assert not is_other_data(None, "0123456789abcdef")
+    assert not is_other_data("", "")
