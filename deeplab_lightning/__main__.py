@@ -37,7 +37,7 @@ def run() -> None:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes at its end
         if not any(word in {"-h", "--help"} for word in sys.argv[1:]):
-            print("error: what reads the output has ended, and so does the command.", file=sys.stderr)
+            print("error: the program that reads the output has ended, and so has this command.", file=sys.stderr)
         sys.exit(_OUTPUT_CLOSED)
     except KeyboardInterrupt:
         print("stopped by SIGINT", file=sys.stderr)

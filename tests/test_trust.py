@@ -117,6 +117,7 @@ def test_a_checkpoint_runs_no_foreign_code(
     monkeypatch.setattr("deeplab_lightning.commands.export.trace", _stop)
     for words in (
         ["validate", "--ckpt_path", path],
+        ["test", "--ckpt_path", path],
         ["predict", "--ckpt_path", path, "--images", "new", "--output", "out"],
         ["export", "--ckpt_path", path, "--format", "torch_export", "--output", "x.pt2"],
     ):

@@ -20,6 +20,8 @@ class ExactResume(L.Callback):
     A checkpoint that was written after the last step of an epoch, or within its validation, resumes with that
     validation, which Lightning would leave out.
 
+    It warns if the learning rates that are asked for are not those of the checkpoint, which the training goes on with.
+
     Args:
         seed: Seed of the training; nothing is seeded if None.
     """
@@ -38,7 +40,7 @@ class ExactResume(L.Callback):
         changed = [(found[name], asked) for name, asked in self._rates.items() if found.get(name, asked) != asked]
         if changed:
             rank_zero_warn(
-                f"the training goes on with the checkpoint's learning rates, and not with those that are asked for "
+                "the training goes on with the checkpoint's learning rates, and not with those that are asked for "
                 f"({changed[0][0]:.4g}, not {changed[0][1]:.4g}); to change them, start a training from its weights, "
                 "by --model.net.weights."
             )

@@ -26,18 +26,20 @@ class SaveConfig(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Save the configuration, except in a `fast_dev_run`."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         name = str(getattr(stage, "value", stage))
         self._is_pending = name == "fit" and RunFolder(trainer.default_root_dir).config.is_file()
-        if not self._is_pending and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not self._is_pending:
             self._save(trainer, name)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Save the configuration of a training that goes on, which may have been finished."""
-        if self._is_pending and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Save the configuration of a training that goes on; one that was finished does not come here."""
+        if self._is_pending:
+            self._is_pending = False
             self._save(trainer, "fit")
-        self._is_pending = False
 
     @rank_zero_only
     def _save(self, trainer: L.Trainer, stage: str) -> None:

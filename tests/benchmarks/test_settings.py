@@ -1,5 +1,6 @@
 """What the settings of the process bring: huge pages, and how long OpenMP's threads spin. `make bench-kernels`."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,18 @@ def test_settings_of_the_process(network: str, capsys: pytest.CaptureFixture[str
     seconds = {setting: figures.milliseconds() for setting, figures in found.items()}
     with capsys.disabled():
         print(write(f"settings_{network}", {"times_as_fast": ratios, "milliseconds": seconds}))
+    assert ratios
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_huge_pages_in_a_validation(precision: str, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Times without huge pages over times with them, from the files of CamVid to the mIoU."""
+    settings = {name: SETTINGS[name] for name in ("spins", "pages and spins")}
+    found = in_turn(work.camvid_validation, settings, repeats=2, data=str(real_data), precision=precision)
+    ratios = _ratios(found["spins"], found["pages and spins"])
+    seconds = {setting: figures.milliseconds() for setting, figures in found.items()}
+    with capsys.disabled():
+        print(write(f"pages_in_validation_{precision}", {"times_as_fast": ratios, "milliseconds": seconds}))
     assert ratios
 
 

@@ -4,6 +4,7 @@ Each case ended in figures without a word, or in a traceback.
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -196,6 +197,27 @@ def test_folds_that_a_user_numbered_are_pooled(experiment: ExperimentFolder) -> 
 
 
 @pytest.mark.long
+def test_single_runs_that_are_named_like_seeds_are_averaged(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for seed in ("0", "1"):
+        words = ("--output_dir", str(folder), "--name", f"seed_{seed}", "--seed_everything", seed)
+        run_program("fit", "-c", str(config), *words, check=True)
+    assert "is to be expected on new images" in run_program("best", str(folder), check=True).stdout
+
+
+@pytest.mark.long
+def test_moved_data_of_a_single_run_are_found_after_a_resume(config: Path, tmp_path: Path) -> None:
+    run_program("fit", "-c", str(config), "--name", "run", check=True)
+    run = RunFolder(tmp_path / "runs" / "run")
+    (tmp_path / "new").mkdir()
+    for part in ("images", "masks"):
+        (tmp_path / part).rename(tmp_path / "new" / part)
+    words = ("--trainer.max_epochs", "2", "--data.dataset.root", str(tmp_path / "new"))
+    run_program("fit", "--ckpt_path", str(run.last), *words, check=True)
+    run_program("suspects", str(run), check=True)
+
+
+@pytest.mark.long
 def test_a_fold_that_was_resumed_with_other_settings_is_not_of_the_experiment(experiment: ExperimentFolder) -> None:
     more = ("--trainer.max_epochs", "2", "--data.batch_size", "5")
     run_program("fit", "--ckpt_path", str(experiment.fold(1).last), *more, check=True)
@@ -252,11 +274,31 @@ def test_a_checkpoint_that_was_cut_off_is_one_line_wherever_it_was_cut(experimen
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("words", "status"), [("--help | true", 141), ("--help >&-", 0)])  # `true` reads nothing
-def test_a_closed_output_is_no_traceback(words: str, status: int) -> None:
+def test_a_checkpoint_that_may_not_be_read_is_not_called_damaged(experiment: ExperimentFolder) -> None:
+    if os.geteuid() == 0 and shutil.which("setpriv") is None:
+        pytest.skip("needs setpriv, without which root may read all files")
+    best = experiment.fold(0).best
+    best.chmod(0)
+    without_rights = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    command = [*without_rights, sys.executable, "-m", "deeplab_lightning", "validate", "--ckpt_path", str(best)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"error: {best}: Permission denied\n"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "status", "stderr"),
+    [
+        ("--help | true", 141, ""),  # `true` reads nothing
+        ("--help >&-", 0, ""),
+        ("--version | true", 141, "error: the program that reads the output has ended, and so has this command.\n"),
+    ],
+)
+def test_a_closed_output_is_no_traceback(words: str, status: int, stderr: str) -> None:
     command = f"{sys.executable} -m deeplab_lightning {words}; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (done.stdout, done.stderr, done.returncode) == ("", "", status)
+    assert (done.stdout, done.stderr, done.returncode) == ("", stderr, status)
 
 
 class BrokenConnection(L.Callback):

@@ -146,7 +146,8 @@ def test_other_images_may_explain_a_difference(write: Write) -> None:
 
 def test_equal_images_are_one_data_set_wherever_they_lie(write: Write) -> None:
     def of(root: str, **more: Any) -> dict[str, Any]:
-        return {"data": {"n_folds": 4, "dataset": {"init_args": {"root": root}}}, "model": {"net": "same"}, **more}
+        dataset = {"init_args": {"root": root, "masks": f"{root}/masks"}}
+        return {"data": {"n_folds": 4, "dataset": dataset}, "model": {"net": "same"}, **more}
 
     a = write("a", images(0.80), config=of("/disk/d1"), digest="0" * 16)
     b = write("b", images(0.85, seed=1), config=of("d1", loss="other"), digest="0" * 16)
@@ -157,6 +158,16 @@ def test_equal_images_are_one_data_set_wherever_they_lie(write: Write) -> None:
     seeds = [write(f"s{seed}", images(0.80), config=of(root, seed_everything=seed), digest="0" * 16)
              for seed, root in enumerate(("/disk/d1", "d1"))]  # fmt: skip
     assert len(compare_experiments([b, *seeds], num_resamples=400).entries) == 2
+
+
+def test_digests_of_earlier_versions_say_nothing_of_these(write: Write) -> None:
+    folder = ExperimentFolder(write("a", images(0.80), digest="0" * 16))
+    for digest, is_said in (("1" * 12, False), ("1" * 16, True)):
+        result = folder.fold(0).read_result()
+        assert result is not None
+        folder.fold(0).write_result({**result, "data_digest": digest})
+        notes = read_cv(folder.path).notes
+        assert ("the folds of a were trained on different images or labels, by their digests." in notes) == is_said
 
 
 def test_unknown_settings_prove_nothing(write: Write) -> None:
@@ -175,7 +186,7 @@ def test_converted_files_are_named(write: Write) -> None:
     for run in ExperimentFolder(folders[1]).runs():
         matrices = PerImageConfusion.read(run.images)
         PerImageConfusion([name.replace(".png", ".jpg") for name in matrices.names], matrices.counts).write(run.images)
-    with pytest.raises(DataError, match="share no held-out image: a, b. Only the endings of their names differ"):
+    with pytest.raises(DataError, match="share no held-out image: a, b. Their names differ in the endings alone"):
         compare_experiments(folders)
 
 
