@@ -159,14 +159,14 @@ class SegmentationModule(EvaluatedModule):
         self.log("train/lr", torch.as_tensor(rate))  # a float would be copied to the device, which waits for it
         return loss
 
-    def predict_step(self, batches: list[Batch | Unreadable], batch_idx: int) -> list[tuple[str, Tensor]]:
+    def predict_step(self, batches: Batch | list[Batch | Unreadable], batch_idx: int) -> list[tuple[str, Tensor]]:
         """Return name and (h, w) uint8 train ids of each image that can be read, at the size of its file.
 
         `found` holds what else is wanted of them.
         """
         self.found.clear()
         predictions = []
-        for batch in batches:
+        for batch in [batches] if isinstance(batches, Batch) else batches:
             if isinstance(batch, Unreadable):
                 continue
             if not isinstance(batch, Batch):

@@ -36,7 +36,7 @@ def resized_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     logits = logits.float()  # in bfloat16, neighbouring logits would round to ties
     logits = logits.clamp(min=torch.finfo(logits.dtype).min / 4)  # a resize turns infinity into nan
-    step = max(1, _MAX_BYTES // (len(logits) * size[0] * size[1] * logits.element_size()))
+    step = max(1, _MAX_BYTES // max(1, len(logits) * size[0] * size[1] * logits.element_size()))
     if step >= logits.shape[1]:
         resized = logits if logits.shape[-2:] == size else resize(logits, size)
         return resized.argmax(dim=1).to(torch.uint8)

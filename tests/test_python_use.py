@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from deeplab_lightning import CrossEntropyLoss, DeepLabV3, SegmentationModule, load
 from deeplab_lightning.data import Batch, ClassTable, MaskFolderDataset, SegmentationDataModule
@@ -311,7 +311,7 @@ def test_pictures_of_one_row_keep_their_size(folder: Path, tmp_path: Path) -> No
         assert model.predict(np.zeros((*size, 3), dtype=np.uint8)).mask.shape == size
 
 
-def test_other_parts_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_other_parts_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="net must be a DeepLab or a subclass, got Conv2d"):
         SegmentationModule(nn.Conv2d(3, 3, 1))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="loss must be an nn.Module"):
@@ -319,9 +319,14 @@ def test_other_parts_are_refused_in_one_line(tmp_path: Path) -> None:
     pairs = DataLoader([(torch.zeros(3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32).long())] * 4, batch_size=2)  # type: ignore[arg-type, var-annotated]
     with pytest.raises(UserError, match="loaders must yield deeplab_lightning.data.Batch, got a list of Tensor"):
         trainer(tmp_path).fit(SegmentationModule(tiny_net()), pairs, pairs)
+    part: Any = Subset(MaskFolderDataset(str(folder), "images", masks="masks", classes=table()), [0, 1, 2])
+    with pytest.raises(UserError, match="data.dataset must be a SegmentationDataset, got a Subset: .* list_file"):
+        SegmentationDataModule(part, 2)
 
 
-def test_a_validation_loader_of_one_size_may_yield_batches(tmp_path: Path) -> None:
+def test_loaders_of_one_size_may_yield_batches(tmp_path: Path) -> None:
+    """Those of `Trainer.predict` were refused, with the advice to yield what they yielded."""
+
     def collate(masks: list[int]) -> Batch:
         mask = torch.tensor(masks)[:, None, None].expand(-1, 32, 32).to(torch.uint8)
         images = (mask[:, None] * 60).expand(-1, 3, -1, -1).contiguous()
@@ -331,6 +336,42 @@ def test_a_validation_loader_of_one_size_may_yield_batches(tmp_path: Path) -> No
     used = trainer(tmp_path)
     used.fit(SegmentationModule(tiny_net()), loader, loader)
     assert 0 <= float(used.callback_metrics["val/miou"]) <= 1
+    found: Any = used.predict(SegmentationModule(tiny_net()), loader)
+    assert [name for batch in found for name, _ in batch] == ["0", "1", "2", "1"]
+
+
+@pytest.mark.parametrize("is_assigned", [False, True])
+def test_a_network_built_without_memory_normalises_as_any_other(is_assigned: bool) -> None:
+    """Its statistics are in no state dict, so they held whatever had been in memory."""
+    net = tiny_net().eval()
+    with torch.device("meta"):
+        empty = tiny_net().eval()
+    if not is_assigned:
+        empty.to_empty(device="cpu")
+    empty.load_state_dict(net.state_dict(), assign=is_assigned)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(empty(images), net(images))
+
+
+def test_a_score_layer_that_was_replaced_is_saved_and_loaded(folder: Path, tmp_path: Path) -> None:
+    """The checkpoint held the number of classes that the network was built with, and could not be loaded."""
+    net = tiny_net(num_classes=5)
+    assert isinstance(net.head, nn.Sequential)
+    net.head[-1] = nn.Conv2d(8, 3, 1)
+    net.num_classes = 3
+    trained(SegmentationModule(net, classes=table()), folder, tmp_path / "a.ckpt")
+    image = torch.randint(0, 256, (3, 48, 64), dtype=torch.uint8)
+    net.save_pretrained(tmp_path / "saved")
+    wanted = net.predict(image)
+    assert torch.equal(SegmentationModule.load_from_checkpoint(tmp_path / "a.ckpt").predict(image), wanted)
+    assert torch.equal(DeepLabV3.from_pretrained(tmp_path / "saved").predict(image), wanted)
+
+
+def test_no_images_have_no_labels() -> None:
+    images = torch.zeros(0, 3, 32, 48, dtype=torch.uint8)
+    assert tiny_net().predict(images).shape == (0, 32, 48)
+    assert SegmentationModule(tiny_net()).predict(images).shape == (0, 32, 48)
 
 
 def test_a_tilde_in_a_path_is_the_home_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from deeplab_lightning.data.classes import IGNORE_INDEX
 from deeplab_lightning.data.crops import find_crops
 from deeplab_lightning.data.datasets.base import SegmentationDataset
+from deeplab_lightning.data.palettes import palette_warnings
 from deeplab_lightning.data.problems import Problem
 from deeplab_lightning.data.scan import Statistics
 from deeplab_lightning.data.stored_values import read_stored
@@ -19,7 +20,6 @@ _MUCH = 0.5  # of the pixels: more ignored ones are rarely meant
 _NEARLY_ALL = 0.95  # of the values: at the lower end, a part of them is background
 _MAX_OPENED = 16  # images whose values are looked at, evenly spaced
 _MIN_STEPS = 16  # of 256, that the values of a channel should reach
-_MAX_PALETTES = 50  # that are compared
 
 
 class Part(NamedTuple):
@@ -174,7 +174,7 @@ def _part_warnings(part: Part) -> Iterator[str]:
         )
     if invisible := int(statistics.invisible.sum()):
         yield f"{invisible} of {int(statistics.objects.sum())} objects cover no pixel."
-    yield from _palette_warnings(part)
+    yield from palette_warnings(part.dataset, part.statistics)
     yield from _copies(part)
 
 
@@ -210,29 +210,6 @@ def _id_mix_up(part: Part) -> str | None:
         f"({_ranges(sorted(raw_ids))}), so classes are mixed up. Use the masks with raw ids (mask_suffix), or leave "
         "classes.raw_ids out."
     )
-
-
-def _palette_warnings(part: Part) -> Iterator[str]:
-    """Describe masks whose palettes give one value different colours, as files with palettes of their own do."""
-    statistics = part.statistics
-    examples = {int(digest): index for index, digest in reversed(list(enumerate(statistics.palettes))) if digest}
-    if len(examples) < 2:
-        return
-    colors: dict[int, tuple[bytes, str]] = {}
-    for index in sorted(examples.values())[:_MAX_PALETTES]:
-        try:
-            facts = part.dataset.inspect_mask(index)
-        except (OSError, ValueError):  # the file changed since the scan
-            continue
-        for value in facts.counts:
-            color = (facts.palette or b"")[3 * value : 3 * value + 3]
-            known, name = colors.setdefault(value, (color, statistics.names[index]))
-            if known != color and len(color) == 3:
-                yield (
-                    f"the palettes of the masks differ: value {value} is {tuple(known)} in {name} and {tuple(color)} "
-                    f"in {statistics.names[index]} (R, G, B). Labels are the values, not the colours."
-                )
-                return
 
 
 def _copies(part: Part) -> Iterator[str]:

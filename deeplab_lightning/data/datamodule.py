@@ -138,6 +138,12 @@ class SegmentationDataModule(SplitDataModule):
             raise UserError("data.dataset is required, got null. Only predict with a checkpoint works without it.")
         self.dataset, self.val_dataset, self.test_dataset = dataset, val_dataset, test_dataset
         self.extra_datasets = extra_datasets or []
+        for key, part in self._named_datasets().items():
+            if not isinstance(part, SegmentationDataset):
+                raise UserError(
+                    f"{key} must be a SegmentationDataset, got a {type(part).__name__}: to train on some of the "
+                    "images, give a list_file or an own fold_file, and give several data sets as extra_datasets."
+                )
         self.split, self.n_folds, self.fold = split, n_folds, fold
         self.split_seed, self.fold_method, self.fold_file = split_seed, fold_method, fold_file
         self.exact_areas = exact_areas

@@ -31,6 +31,7 @@ CAFFE_MEAN = (122.675 / 255, 116.669 / 255, 104.008 / 255)
 CAFFE_STD = (1 / 255, 1 / 255, 1 / 255)
 OUTPUT_STRIDES = (8, 16, 32)
 LOW_LEVEL_STRIDE = 4
+_CLASSIFIER_STRIDE = 32  # at which nothing is dilated
 
 VGG_STAGES = {  # number of 3x3 convolutions before each of the five pools (Simonyan and Zisserman 2015, table 1)
     "vgg11": (1, 1, 2, 2, 2),
@@ -65,10 +66,12 @@ class Backbone(nn.Module):
         std: Standard deviation of these pixels.
         in_channels: Channels C of the images.
         imagenet_weights: Name of the ImageNet weights that were loaded, such as `resnet50.a1_in1k`; None if none were.
+        dilation: Rule by which `dilate` replaced strides by dilation; None if no stride was replaced by it.
     """
 
     channels: list[int]
     strides: list[int]
+    dilation: DilationRule | None = None
     imagenet_weights: str | None = None
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -94,6 +97,7 @@ class Backbone(nn.Module):
         """Dilate a network of another library to the output stride, and set `strides`."""
         try:
             self.strides = dilate(net, output_stride, rule=dilation)
+            self.dilation = dilation if output_stride < _CLASSIFIER_STRIDE else None
         except (ValueError, RuntimeError, AssertionError, TypeError, KeyError) as error:
             raise _not_dilatable(name, output_stride, str(error)) from error
         if self.strides[-1] != output_stride:

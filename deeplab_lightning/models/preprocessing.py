@@ -1,7 +1,7 @@
 """Prepare images for a network as in the evaluation of its training."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +36,29 @@ class Preprocessing(nn.Module):
         self.transforms: str | None = None
         self.image_format: dict[str, Any] | None = None
         self.channels_last = False
+        self._statistics = tuple(mean), tuple(std)
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, _of_pixels(values), persistent=False)
 
     def set_statistics(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Normalise by other values, one per channel, on the scale of 0-1."""
+        self._statistics = tuple(mean), tuple(std)
         for buffer, values in ((self.mean, mean), (self.std, std)):
-            buffer.copy_(_of_pixels(values))
+            buffer.copy_(_of_pixels(values, "cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the statistics as a module does, with their values if they come from the `meta` device."""
+        had_values = not self.mean.is_meta
+        super()._apply(fn, recurse)
+        if not had_values and not self.mean.is_meta:
+            self.set_statistics(*self._statistics)
+        return self
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        """Leave the `meta` device, where a state dict with `assign=True` gives all others their values."""
+        super()._load_from_state_dict(*arguments)
+        if self.mean.is_meta and arguments[2].get("assign_to_params_buffers"):
+            self.mean, self.std = (_of_pixels(values, "cpu") for values in self._statistics)
 
     def forward(self, images: Tensor) -> Tensor:
         """Convert (B, C, H, W) uint8 to normalised float (B, C, h, w); return float images unchanged."""
@@ -62,9 +78,9 @@ class Preprocessing(nn.Module):
         return scaled.to(self.mean.dtype).contiguous(memory_format=memory_format)
 
 
-def _of_pixels(values: Sequence[float]) -> Tensor:
+def _of_pixels(values: Sequence[float], device: str | None = None) -> Tensor:
     """Return values per channel as (C, 1, 1) on the scale of 0-255."""
-    return torch.tensor(values, dtype=torch.float32)[:, None, None] * 255
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None] * 255
 
 
 def image_batch(images: Tensor, channels: int = 3) -> Tensor:

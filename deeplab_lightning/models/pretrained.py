@@ -1,8 +1,10 @@
 """Find ImageNet weights of backbones in installed packages, the local cache or on the hub."""
 
+import argparse
 import hashlib
 import importlib
 import json
+import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ WEIGHT_PACKAGES = {  # backbone -> (module, class with get_model_file_path) of a
 _HUB_SECONDS = 2.0
 _HASHED = re.compile(r"-[0-9a-f]{8,}\.")  # names of torch.hub that hold a hash of the content
 _WEIGHTS_FILE = "model.safetensors"
+_WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict")  # of Lightning, torchvision's references, others
 
 
 def load_package_weights(name: str, net: nn.Module) -> bool:
@@ -137,8 +140,8 @@ def load_state_dict_file(path: Path) -> Mapping[str, Tensor]:
         raise MissingFileError(f"no such weights: {path.absolute()}")
     if path.suffix == ".safetensors":
         return dict(load_file(path))
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model", "model_state"):  # of Lightning, torchvision's references, others
+    content = _unpickle(path)
+    for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
@@ -183,10 +186,26 @@ def _beside_weights(path: Path) -> Mapping[str, Any]:
         content = json.loads(config.read_text()) if config.is_file() else {}
     else:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content = _unpickle(path, mmap=True)
         except RuntimeError:  # torch's format before 1.6, which holds tensors alone
             return {}
     return content if isinstance(content, Mapping) else {}
+
+
+def _unpickle(path: Path, **options: Any) -> Any:
+    """Read a file of `torch.save` that holds tensors, plain values and the options of a program.
+
+    Raises:
+        ValueError: If it holds objects of other classes, which could run code.
+    """
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # torchvision's references keep their options
+            return torch.load(path, map_location="cpu", weights_only=True, **options)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors by name, which could run code, and is not read. In the program that wrote "
+            "it, save the tensors alone: `torch.save(net.state_dict(), path)`."
+        ) from error
 
 
 def _without_tag(name: str) -> str:

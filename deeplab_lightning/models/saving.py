@@ -123,6 +123,8 @@ def network_arguments(net: HubFolder) -> dict[str, Any]:
     """
     arguments = dict(net._hub_mixin_config or {})  # type: ignore[arg-type]
     known = {name: arguments[name] for name in _argument_names(net) if name in arguments}
+    if "num_classes" in known:  # the score layer may have been replaced since
+        known["num_classes"] = getattr(net, "num_classes", known["num_classes"])
     restored = {name: value for name, value in NO_PRETRAINED.items() if name in known}
     return json.loads(json.dumps({**known, **restored}))
 

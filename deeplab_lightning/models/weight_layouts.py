@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from deeplab_lightning.errors import UserError
 from deeplab_lightning.models.aspp import ASPPSum
 from deeplab_lightning.models.backbone import Backbone, VGGBackbone
+from deeplab_lightning.models.dilation import DilationRule
 
 Layout = Literal["auto", "own", "torchvision", "smp", "caffe_resnet", "first", "vgg", "backbone"]
 State = Mapping[str, Tensor]
@@ -40,12 +41,14 @@ class Translation:
         origins: Our name -> the source's name.
         ignored: Names of the source that need not fit into the network.
         required: Prefix of our names that the source must fill.
+        dilation: Rule by which the source's backbone was dilated; None if the names do not show it.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
     required: str = ""
+    dilation: DilationRule | None = None
 
     def add(self, own: str, origin: str, tensor: Tensor) -> None:
         """Add a tensor under our name and the source's name."""
@@ -84,16 +87,19 @@ def _own(state: State, net: nn.Module) -> Translation:
 def _torchvision(state: State, net: nn.Module) -> Translation:
     """Translate torchvision's DeepLabV3."""
     aspp = r"classifier\.0\.convs\.(\d+)"
-    return _renamed_v3(
+    translation = _renamed_v3(
         state, "backbone", aspp, r"classifier\.0\.project", r"classifier\.1", r"classifier\.2", "classifier.4"
     )
+    # Its ResNets keep the dilation of a stage's first layer, its MobileNets, whose parts have numbers, do not.
+    translation.dilation = "torchvision" if "backbone.conv1.weight" in state else "smp"
+    return translation
 
 
 def _smp(state: State, net: nn.Module) -> Translation:
     """Translate the DeepLabV3 of segmentation_models_pytorch.
 
     Raises:
-        ValueError: If the weights are of its DeepLabV3Plus.
+        ValueError: If the weights are of its DeepLabV3Plus, or of its DeepLabV3 on an EfficientNet of its own.
     """
     if "decoder.block1.0.weight" in state:
         raise UserError(
@@ -101,9 +107,18 @@ def _smp(state: State, net: nn.Module) -> Translation:
             "concatenation), so no network of this package can hold them. Their encoder can be loaded with layout "
             "`backbone`."
         )
+    if any(re.fullmatch(_SMP_EFFICIENTNET, key) for key in state):
+        raise UserError(
+            "these are weights of smp's DeepLabV3 on an EfficientNet, where smp dilates other blocks than those behind "
+            "the removed strides, so no network of this package computes the same. Their encoder can be loaded with "
+            "layout `backbone`."
+        )
     aspp = r"decoder\.(?:aspp|0)\.convs\.(\d+)"  # before 0.5 the parts had numbers
     project, conv, norm = r"decoder\.(?:aspp|0)\.project", r"decoder\.(?:conv|1)", r"decoder\.(?:bn|2)"
-    return _renamed_v3(state, "encoder", aspp, project, conv, norm, "segmentation_head.0")
+    translation = _renamed_v3(state, "encoder", aspp, project, conv, norm, "segmentation_head.0")
+    # The encoders whose names begin with tu- are timm's, which dilates them itself.
+    translation.dilation = "torchvision" if any(key.startswith("encoder.model.") for key in state) else "smp"
+    return translation
 
 
 def _renamed_v3(

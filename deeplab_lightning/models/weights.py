@@ -86,8 +86,11 @@ def load_weights(
     )
     if not any(not k.endswith("num_batches_tracked") for k in fitting):
         raise UserError(f"no tensor of the source (layout {name}) fits this network. It holds {_some(list(state))}.")
+    misfit = _dilation_misfit(net, translation)
     if strict:
-        _check(report, translation, own, misshapen)
+        _check(report, translation, own, misshapen, misfit)
+    elif misfit:
+        print(f"Note: {misfit}.", flush=True)
     net.load_state_dict(fitting, strict=False)
     statistics = read_statistics(file) if file is not None and name == "own" else None
     if statistics is not None and isinstance(net, HubFolder) and len(statistics[0]) == len(net.backbone.mean):
@@ -186,9 +189,19 @@ def _score_layer(net: nn.Module) -> dict[str, nn.Parameter]:
     return {f"{name}.{key}": value for name, layer in layers.items() for key, value in layer.named_parameters()}
 
 
-def _check(report: LoadReport, translation: Translation, own: State, misshapen: list[str]) -> None:
-    """Raise an error that names the tensors that do not fit, if any."""
-    problems = [
+def _dilation_misfit(net: nn.Module, translation: Translation) -> str | None:
+    """Say that the source's backbone was dilated by another rule, with which its weights compute other maps."""
+    backbone = getattr(net, "backbone", None)
+    used, wanted = getattr(backbone, "dilation", None), translation.dilation
+    if used is None or wanted is None or used == wanted:
+        return None
+    return f"the weights were trained with dilation {wanted!r}, the network has {used!r}: set dilation to {wanted!r}"
+
+
+def _check(report: LoadReport, translation: Translation, own: State, misshapen: list[str], misfit: str | None) -> None:
+    """Raise an error that names the tensors that do not fit, or what else does not, if anything."""
+    problems = [misfit] if misfit else []
+    problems += [
         f"{translation.origins[k]} has shape {tuple(translation.tensors[k].shape)}, {k} has {tuple(own[k].shape)}"
         for k in misshapen
     ]
@@ -220,9 +233,10 @@ def _file(source: str | Path) -> Path:
 def _without_prefixes(state: State) -> dict[str, Tensor]:
     """Remove the prefixes that wrappers such as DataParallel and LightningModule add to the names."""
     plain = dict(state)
-    for prefix in ("module.", "net.", "_orig_mod."):
+    for prefix in ("module.", "net.", "model.", "_orig_mod."):
         inside = {k: v for k, v in plain.items() if k.startswith(prefix)}
-        if prefix == "net." and inside:  # our Lightning checkpoints also hold counts
+        # Our Lightning checkpoints also hold counts, and those of other modules weights of a loss.
+        if inside and (prefix == "net." or (prefix == "model." and len(inside) > len(plain) / 2)):
             plain = inside
         if len(inside) == len(plain):
             plain = {k.removeprefix(prefix): v for k, v in inside.items()}

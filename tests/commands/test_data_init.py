@@ -153,7 +153,7 @@ def test_lists_divide_one_folder_as_in_voc(folder: Path) -> None:
     for name, members in {"train": range(6), "val": range(6, 9), "trainval": range(9)}.items():
         (lists / f"{name}.txt").write_text("".join(f"p{index}\n" for index in members))
     (folder / "labels.txt").write_text("_background_\ncat\ndog\n")
-    _, config = written(folder)
+    text, config = written(folder)
     data = config["data"]
     first, second = (data[key]["init_args"] for key in ("dataset", "val_dataset"))
     assert (first["images"], first["masks"]) == ("VOC/JPEGImages", "VOC/SegmentationClass")
@@ -161,6 +161,22 @@ def test_lists_divide_one_folder_as_in_voc(folder: Path) -> None:
         f"VOC/ImageSets/Segmentation/{part}.txt" for part in ("train", "val")
     )
     assert classes(config)["names"] == ["background", "cat", "dog"]
+    passes(folder)
+    assert "masks without an image" not in text  # those of the other list have theirs
+
+
+@pytest.mark.long
+def test_drawings_beside_the_masks_are_no_data_set(folder: Path) -> None:
+    """labelme's exporter writes each mask as PNG, as array and as a drawing on the photo."""
+    write_pairs(folder, "JPEGImages", "SegmentationClass", 0, 1, 2)
+    for index in range(6):
+        write_image(folder / "SegmentationClassVisualization" / f"p{index}.jpg", seed=90 + index)
+        array = folder / "SegmentationClassNpy" / f"p{index}.npy"
+        array.parent.mkdir(exist_ok=True)
+        np.save(array, index_mask(index, 0, 1, 2))
+    _, config = written(folder)
+    arguments = config["data"]["dataset"]["init_args"]
+    assert (arguments["images"], arguments["masks"]) == ("JPEGImages", "SegmentationClass")
     passes(folder)
 
 

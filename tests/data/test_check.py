@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from deeplab_lightning.data.check import Part, find_warnings, single_class_problem
-from deeplab_lightning.data.classes import ClassTable
+from deeplab_lightning.data.classes import ClassTable, voc_palette
 from deeplab_lightning.data.datasets import CocoDataset, MaskFolderDataset
 from deeplab_lightning.data.groups import PatternGroups
 from deeplab_lightning.data.scan import scan_dataset
@@ -116,6 +116,27 @@ def test_palettes_that_differ_are_named_with_the_colours(folder: Path) -> None:
         mask.save(folder / "masks" / f"{index}.png")
     [warning] = warnings(folder)
     assert "value 1 is (255, 0, 0) in 0.png and (0, 255, 0) in 3.png" in warning
+
+
+def test_palettes_whose_colours_belong_to_other_classes_are_named(folder: Path) -> None:
+    """All labels were permuted, and the check said nothing."""
+    for index in range(4):
+        mask = Image.fromarray(stripes(0, 1, 2))
+        mask.putpalette([0, 128, 0, 0, 0, 0, 128, 0, 0] + [7] * 759)
+        mask.save(folder / "masks" / f"{index}.png")
+    [warning] = warnings(folder, colors=[[0, 0, 0], [128, 0, 0], [0, 128, 0]])
+    assert "value 0 means background, but the palette of the masks gives it (0, 128, 0), the colour of b" in warning
+    for colors, raw_ids in (
+        ([[0, 128, 0], [0, 0, 0], [128, 0, 0]], None),  # the same order
+        ([[0, 0, 0], [128, 0, 0], [0, 128, 0]], {1: 0, 2: 1, 0: 2}),  # the values are mapped
+        ([[9, 9, 9], [128, 0, 9], [9, 128, 0]], None),  # other colours
+    ):
+        assert warnings(folder, colors=colors, raw_ids=raw_ids) == []
+    for index in range(4):  # VOC's palette, which says nothing of classes without colours of their own
+        mask = Image.fromarray(stripes(0, 1, 2))
+        mask.putpalette([channel for color in voc_palette(256) for channel in color])
+        mask.save(folder / "masks" / f"{index}.png")
+    assert warnings(folder, raw_ids={1: 0, 2: 1}, names=["a", "b"], ignore_ids=[0]) == []
 
 
 @pytest.mark.parametrize(

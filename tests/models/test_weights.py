@@ -1,3 +1,4 @@
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,41 @@ def test_smps_deeplabv3_gives_the_same_logits(encoder: str, backbone: str) -> No
         images = random_images((64, 64))  # smp takes multiples of 8 only, and resizes with aligned corners
         ours = net.decode(net.backbone(images))
         assert_equal(ours, theirs.segmentation_head[0](theirs.decoder(theirs.encoder(images))))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "rule", "wanted"), [("tu-resnet18", "smp", "torchvision"), ("resnet18", "torchvision", "smp")]
+)
+def test_a_backbone_that_smp_dilated_otherwise_is_refused(
+    encoder: str, rule: Any, wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All tensors were loaded, and up to a fifth of the labels differed."""
+    theirs = smp.DeepLabV3(encoder, encoder_weights=None, classes=5)
+    net = DeepLabV3(5, backbone="resnet18", output_stride=8, dilation=rule, pretrained=False)
+    misfit = f"the weights were trained with dilation '{wanted}', the network has '{rule}'"
+    with pytest.raises(ValueError, match=misfit):
+        load_weights(net, theirs.state_dict())
+    load_weights(DeepLabV3(5, backbone="resnet18", output_stride=32, pretrained=False), theirs.state_dict())
+    torch.save(theirs.state_dict(), tmp_path / "smp.pth")
+    DeepLabV3(
+        7, backbone="resnet18", output_stride=8, dilation=rule, pretrained=False, weights=str(tmp_path / "smp.pth")
+    )  # a training may start so
+    assert f"Note: {misfit}" in capsys.readouterr().out
+
+
+def test_torchvisions_mobilenet_dilated_otherwise_is_refused() -> None:
+    theirs = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=5)
+    net = DeepLabV3(5, backbone="tv-mobilenet_v3_large", output_stride=8, pretrained=False)
+    with pytest.raises(ValueError, match="trained with dilation 'smp', the network has 'torchvision'"):
+        load_weights(net, theirs.state_dict())
+
+
+def test_smps_deeplabv3_on_its_own_efficientnet_is_refused() -> None:
+    theirs = smp.DeepLabV3("efficientnet-b0", encoder_weights=None, classes=5)
+    net = DeepLabV3(5, backbone="efficientnet-b0", output_stride=8, dilation="smp", pretrained=False)
+    with pytest.raises(ValueError, match="DeepLabV3 on an EfficientNet, where smp dilates other blocks"):
+        load_weights(net, theirs.state_dict())
+    assert len(load_weights(net, theirs.state_dict(), layout="backbone").loaded) > 200
 
 
 def test_smps_deeplabv3plus_is_refused() -> None:
@@ -362,9 +398,26 @@ def test_not_strict_keeps_the_networks_own_tensors() -> None:
     assert report.missing == ["head.2.weight", "head.2.bias"] == report.left
 
 
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
+def test_files_of_training_programs_are_read(wrapper: str, tmp_path: Path) -> None:
+    """Those of torchvision's references ended in a traceback for the options beside the weights."""
+    source = tiny()
+    content = {wrapper: source.state_dict(), "args": Namespace(lr=0.01, data="coco"), "epoch": 3}
+    torch.save(content, tmp_path / "w.pth")
+    net = tiny(weights=str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_the_prefix_of_another_module_is_removed() -> None:
+    """A LightningModule often keeps its network as `model`, and counts or weights of its loss beside it."""
+    source = tiny()
+    state = {f"model.{key}": value for key, value in source.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    assert load_weights(tiny(), state).missing == []
+
+
 def test_files_are_never_unpickled(tmp_path: Path) -> None:
     torch.save({"net": nn.Conv2d(1, 1, 1)}, tmp_path / "w.pth")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(ValueError, match="w.pth holds more than tensors by name, which could run code"):
         load_weights(tiny(), tmp_path / "w.pth")
     with pytest.raises(FileNotFoundError, match="no such weights: .*absent.pth"):
         load_weights(tiny(), tmp_path / "absent.pth")

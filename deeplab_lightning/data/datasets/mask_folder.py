@@ -147,7 +147,7 @@ class MaskFolderDataset(SegmentationDataset):
         masks = [n for n in self._mask_index.names if n.lower().endswith(self.mask_suffix.lower())]
         extra = [name for name in masks if self.masks / name not in used]
         lines = []
-        if extra:
+        if extra and self.list_file is None:  # else their images are those of other lists
             lines.append(f"masks without an image: {len(extra)}, such as {self.masks / extra[0]}.")
         others = [n for n in self._image_index.names if not self._is_image(n) and self.images / n not in used]
         if others and self.list_file is None:

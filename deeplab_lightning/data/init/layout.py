@@ -17,8 +17,8 @@ _CONTENT = r"(?:annot|annotations?|masks?|labels?|gt|segm?|images?|imgs?)?"  # a
 _PART = re.compile(rf"({'|'.join(_PART_OF_WORD)}){_CONTENT}")
 _T = TypeVar("_T")
 BY_HAND = (
-    "To write the config by hand, start from configs/data/coco.yaml (COCO JSON), camvid.yaml, voc.yaml or binary.yaml "
-    "(mask folders)"
+    "To write the config by hand, start from configs/data/coco.yaml (COCO JSON), camvid.yaml, voc.yaml, "
+    "cityscapes.yaml or binary.yaml (mask folders)"
 )
 
 

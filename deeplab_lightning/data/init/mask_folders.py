@@ -18,6 +18,7 @@ from deeplab_lightning.errors import DataError
 _MASK_WORDS = re.compile(r"mask|label|annot|segm|ground_?truth|(?<![a-z])gt")
 _IMAGE_WORDS = re.compile(r"image|img|photo|picture|rgb|jpe?g")
 _INSTANCE_WORDS = re.compile(r"object|instance")  # as in VOC's SegmentationObject
+_COPIES = (".jpg", ".jpeg", ".npy")
 _NUM_SAMPLES = 4  # files that are opened to tell masks from images
 _MAX_VALUES = 64  # different values or colours of a mask; a photo has more
 _MIN_SHARE = 0.5  # of the files that have a partner
@@ -122,7 +123,12 @@ def _sorted_out(index: FolderIndex) -> tuple[list[_Files], list[_Files]]:
         images, unnamed_masks = unnamed_masks, []
     masks += unnamed_masks
     classes = [files for files in masks if not _INSTANCE_WORDS.search(files.folder.lower())]
-    return images, classes or masks
+    return images, [files for files in classes or masks if not _is_drawn_from(files, masks)]
+
+
+def _is_drawn_from(files: _Files, masks: Sequence[_Files]) -> bool:
+    """Check whether a folder holds drawings or arrays of masks that are there as PNG files, as labelme exports them."""
+    return files.suffix in _COPIES and any(other.suffix == ".png" and files.stems <= other.stems for other in masks)
 
 
 def _role(folder: str) -> str | None:
