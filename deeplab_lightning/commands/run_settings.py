@@ -41,7 +41,13 @@ from deeplab_lightning.inference.tiles import Tiles
 from deeplab_lightning.loopback import LoopbackEnvironment
 from deeplab_lightning.models.saving import NO_PRETRAINED
 from deeplab_lightning.restarts import note_run, restarted_run
-from deeplab_lightning.runs import RUN_FOLDER_VARIABLE, RunFolder, choose_run_folder, refuse_output_among_images
+from deeplab_lightning.runs import (
+    RUN_FOLDER_VARIABLE,
+    ExperimentFolder,
+    RunFolder,
+    choose_run_folder,
+    refuse_output_among_images,
+)
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
 from deeplab_lightning.tracking.loggers import named_logger
 from deeplab_lightning.tracking.mode import choose_mode
@@ -70,6 +76,10 @@ def choose_folder(command: str, config: Namespace) -> RunFolder:
             read_checkpoint(again.last)
             config.ckpt_path = str(again.last)
         return again
+    if command == "test" and (others := config.get("ensemble")):
+        experiment = ExperimentFolder.of_checkpoints([config.ckpt_path, *others])
+        if experiment is not None:  # whose result it is, and not that of its first fold
+            return RunFolder(experiment.path)
     folder = choose_run_folder(
         name=config.name,
         output_dir=config.output_dir,

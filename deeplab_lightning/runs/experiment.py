@@ -1,8 +1,9 @@
 """Name, write and read the files of a K-fold experiment."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ class ExperimentFolder(Folder):
         """Return the experiments of the seeds in order; none if this is an experiment itself."""
         found = [path for path in self.path.glob("seed_*") if re.fullmatch(r"seed_\d+", path.name)]
         return [ExperimentFolder(path) for path in sorted(found, key=lambda path: int(path.name.removeprefix("seed_")))]
+
+    @classmethod
+    def of_checkpoints(cls, checkpoints: Sequence[str | Path]) -> "ExperimentFolder | None":
+        """Return the experiment whose runs wrote checkpoints; None if these are of one run or several experiments."""
+        runs = {run.path for checkpoint in checkpoints if (run := RunFolder.of_checkpoint(checkpoint))}
+        if len(runs) < 2:
+            return None
+        folder = cls(os.path.commonpath(runs))
+        experiments = folder.seeds() or [folder]
+        known = {run.path for experiment in experiments for run in experiment.runs()}
+        return folder if runs <= known else None
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration that all folds share."""

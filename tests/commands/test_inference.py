@@ -123,7 +123,7 @@ def test_folds_are_tested_on_other_data_alone(experiment: ExperimentFolder, tmp_
     dataset = {"class_path": "MaskFolderDataset", "init_args": arguments}
     words = ("--experiment", str(experiment.path), "--data.test_dataset", json.dumps(dataset))
     run_program("test", *words, check=True)
-    result = json.loads((experiment.fold(0).path / "result_test.json").read_text())
+    result = json.loads((experiment.path / "result_test.json").read_text())
     assert result["averaged"]["networks"] == 2
     assert result["num_images"] == 10
 
