@@ -126,8 +126,12 @@ def batch_size_factor(base: int | None, trainer: L.Trainer | None) -> float:
     """
     if base is None or trainer is None:
         return 1.0
-    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-    if batch_size is None:
+    if (images := images_per_step(trainer)) is None:
         raise UserError("base_batch_size needs a data module with a batch_size, such as SegmentationDataModule.")
-    accumulated = max(trainer.accumulate_grad_batches, 1)
-    return float(batch_size * accumulated * trainer.world_size / base)
+    return images / base
+
+
+def images_per_step(trainer: L.Trainer) -> int | None:
+    """Return the images per optimiser step of all processes; None without a data module that has a batch size."""
+    batch_size: int | None = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    return None if batch_size is None else batch_size * max(trainer.accumulate_grad_batches, 1) * trainer.world_size

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from deeplab_lightning.optimizers import images_per_step
+
 
 class ExactResume(L.Callback):
     """Seed the random generators before each training step from seed, epoch, batch and process.
@@ -20,7 +22,8 @@ class ExactResume(L.Callback):
     A checkpoint that was written after the last step of an epoch, or within its validation, resumes with that
     validation, which Lightning would leave out.
 
-    It warns if the learning rates that are asked for are not those of the checkpoint, which the training goes on with.
+    It warns if the learning rates that are asked for are not those of the checkpoint, which the training goes on with,
+    and if the steps have another number of images.
 
     Args:
         seed: Seed of the training; nothing is seeded if None.
@@ -29,10 +32,20 @@ class ExactResume(L.Callback):
     def __init__(self, seed: int | None) -> None:
         self.seed = seed
         self._rates: dict[str, float] = {}
+        self._images: int | None = None  # per step, of this training
+        self._images_before: int | None = None  # of the checkpoint
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the images per optimiser step, for checkpoints."""
+        return {"images_per_step": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Note the images per optimiser step of the checkpoint; those of earlier versions have none."""
+        self._images_before = state_dict.get("images_per_step")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the learning rates of the configuration, before the optimizer gets those of the checkpoint."""
-        self._rates = _rates(trainer)
+        self._rates, self._images = _rates(trainer), images_per_step(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn if the training goes on with other learning rates than it was asked for."""
@@ -43,6 +56,12 @@ class ExactResume(L.Callback):
                 "the training goes on with the checkpoint's learning rates, and not with those that are asked for "
                 f"({changed[0][0]:.4g}, not {changed[0][1]:.4g}); to change them, start a training from its weights, "
                 "by --model.net.weights."
+            )
+        if None not in (self._images, self._images_before) and self._images != self._images_before:
+            rank_zero_warn(
+                f"the checkpoint was trained with {self._images_before} images per optimiser step, and the training "
+                f"goes on with {self._images} (batch_size x devices x num_nodes x accumulate_grad_batches): its "
+                "schedule and its rates are those of the former."
             )
 
     def on_train_batch_start(

@@ -10,7 +10,9 @@ from deeplab_lightning.class_paths import canonical
 from deeplab_lightning.data.digest import is_other_data
 
 MACHINE_KEYS = ("accelerator", "devices", "strategy", "num_nodes", "sync_batchnorm")
-"""Trainer settings that describe the machine rather than the training."""
+"""Trainer settings that describe the machine rather than the training, unless its number of processes differs."""
+PROCESSES = "trainer.devices x num_nodes"
+"""Key under which another number of processes is reported, each of which adds its batch to every step."""
 HASH_LENGTH = 6
 DIGEST = "data.digest"
 """Key under which other images or labels are reported beside settings that differ."""
@@ -34,7 +36,14 @@ def setting_differences(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict
         base: Resolved configuration of `fit`.
         own: Another one. A newer version may know more keys, which are left out.
     """
-    return dict(_leaves(canonical(_of_training(base)), canonical(_of_training(own))))
+    found = dict(_leaves(canonical(_of_training(base)), canonical(_of_training(own))))
+    processes = _num_processes(base), _num_processes(own)
+    if None not in processes and processes[0] != processes[1]:
+        found[PROCESSES] = processes
+    synchronised = tuple(bool((config.get("trainer") or {}).get("sync_batchnorm")) for config in (base, own))
+    if synchronised[0] != synchronised[1] and min(number or 1 for number in processes) > 1:
+        found["trainer.sync_batchnorm"] = synchronised[0], synchronised[1]
+    return found
 
 
 def is_data_location(key: str) -> bool:
@@ -99,6 +108,23 @@ def _of_training(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(kept.get("trainer"), dict):
         kept["trainer"]["callbacks"] = _changing_callbacks(kept["trainer"].get("callbacks"))
     return kept
+
+
+def _num_processes(config: Mapping[str, Any]) -> int | None:
+    """Return the number of processes of a training; None if the machine decides it."""
+    trainer = config.get("trainer")
+    if not isinstance(trainer, Mapping) or "devices" not in trainer:
+        return None
+    devices = trainer["devices"]
+    if devices == "auto" and trainer.get("accelerator") == "cpu":
+        devices = 1
+    if isinstance(devices, str):
+        parts = [part for part in devices.split(",") if part.strip()]
+        devices = len(parts) if "," in devices else int(devices) if devices.isdigit() else None
+    elif isinstance(devices, list | tuple):
+        devices = len(devices)
+    nodes = trainer.get("num_nodes") or 1
+    return devices * nodes if isinstance(devices, int) and devices > 0 else None
 
 
 def _changing_callbacks(callbacks: Any) -> list[Any]:

@@ -247,6 +247,7 @@ def test_a_resumed_training_says_which_settings_count(config: Path, tmp_path: Pa
     said = " ".join(done.stderr.split())
     assert "the training goes on with the checkpoint's learning rates, and not with those that are asked for" in said
     assert "(0.01, not 0.3)" in said
+    assert "was trained with 2 images per optimiser step, and the training goes on with 5 (batch_size x devices" in said
     run_program("fit", "-c", str(config), "--name", "other", check=True)
     table = tmp_path / "out.json"
     other = str(tmp_path / "runs" / "other")
@@ -258,6 +259,23 @@ def test_a_resumed_training_says_which_settings_count(config: Path, tmp_path: Pa
     last = Path(other) / "checkpoints" / "last.ckpt"
     plain = run_program("fit", "--ckpt_path", str(last), "--trainer.max_epochs", "2", check=True)
     assert "learning rates, and not" not in plain.stderr
+    assert "images per optimiser step" not in plain.stderr
+
+
+@pytest.mark.long
+def test_the_number_of_processes_is_a_setting(experiment: ExperimentFolder, tmp_path: Path) -> None:
+    """Each adds its batch to every step. Folds went on with another number, and `compare` did not name it."""
+    assert experiment.read_config()["trainer"]["accelerator"] == "cpu"
+    two = ("--resume", "--trainer.devices", "2", "--trainer.strategy", "ddp", "--trainer.max_epochs", "2")
+    assert "trainer.devices x num_nodes: 1 then, 2 now" in refused(kfold(experiment, *two))
+    other = ExperimentFolder(shutil.copytree(experiment.path, tmp_path / "other"))
+    for files in (other, *other.runs()):
+        content = files.read_config()
+        content["trainer"]["devices"] = "2"
+        files.config.write_text(yaml.safe_dump(content))
+    table = tmp_path / "out.json"
+    run_program("compare", str(experiment.path), str(other.path), "--json", str(table), check=True)
+    assert json.loads(table.read_text())["differing_settings"]["other"] == {"trainer.devices x num_nodes": [1, 2]}
 
 
 @pytest.mark.long

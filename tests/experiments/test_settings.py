@@ -41,6 +41,31 @@ def test_callbacks_that_only_show_are_none() -> None:
         assert settings_hash(config(base)) == settings_hash(config(own))
 
 
+@pytest.mark.parametrize(
+    ("base", "own", "found"),
+    [
+        ({"devices": 1}, {"devices": "2"}, (1, 2)),
+        ({"devices": [0, 3]}, {"devices": "0,1"}, None),
+        ({"devices": "2", "num_nodes": 2}, {"devices": 4}, None),
+        ({"devices": 1, "num_nodes": 2}, {"devices": 1}, (2, 1)),
+        ({"devices": "auto"}, {"devices": 4}, None),  # the machine decides
+        ({"devices": "auto", "accelerator": "cpu"}, {"devices": 4}, (1, 4)),
+        ({"devices": -1}, {"devices": 4}, None),
+        ({}, {"devices": 4}, None),
+    ],
+)
+def test_the_number_of_processes_is_a_setting(base: Any, own: Any, found: Any) -> None:
+    expected = {} if found is None else {"trainer.devices x num_nodes": found}
+    assert setting_differences({"trainer": base}, {"trainer": own}) == expected
+    assert settings_hash({"trainer": base}) == settings_hash({"trainer": own})  # groups keep their names
+
+
+def test_synchronised_norms_are_a_setting_of_several_processes() -> None:
+    for devices, expected in ((1, {}), ("auto", {}), (2, {"trainer.sync_batchnorm": (False, True)})):
+        base, own = ({"trainer": {"devices": devices, "sync_batchnorm": flag}} for flag in (False, True))
+        assert setting_differences(base, own) == expected
+
+
 def test_a_group_without_such_callbacks_keeps_its_name() -> None:
     """The hash is that of versions that left all callbacks out."""
     assert settings_hash(config([PANELS])) == settings_hash({"trainer": {"max_epochs": 3}, "data": {}})
