@@ -74,14 +74,18 @@ def kfold(args: list[str]) -> None:
             has_predictions=given.predictions,
             is_cheap=given.cheap,
             baseline=baseline,
-            resume_command=shlex.join(
-                ["deeplab", "kfold", "--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
-                + (["--cheap"] if given.cheap else [])
-                + (["--baseline", str(given.baseline)] if given.baseline else [])
-            ),
+            resume_command=_resume_command(folder, given),
         )
     if has_ended:
         finish_seeds(folder, experiments)
+
+
+def _resume_command(folder: Path, given: argparse.Namespace) -> str:
+    """Write the command that goes on with the same folds and seeds, and the same decision to stop early."""
+    names = ("folds", "seeds", "jobs", "devices", "baseline")
+    kept = [word for name in names if (value := getattr(given, name)) for word in (f"--{name}", str(value))]
+    own = ["--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
+    return shlex.join(["deeplab", "kfold", *own, *(["--cheap"] if given.cheap else []), *kept])
 
 
 def finish_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:
