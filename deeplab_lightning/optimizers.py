@@ -133,5 +133,7 @@ def batch_size_factor(base: int | None, trainer: L.Trainer | None) -> float:
 
 def images_per_step(trainer: L.Trainer) -> int | None:
     """Return the images per optimiser step of all processes; None without a data module that has a batch size."""
-    batch_size: int | None = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
-    return None if batch_size is None else batch_size * max(trainer.accumulate_grad_batches, 1) * trainer.world_size
+    batch_size = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if not isinstance(batch_size, int):  # those of users may hold anything
+        return None
+    return batch_size * max(trainer.accumulate_grad_batches, 1) * trainer.world_size

@@ -269,6 +269,14 @@ def test_a_checkpoint_outside_a_run_gets_a_new_folder(tmp_path: Path) -> None:
     checkpoint.parent.mkdir(parents=True)
     checkpoint.touch()
     assert RunFolder.of_checkpoint(checkpoint) is None
+    folds = [ExperimentFolder(tmp_path / "cv").fold(number) for number in range(2)]
+    for run in folds:
+        run.write_config("a: 1", "fit")
+    found = ExperimentFolder.of_checkpoints([run.best for run in folds])
+    assert found is not None
+    assert found.path == tmp_path / "cv"
+    assert ExperimentFolder.of_checkpoints([*(run.best for run in folds), checkpoint]) is None
+    assert ExperimentFolder.of_checkpoints([folds[0].best, folds[0].last]) is None
     for name, is_training in (("a", True), ("b", False)):
         assert choose(tmp_path, checkpoint=checkpoint, name=name, is_training=is_training) == tmp_path / name
         assert choose(tmp_path, checkpoint=checkpoint, is_training=is_training).parent == tmp_path

@@ -44,11 +44,11 @@ class ExactResume(L.Callback):
         self._images_before = state_dict.get("images_per_step")
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note the learning rates of the configuration, before the optimizer gets those of the checkpoint."""
+        """Note the images per step, and the learning rates before the optimizer gets those of the checkpoint."""
         self._rates, self._images = _rates(trainer), images_per_step(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Warn if the training goes on with other learning rates than it was asked for."""
+        """Warn if the training goes on with other learning rates than it was asked for, or with other steps."""
         found = _rates(trainer)
         changed = [(found[name], asked) for name, asked in self._rates.items() if found.get(name, asked) != asked]
         if changed:

@@ -26,6 +26,10 @@ from deeplab_lightning.experiments.locks import check_system
 from deeplab_lightning.runs import ExperimentFolder, made_up_name
 from deeplab_lightning.tables import table_console
 
+_KEPT_FLAGS = ("--cheap", "--predictions")
+_KEPT_OPTIONS = ("--folds", "--seeds", "--jobs", "--devices", "--baseline", "--launcher")
+"""Options that the configuration of an experiment does not hold, and that a resumed command needs again."""
+
 
 def kfold(args: list[str]) -> None:
     """Train the folds that are not finished, pool them, and log the result.
@@ -74,18 +78,28 @@ def kfold(args: list[str]) -> None:
             has_predictions=given.predictions,
             is_cheap=given.cheap,
             baseline=baseline,
-            resume_command=_resume_command(folder, given),
+            resume_command=_resume_command(folder, args),
         )
     if has_ended:
         finish_seeds(folder, experiments)
 
 
-def _resume_command(folder: Path, given: argparse.Namespace) -> str:
-    """Write the command that goes on with the same folds and seeds, and the same decision to stop early."""
-    names = ("folds", "seeds", "jobs", "devices", "baseline")
-    kept = [word for name in names if (value := getattr(given, name)) for word in (f"--{name}", str(value))]
+def _resume_command(folder: Path, args: Sequence[str]) -> str:
+    """Write the command that goes on with the same folds and seeds, in the same place.
+
+    Args:
+        folder: Folder of the experiment, whose configuration holds all other settings.
+        args: The options as typed.
+    """
+    kept: list[str] = []
+    for index, word in enumerate(args):
+        name = word.partition("=")[0]
+        if name in _KEPT_FLAGS:
+            kept.append(word)
+        elif name in _KEPT_OPTIONS or name.startswith("--launcher."):
+            kept += [word] if "=" in word else args[index : index + 2]
     own = ["--resume", "--name", folder.name, "--output_dir", str(folder.parent)]
-    return shlex.join(["deeplab", "kfold", *own, *(["--cheap"] if given.cheap else []), *kept])
+    return shlex.join(["deeplab", "kfold", *own, *kept])
 
 
 def finish_seeds(folder: Path, experiments: Sequence[Experiment]) -> None:

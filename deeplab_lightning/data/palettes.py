@@ -24,7 +24,7 @@ def palette_warnings(dataset: SegmentationDataset, statistics: Statistics) -> It
             facts = dataset.inspect_mask(index)
         except (OSError, ValueError):  # the file changed since the scan
             continue
-        for value in facts.counts:
+        for value in facts.counts if len(examples) > 1 else statistics.raw_values:  # one palette is that of all
             color = (facts.palette or b"")[3 * value : 3 * value + 3]
             known, name = colors.setdefault(value, (color, statistics.names[index]))
             if known != color and len(color) == 3:
@@ -33,7 +33,8 @@ def palette_warnings(dataset: SegmentationDataset, statistics: Statistics) -> It
                     f"in {statistics.names[index]} (R, G, B). Labels are the values, not the colours."
                 )
                 return
-    if other := _class_of_its_color(dataset.classes, {v: tuple(color) for v, (color, _) in colors.items()}):
+    full = {value: tuple(color) for value, (color, _) in colors.items() if len(color) == 3}
+    if other := _class_of_its_color(dataset.classes, full):
         yield other
 
 

@@ -62,7 +62,8 @@ def load_weights(
 
     Raises:
         ValueError: If the layout is unknown, no tensor fits, or, with `strict`, a tensor that the layout should fill
-            is missing or differs. The message names the tensors and the numbers of classes.
+            is missing or differs, or the backbone was dilated by another rule. The message names the tensors, the rules
+            and the numbers of classes.
         FileNotFoundError: If the file does not exist.
         RuntimeError: If a URL cannot be reached within 2 seconds.
     """

@@ -93,13 +93,16 @@ class ExperimentFolder(Folder):
 
     @classmethod
     def of_checkpoints(cls, checkpoints: Sequence[str | Path]) -> "ExperimentFolder | None":
-        """Return the experiment whose runs wrote checkpoints; None if these are of one run or several experiments."""
-        runs = {run.path for checkpoint in checkpoints if (run := RunFolder.of_checkpoint(checkpoint))}
-        if len(runs) < 2:
+        """Return the experiment whose runs wrote checkpoints; None if not all are of runs of one experiment.
+
+        Checkpoints of a single run are not those of an experiment.
+        """
+        found = [RunFolder.of_checkpoint(checkpoint) for checkpoint in checkpoints]
+        runs = {run.path for run in found if run is not None}
+        if None in found or len(runs) < 2:
             return None
         folder = cls(os.path.commonpath(runs))
-        experiments = folder.seeds() or [folder]
-        known = {run.path for experiment in experiments for run in experiment.runs()}
+        known = {run.path for part in folder.seeds() or [folder] for run in part.runs()}
         return folder if runs <= known else None
 
     def write_config(self, config: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from deeplab_lightning import __main__ as program
 from deeplab_lightning.cli import main
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.runs import RunFolder
-from tests.conftest import noise_config, write_image, write_mask
+from tests.conftest import CLASSES, noise_config, write_image, write_mask
 from tests.processes import run_program
 
 NAMES = {"mask_255": ["background", "building"], "mask_jpeg": ["background", *"abcde"]}
@@ -124,6 +124,22 @@ def test_masks_as_images_are_a_problem(mask_folder: Path) -> None:
         assert done.returncode == 1, shown
         assert "masks/00.png: it is an image and its own mask. Set images and masks to different folders" in shown
         assert "10 problems" in shown
+
+
+def test_palettes_with_the_colours_of_other_classes_are_warned_of(mask_folder: Path) -> None:
+    """All labels were permuted, and the check found no problem."""
+    config = noise_config(mask_folder, trainer={})
+    colors = [[0, 128, 0], [0, 0, 0], [128, 0, 0]]
+    config["data"]["dataset"]["init_args"]["classes"]["colors"] = [colors[1], colors[2], colors[0]]
+    (mask_folder / "config.yaml").write_text(yaml.safe_dump(config))
+    for path in (mask_folder / "masks").iterdir():
+        mask = Image.open(path)
+        mask.putpalette([channel for color in colors for channel in color] + [7] * 759)
+        mask.save(path)
+    done = run_program("data", "check", "-c", "config.yaml", cwd=mask_folder, check=True)
+    shown = " ".join(done.stdout.split())
+    assert f"value 0 means {CLASSES[0]}, but the palette of the masks gives it (0, 128, 0), the colour of" in shown
+    assert "No problems." not in shown
 
 
 def test_black_masks_of_colours_have_the_class_that_is_black(tmp_path: Path) -> None:

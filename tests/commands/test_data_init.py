@@ -174,10 +174,24 @@ def test_drawings_beside_the_masks_are_no_data_set(folder: Path) -> None:
         array = folder / "SegmentationClassNpy" / f"p{index}.npy"
         array.parent.mkdir(exist_ok=True)
         np.save(array, index_mask(index, 0, 1, 2))
-    _, config = written(folder)
+    text, config = written(folder)
     arguments = config["data"]["dataset"]["init_args"]
     assert (arguments["images"], arguments["masks"]) == ("JPEGImages", "SegmentationClass")
+    said = " ".join(text.replace("#", "").split())
+    for suffix, name in ((".jpg", "SegmentationClassVisualization"), (".npy", "SegmentationClassNpy")):
+        assert f"{name} has *{suffix} files of masks that are there as PNG; left out." in said
     passes(folder)
+
+
+@pytest.mark.long
+def test_masks_of_objects_replace_no_arrays_of_classes(folder: Path) -> None:
+    write_pairs(folder, "JPEGImages", "SegmentationObject", 0, 1, 2, 3)
+    for index in range(6):
+        array = folder / "SegmentationClass" / f"p{index}.npy"
+        array.parent.mkdir(exist_ok=True)
+        np.save(array, index_mask(index, 0, 1, 2))
+    _, config = written(folder)
+    assert config["data"]["dataset"]["init_args"]["masks"] == "SegmentationClass"
 
 
 @pytest.mark.long

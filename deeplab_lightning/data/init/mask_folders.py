@@ -18,7 +18,7 @@ from deeplab_lightning.errors import DataError
 _MASK_WORDS = re.compile(r"mask|label|annot|segm|ground_?truth|(?<![a-z])gt")
 _IMAGE_WORDS = re.compile(r"image|img|photo|picture|rgb|jpe?g")
 _INSTANCE_WORDS = re.compile(r"object|instance")  # as in VOC's SegmentationObject
-_COPIES = (".jpg", ".jpeg", ".npy")
+_COPIES = (".jpg", ".jpeg", ".npy")  # of masks that are there as PNG, too
 _NUM_SAMPLES = 4  # files that are opened to tell masks from images
 _MAX_VALUES = 64  # different values or colours of a mask; a photo has more
 _MIN_SHARE = 0.5  # of the files that have a partner
@@ -59,8 +59,10 @@ def mask_layouts(index: FolderIndex) -> list[Layout]:
         index: The files of the folder.
     """
     images, masks = _sorted_out(index)
+    copies = [files for files in masks if _is_copy(files, masks)]
+    masks = [files for files in masks if files not in copies]
     pairs: dict[str | None, list[_Pair]] = defaultdict(list)
-    alone: list[str] = []
+    alone = [f"{files.folder} has *{files.suffix} files of masks that are there as PNG; left out." for files in copies]
     stems: set[str] = set()
     for files in images:
         partners = _partners(files, masks)
@@ -123,10 +125,10 @@ def _sorted_out(index: FolderIndex) -> tuple[list[_Files], list[_Files]]:
         images, unnamed_masks = unnamed_masks, []
     masks += unnamed_masks
     classes = [files for files in masks if not _INSTANCE_WORDS.search(files.folder.lower())]
-    return images, [files for files in classes or masks if not _is_drawn_from(files, masks)]
+    return images, classes or masks
 
 
-def _is_drawn_from(files: _Files, masks: Sequence[_Files]) -> bool:
+def _is_copy(files: _Files, masks: Sequence[_Files]) -> bool:
     """Check whether a folder holds drawings or arrays of masks that are there as PNG files, as labelme exports them."""
     return files.suffix in _COPIES and any(other.suffix == ".png" and files.stems <= other.stems for other in masks)
 
