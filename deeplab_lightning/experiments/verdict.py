@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from deeplab_lightning.experiments.settings import DIGEST, recipe_differences
+from deeplab_lightning.experiments.settings import DIGEST, PROCESSES, recipe_differences
 from deeplab_lightning.experiments.significance import Difference
 
 LEVEL = 0.05
 """Adjusted p-values below this one are called a difference."""
-_CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size", "trainer.max_epochs")
+_CONFOUNDERS = ("data.n_folds", "data.dataset", "data.train_transforms.crop_size", "trainer.max_epochs", PROCESSES)
 """Settings that change a result without being what experiments usually compare."""
 SEEDS = ("seed_everything", "data.seed")
 """Settings that no recipe consists of."""

@@ -132,6 +132,16 @@ def test_unequal_trainings_are_not_called_better(write: Write, config: dict[str,
     assert text in entry.verdict.sentence
 
 
+def test_another_number_of_processes_may_explain_a_difference(write: Write) -> None:
+    """Each of them adds its batch to every step; nothing named it, and the other setting was called better."""
+    one, two = ({"trainer": {"max_epochs": 10, "devices": devices}, "model": {"net": "same"}} for devices in (1, "2"))
+    a = write("a", images(0.80), config=one)
+    entry = judged(a, write("b", images(0.85, seed=1), config={**two, "model": {"net": "other"}}))
+    assert entry.verdict is not None
+    assert entry.verdict.sentence.startswith("b and a differ: +0.0")
+    assert "trainer.devices x num_nodes (2 and 1), which may explain it" in entry.verdict.sentence
+
+
 def test_other_images_may_explain_a_difference(write: Write) -> None:
     """Only the page showed that the digests differ."""
     config, folders = {"model": {"net": "same"}}, []
