@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from deeplab_lightning.cli import main
-from deeplab_lightning.errors import UnavailableError, UserError, exception_chain, unwrapped
+from deeplab_lightning.errors import UnavailableError, UserError, exception_chain, is_interrupt, unwrapped
 
 _DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 _OUTPUT_CLOSED = 141  # as of a program that SIGPIPE ended
@@ -39,10 +39,10 @@ def run() -> None:
         if not any(word in {"-h", "--help"} for word in sys.argv[1:]):
             print("error: the program that reads the output has ended, and so has this command.", file=sys.stderr)
         sys.exit(_OUTPUT_CLOSED)
-    except KeyboardInterrupt:
-        print("stopped by SIGINT", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        if is_interrupt(error):
+            print("stopped by SIGINT", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
         mistake = user_error(error)
         if mistake is None:
             raise

@@ -30,6 +30,11 @@ def exception_chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def is_interrupt(error: BaseException) -> bool:
+    """Check whether an exception is Ctrl-C, or what a library raised while it handled Ctrl-C, as torch.save does."""
+    return any(isinstance(e, KeyboardInterrupt) for e in exception_chain(error))
+
+
 def unwrapped(error: BaseException) -> BaseException:
     """Return the first exception of a chain that jsonargparse did not raise itself.
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from deeplab_lightning.errors import UserError, exception_chain
+from deeplab_lightning.errors import UserError, exception_chain, is_interrupt
 
 _TEMPORARY = ".tmp"  # suffix of files that are not complete
 _MAX_PREFIX = 40  # characters of a file's name in the names of its temporary files
@@ -22,6 +22,9 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Args:
         path: File to write; its folder is created if needed.
         write: Function that gets the open binary file and writes the content.
+
+    Raises:
+        KeyboardInterrupt: At Ctrl-C, also if `write` ends with another error for it.
     """
     make_folder(path.parent)
     with naming_errors(path):
@@ -35,8 +38,10 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
                 os.fsync(handle)
             temporary.replace(path)
             _flush_folder(path.parent)
-        except BaseException:
+        except BaseException as error:
             temporary.unlink(missing_ok=True)
+            if is_interrupt(error) and not isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
             raise
 
 

@@ -320,6 +320,21 @@ def test_a_command_that_is_interrupted_shows_no_traceback(
     assert (stop.value.code, capsys.readouterr().err) == (130, "stopped by SIGINT\n")
 
 
+def test_an_error_that_hides_an_interrupt_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("unexpected pos")  # as torch.save does
+
+    monkeypatch.setattr(program, "main", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        program.run()
+    assert (stop.value.code, capsys.readouterr().err) == (130, "stopped by SIGINT\n")
+
+
 def test_a_folder_without_runs_is_named(show: Show, tmp_path: Path) -> None:
     status, line = show("compare", str(tmp_path))
     assert status == 1

@@ -44,7 +44,7 @@ from deeplab_lightning.commands.training_options import add_evaluation_options, 
 from deeplab_lightning.crf import DenseCRF  # noqa: F401, so that the command line knows the bare name
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.data.images import LARGE_PIXELS
-from deeplab_lightning.errors import UserError
+from deeplab_lightning.errors import UserError, is_interrupt
 from deeplab_lightning.experiments.launchers.slurm import requeue
 from deeplab_lightning.files import remove_leftovers
 from deeplab_lightning.inference import Views
@@ -221,7 +221,9 @@ class DeepLabCLI(LightningCLI):
             if not isinstance(ending.__context__, KeyboardInterrupt):
                 raise
             self._end_after(signal.SIGINT)  # Lightning ends with status 1, and does not say how to go on
-        except Exception:
+        except Exception as error:
+            if is_interrupt(error):
+                self._end_after(signal.SIGINT)
             if any(stop.received for stop in self._stops()):  # its reading processes, or other ranks, ended first
                 self._end_after_sigterm()
             raise

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import pytest
@@ -295,6 +295,43 @@ def test_ctrl_c_says_how_to_go_on(folder: Path, devices: int) -> None:
     last = stopped_by(folder, signal.SIGINT, [], devices=devices, is_group=True)  # of a terminal, to all processes
     done = run_program("fit", "--ckpt_path", str(last), "--trainer.max_epochs", str(epochs_done(last) + 1))
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+class InterruptedFile:
+    """Send Ctrl-C to this process at the second write, in the middle of what torch writes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._writes = 0
+
+    def write(self, content: Any) -> int:
+        self._writes += 1
+        if self._writes == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class InterruptSecondSave(L.Callback):
+    """Send Ctrl-C while the checkpoint of the second epoch is written."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        save: Any = torch.save
+        if trainer.current_epoch == 1:
+            torch.save = lambda content, file: save(content, InterruptedFile(file))  # type: ignore[assignment, misc]
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_a_checkpoint_is_written_keeps_the_one_before(folder: Path) -> None:
+    status, stderr = fit(folder, "--name", "torn", "--trainer.callbacks+", f"{__name__}.InterruptSecondSave")
+    run = RunFolder(folder / "runs" / "torn")
+    assert status == 128 + signal.SIGINT, stderr
+    assert f"stopped by SIGINT. To continue: deeplab fit --ckpt_path {run.last}" in stderr
+    assert "Traceback" not in stderr
+    assert epochs_done(run.last) == 1
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
 def epochs_done(checkpoint: Path) -> int:
