@@ -169,7 +169,7 @@ FLOORS = (
             "experiments.aggregate",
             "experiments.repetitions",
             *("experiments.names", "experiments.resampling", "experiments.details", "experiments.entries"),
-            "experiments.pairing",
+            *("experiments.pairing", "experiments.differences"),
             *("experiments.comparison_notes", "experiments.comparison"),
             "experiments.early_stop",
             "experiments.pairs",

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,18 @@ import numpy.typing as npt
 
 from deeplab_lightning.errors import DataError
 from deeplab_lightning.experiments.aggregate import CrossValidation, Epoch, is_outdated, read_cv
-from deeplab_lightning.experiments.comparison_notes import class_notes, data_notes, fold_notes, seed_notes
-from deeplab_lightning.experiments.contributions import Contributions, image_margins
-from deeplab_lightning.experiments.details import compare_details
+from deeplab_lightning.experiments.comparison_notes import (
+    class_notes,
+    data_notes,
+    fold_notes,
+    seed_notes,
+    stopped_notes,
+)
+from deeplab_lightning.experiments.differences import Measured, measure
 from deeplab_lightning.experiments.entries import Comparison, Entry
 from deeplab_lightning.experiments.names import folder_label, recipe_label
-from deeplab_lightning.experiments.pairing import (
-    are_folds_compared,
-    by_fold_contributions,
-    count_other_truths,
-    read_groups,
-    shared_images,
-)
-from deeplab_lightning.experiments.repetitions import over_seeds, pool_seeds, read_config, seed_mious
-from deeplab_lightning.experiments.resampling import Resampled, resample
+from deeplab_lightning.experiments.pairing import are_folds_compared
+from deeplab_lightning.experiments.repetitions import over_seeds, pool_seeds, read_config
 from deeplab_lightning.experiments.significance import (
     UNKNOWN,
     Difference,
@@ -33,9 +30,6 @@ from deeplab_lightning.experiments.significance import (
     holm,
 )
 from deeplab_lightning.experiments.verdict import decide, differing_settings, no_verdict, stopped_verdict
-from deeplab_lightning.metrics.iou import nan_mean, truth_iou
-from deeplab_lightning.metrics.per_image import PerImageConfusion
-from deeplab_lightning.runs import ExperimentFolder
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -106,48 +100,62 @@ def compare_results(
     for recipe, result in zip(recipes, results, strict=True):
         if result.class_names != class_names:
             raise DataError(f"{recipe[0]} has the classes {result.class_names}, but {recipes[0][0]} has {class_names}.")
-    folders = [recipe[0] for recipe in recipes]
     everything = everything or [folder for recipe in recipes for folder in recipe]
     labels = [recipe_label(recipe, everything) for recipe in recipes]
-    sets, found_notes = shared_images(labels, results)
-    repeats = [max(len(result.seeds), 1) for result in results]
-    other_truths = [
-        0 if own is None or sets[0] is None else count_other_truths(sets[0], own, (repeats[0], count))
-        for own, count in zip(sets, repeats, strict=True)
-    ]
-    entries: list[Entry] = []
-    for recipe, label, result, images in zip(recipes, labels, results, sets, strict=True):
-        entries.append(_entry(recipe, label, result, images, entries[0] if entries else None))
-    folds_decide = all(are_folds_compared(entries[0], entry) for entry in entries[1:])
-    known, basis, details = [images for images in sets if images is not None], "folds", None
-    if known:
-        groups = next(filter(None, (read_groups(folder, known[0].names) for folder in folders)), None)
-        basis = "images" if groups is None else "groups of images"
-        resampled = resample(known, groups, num_resamples)
-        labels_of_units = known[0].names if groups is None else groups
-        units = np.unique(np.asarray(labels_of_units), return_inverse=True)[1].reshape(-1)
-        of_units = [image_margins(images, units) for images in known]  # (U, 3, K) each
-        entries = [_over_images(entry, resampled, index, of_units) for index, entry in enumerate(entries)]
-        if not folds_decide:
-            entries = [_classes_over_images(entry, of_units, index) for index, entry in enumerate(entries)]
-        found_notes = [*found_notes, *resampled.notes]
-        details = compare_details(
-            results, known[0].names, groups, are_folds_compared=folds_decide, num_resamples=num_resamples
-        )
-    entries = _judged(entries, basis, other_truths)
-    num_images = len(known[0].names) if known else None
+    measured = _measure(recipes, labels, results, num_resamples)
+    entries, details = _judged(measured), measured.details
+    if details is not None:
+        pairs = zip(details, entries, strict=True)
+        details = [own.untested() if _is_untested(entry, entries[0]) else own for own, entry in pairs]
     damaged = [note for result in results for note in result.notes]
     all_notes = [
         *damaged,
         *data_notes(entries),
         *class_notes(entries),
-        *found_notes,
+        *measured.notes,
+        *stopped_notes(entries, measured.num_images),
         *fold_notes(entries),
         *seed_notes(entries),
         *notes,
     ]
-    class_basis = "folds" if folds_decide else basis
-    return Comparison(entries, class_names, num_images, basis, class_basis, all_notes, details=details)
+    return Comparison(
+        entries,
+        class_names,
+        measured.num_images,
+        measured.basis,
+        measured.class_basis,
+        all_notes,
+        details=details,
+    )
+
+
+def _measure(
+    recipes: Sequence[Sequence[Path]], labels: Sequence[str], results: Sequence[CrossValidation], num_resamples: int
+) -> Measured:
+    """Measure the experiments that are tested on the images that they share, and each one that was stopped early apart.
+
+    What was stopped early holds out a part of the images, to which it would restrict the tests of the others.
+    """
+    folders = [folder for recipe in recipes for folder in recipe]
+
+    def of(chosen: Sequence[int]) -> Measured:
+        own, names, found = [recipes[i] for i in chosen], [labels[i] for i in chosen], [results[i] for i in chosen]
+        return measure(own, names, found, num_resamples=num_resamples, with_groups=folders)
+
+    stopped = [index for index, result in enumerate(results) if result.stopped and not results[0].stopped]
+    tested = [index for index in range(len(results)) if index not in stopped]
+    found = of(tested)
+    apart = {index: of([0, index]) for index in stopped}
+    places = {index: (found, place) for place, index in enumerate(tested)} | {i: (own, 1) for i, own in apart.items()}
+    ordered = [places[index] for index in range(len(results))]
+    details = [None if part.details is None else part.details[place] for part, place in ordered]
+    known = [own for own in details if own is not None]
+    return replace(
+        found,
+        entries=[part.entries[place] for part, place in ordered],
+        other_truths=[part.other_truths[place] for part, place in ordered],
+        details=known if len(known) == len(ordered) else None,
+    )
 
 
 def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation], list[str]]:
@@ -179,14 +187,9 @@ def _read(folders: Sequence[Path], epoch: Epoch) -> tuple[list[CrossValidation],
     return results, [*outdated, f"figures are of the last epoch; the best one, chosen on these images{more}."]
 
 
-def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -> list[Entry]:
-    """Return the entries with adjusted p-values and verdicts.
-
-    Args:
-        entries: The experiments, the baseline first.
-        basis: What intervals over images are over.
-        other_truths: Number of images of each experiment whose truth differs from the baseline's.
-    """
+def _judged(measured: Measured) -> list[Entry]:
+    """Return the experiments with adjusted p-values and verdicts."""
+    entries, other_truths, basis = measured.entries, measured.other_truths, measured.basis
     base, configs = entries[0], [read_config(entry.folder) for entry in entries]
     differing = [
         differing_settings(configs[0], config, (base.cv.digest, entry.cv.digest))
@@ -201,14 +204,19 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
         (UNKNOWN, "") if others or early else _deciding(base, entry, basis)
         for entry, others, early in zip(entries, other_truths, stopped, strict=True)
     ]
-    adjusted = holm([math.nan, *(difference.p for difference, _ in decided[1:])])
+    # What was stopped early might have been found to differ: it counts among the tests.
+    p_values = [
+        1.0 if early and not others else difference.p
+        for (difference, _), others, early in zip(decided, other_truths, stopped, strict=True)
+    ]
+    adjusted = holm([math.nan, *p_values[1:]])
     judged = [base]
     for index in range(1, len(entries)):
         entry, (difference, over) = entries[index], decided[index]
         if other_truths[index]:
-            judged.append(replace(entry, verdict=no_verdict(entry.label, other_truths[index])))
+            judged.append(replace(entry, verdict=no_verdict((entry.label, base.label), other_truths[index])))
             continue
-        if stopped[index]:
+        if _is_untested(entry, base):
             judged.append(_untested(entry, base, stopped[index], differing[index]))
             continue
         verdict = decide(
@@ -225,12 +233,15 @@ def _judged(entries: Sequence[Entry], basis: str, other_truths: Sequence[int]) -
     return judged
 
 
+def _is_untested(entry: Entry, base: Entry) -> bool:
+    """Check whether an experiment or its baseline was stopped early."""
+    return bool(entry.cv.stopped or base.cv.stopped)
+
+
 def _untested(entry: Entry, base: Entry, stopped: str, differing: Mapping[str, tuple[Any, Any]]) -> Entry:
     """Return an entry without intervals and p-values of differences, which early stopping makes wrong."""
     known = [entry.over_folds, entry.over_images, *(entry.per_class or ())]
-    over_folds, over_images, *per_class = (
-        None if own is None else Difference(own.mean, math.nan, math.nan, math.nan) for own in known
-    )
+    over_folds, over_images, *per_class = (None if own is None else own.untested() for own in known)
     return replace(
         entry,
         over_folds=over_folds,
@@ -253,65 +264,3 @@ def _deciding(base: Entry, entry: Entry, basis: str) -> tuple[Difference, str]:
     if entry.over_images is not None:
         return entry.over_images, basis
     return Difference(entry.difference, math.nan, math.nan, math.nan), ""
-
-
-def _entry(
-    recipe: Sequence[Path], label: str, result: CrossValidation, images: PerImageConfusion | None, base: Entry | None
-) -> Entry:
-    """Return an experiment with its differences from the baseline that need no resampling."""
-    matrix = result.matrix if images is None else images.total()
-    by_fold = None if base is None else by_fold_contributions(base, result, images)
-    overlap = 1 / max(result.n_folds, 2)
-    of_shared = set(result.folds) if images is None else {result.fold_of[name] for name in images.names}
-    compared_folds = [fold for fold in result.folds if fold in of_shared]
-    return Entry(
-        cv=result,
-        folders=tuple(recipe),
-        label=label,
-        compared_folds=compared_folds,
-        matrix=matrix,
-        images=images,
-        interval=(math.nan, math.nan),
-        difference=math.nan if base is None else float(nan_mean(truth_iou(matrix))) - base.miou,
-        over_folds=None if by_fold is None else by_fold.miou(overlap=overlap),
-        over_images=None,
-        per_class=None if by_fold is None else by_fold.classes(overlap=overlap),
-        adjusted_p=math.nan,
-        cost=_cost(recipe, compared_folds),
-        seed_mious=seed_mious(result, None if images is None else images.names) if len(result.seeds) > 1 else None,
-    )
-
-
-def _over_images(entry: Entry, resampled: Resampled, index: int, of_units: Sequence[Ints]) -> Entry:
-    """Add the intervals over images to the experiment at an index.
-
-    Args:
-        entry: The experiment.
-        resampled: IoU of the experiments over resampled images.
-        index: Its place among the experiments.
-        of_units: (U, 3, K) margins of the images or groups of each experiment, see `margins`.
-    """
-    entry = replace(entry, interval=resampled.interval(nan_mean(resampled.figures[index]), entry.miou))
-    if index == 0:
-        return entry
-    return replace(entry, over_images=Contributions.of(of_units[0], of_units[index]).miou())
-
-
-def _classes_over_images(entry: Entry, of_units: Sequence[Ints], index: int) -> Entry:
-    """Add the differences of the classes over images, see `_over_images`."""
-    if index == 0:
-        return entry
-    return replace(entry, per_class=Contributions.of(of_units[0], of_units[index]).classes())
-
-
-def _cost(recipe: Sequence[Path], folds: Sequence[int]) -> dict[str, float | None]:
-    """Return the cost of one fold's network and the training time of some folds with all seeds."""
-    results = []
-    for run in (run for folder in recipe for run in ExperimentFolder(folder).runs()):
-        with suppress(DataError):  # damaged, as a note says
-            if (result := run.read_result()) and (result["fold"] or 0) in folds:
-                results.append(result)
-    cost = results[0].get("cost", {})
-    known = [result["seconds"] for result in results if result["seconds"] is not None]
-    seconds = sum(known) if len(known) == len(results) else None
-    return {"mega_parameters": cost.get("mega_parameters"), "giga_macs": cost.get("giga_macs"), "seconds": seconds}

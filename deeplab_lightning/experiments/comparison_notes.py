@@ -30,8 +30,9 @@ def class_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def fold_notes(entries: Sequence[Entry]) -> list[str]:
-    """Return the limits of a comparison by folds, one sentence each."""
+    """Return the limits of a comparison by folds, one sentence each; notes on what was stopped early say more."""
     base, notes = entries[0], []
+    entries = [entry for entry in entries if not entry.cv.stopped or base.cv.stopped]
     has_images = base.images is not None
     if any(entry.over_folds is None for entry in entries[1:]):
         basis = "over images and not" if has_images else "by their pooled figures alone, not"
@@ -48,6 +49,23 @@ def fold_notes(entries: Sequence[Entry]) -> list[str]:
         notes.append("with one fold, intervals cover the choice of the images, not the randomness of the training.")
     elif len(base.cv.folds) < 2:
         notes.append("with one fold and no image_matrices.npz, there are no intervals.")
+    return notes
+
+
+def stopped_notes(entries: Sequence[Entry], num_images: int | None) -> list[str]:
+    """Name the experiments whose figures are of other images than the rest's, since they were stopped early.
+
+    Args:
+        entries: The experiments, the baseline first.
+        num_images: Number of images that all the others share; None if unknown.
+    """
+    base, notes = entries[0], []
+    for entry in entries[1:]:
+        if entry.images is not None and entry.cv.stopped and len(entry.images.names) != num_images:
+            notes.append(
+                f"the mIoU of {entry.label}, which was stopped early, is of {len(entry.images.names)} images; its "
+                f"difference is from {base.label} on the same ones."
+            )
     return notes
 
 

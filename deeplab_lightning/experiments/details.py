@@ -1,7 +1,7 @@
 """Compare contours, and objects by size; these figures say where experiments differ and decide nothing."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,10 @@ class Details:
     intervals: list[tuple[float, float]]
     differences: list[Difference]
     objects: Ints
+
+    def untested(self) -> "Details":
+        """Return the figures with differences that have no intervals."""
+        return replace(self, differences=[own.untested() for own in self.differences])
 
     @property
     def means(self) -> Floats:

@@ -1,14 +1,12 @@
 """Compare each pair of experiments, with all comparisons taken into account."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from deeplab_lightning.experiments.aggregate import Epoch
 from deeplab_lightning.experiments.comparison import compare_results, read_recipes
 from deeplab_lightning.experiments.significance import holm
-from deeplab_lightning.experiments.verdict import Verdict, decide
+from deeplab_lightning.experiments.verdict import Verdict
 
 
 def compare_pairs(folders: Sequence[Path], *, epoch: Epoch = "last", num_resamples: int = 2) -> list[Verdict]:
@@ -27,20 +25,9 @@ def compare_pairs(folders: Sequence[Path], *, epoch: Epoch = "last", num_resampl
         ValueError: If the classes differ, or the experiments share no image.
     """
     recipes, results, _ = read_recipes(folders, epoch)
-    found: list[tuple[tuple[str, str], Verdict]] = []
+    found: list[Verdict] = []
     for place in range(len(recipes) - 1):
         comparison = compare_results(recipes[place:], results[place:], num_resamples=num_resamples, everything=folders)
-        base = comparison.entries[0]
-        for entry in comparison.entries[1:]:
-            assert entry.verdict is not None
-            found.append(((entry.label, base.label), entry.verdict))
-    adjusted = holm([verdict.deciding.p for _, verdict in found])
-    return [
-        verdict
-        if math.isnan(verdict.deciding.p)
-        else replace(
-            decide(names, verdict.deciding, verdict.basis, float(p), verdict.detectable, verdict.differing),
-            basis=verdict.basis,
-        )
-        for (names, verdict), p in zip(found, adjusted, strict=True)
-    ]
+        found += [entry.verdict for entry in comparison.entries if entry.verdict is not None]
+    adjusted = holm([verdict.counted_p for verdict in found])
+    return [verdict.adjusted(float(p)) for verdict, p in zip(found, adjusted, strict=True)]

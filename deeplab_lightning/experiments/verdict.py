@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deeplab_lightning.experiments.settings import DIGEST, PROCESSES, recipe_differences
-from deeplab_lightning.experiments.significance import Difference
+from deeplab_lightning.experiments.significance import UNKNOWN, Difference
 
 LEVEL = 0.05
 """Adjusted p-values below this one are called a difference."""
@@ -29,6 +29,9 @@ class Verdict:
         basis: What the interval is over: `folds`, `seeds`, `images` or `groups of images`; empty without an interval.
         detectable: Smallest difference that this design finds in 80 % of repetitions; nan if unknown.
         differing: Settings that differ, each with both values.
+        names: Names of the experiment and of the baseline.
+        unknown: Name of the one whose settings are unknown; empty if none.
+        is_stopped: Whether one of the two was stopped early, so that nothing was tested.
     """
 
     sentence: str
@@ -36,6 +39,21 @@ class Verdict:
     basis: str
     detectable: float
     differing: dict[str, tuple[Any, Any]]
+    names: tuple[str, str]
+    unknown: str = ""
+    is_stopped: bool = False
+
+    @property
+    def counted_p(self) -> float:
+        """Return the p-value to adjust: 1 of what was stopped early, which might have been found to differ."""
+        return 1.0 if self.is_stopped else self.deciding.p
+
+    def adjusted(self, p: float) -> "Verdict":
+        """Return the verdict with a p-value that was adjusted for another number of comparisons."""
+        if math.isnan(self.deciding.p):
+            return self
+        found = decide(self.names, self.deciding, self.basis, p, self.detectable, self.differing, unknown=self.unknown)
+        return replace(found, basis=self.basis)
 
 
 def decide(
@@ -86,21 +104,21 @@ def decide(
     else:
         word = "better" if deciding.mean > 0 else "worse"
         text = f"{own} is {word} than {base}: {span}."
-    return Verdict(text, deciding, basis if is_known else "", detectable, dict(differing))
+    return Verdict(text, deciding, basis if is_known else "", detectable, dict(differing), names, unknown)
 
 
-def no_verdict(name: str, num_images: int) -> Verdict:
+def no_verdict(names: tuple[str, str], num_images: int) -> Verdict:
     """Say that an experiment was evaluated on other truths than the baseline, so that nothing can be compared.
 
     Args:
-        name: Name of the experiment.
+        names: Names of the experiment and of the baseline.
         num_images: Number of images whose truth differs.
     """
     text = (
-        f"{name} cannot be compared: {num_images} images have other truths than in the baseline. Their annotations, "
-        "class_map or eval_transforms.max_size differ."
+        f"{names[0]} cannot be compared: {num_images} images have other truths than in the baseline. Their "
+        "annotations, class_map or eval_transforms.max_size differ."
     )
-    return Verdict(text, Difference(math.nan, math.nan, math.nan, math.nan), "", math.nan, {})
+    return Verdict(text, UNKNOWN, "", math.nan, {}, names)
 
 
 def stopped_verdict(
@@ -115,7 +133,8 @@ def stopped_verdict(
         differing: See `Verdict`.
     """
     text = f"{names[0]} - {names[1]}: {difference:+.3f} mIoU so far; {stopped} was stopped early, so this is no test."
-    return Verdict(text, Difference(difference, math.nan, math.nan, math.nan), "", math.nan, dict(differing))
+    deciding = Difference(difference, math.nan, math.nan, math.nan)
+    return Verdict(text, deciding, "", math.nan, dict(differing), names, is_stopped=True)
 
 
 def differing_settings(

@@ -4,7 +4,6 @@ The experiments are those of `test_verdicts.py`; every fold and every verdict go
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from tests.benchmarks.test_verdicts import (  # noqa: F401, the fixtures
     compared,
     show,
 )
+from tests.experiments.test_early_stop import first_folds
 
 Floats = npt.NDArray[np.float64]
 WORLDS = {
@@ -44,19 +44,6 @@ def table() -> Iterator[dict[str, Any]]:
     figures: dict[str, Any] = {}
     yield figures
     write("cheap", {"repeats": REPEATS // 3, **figures})
-
-
-def first_folds(result: CrossValidation, count: int) -> CrossValidation:
-    """Return an experiment that has finished its first folds alone."""
-    assert result.images is not None
-    fold_of = {name: fold for name, fold in result.fold_of.items() if fold < count}
-    return replace(
-        result,
-        folds=result.folds[:count],
-        matrices=result.matrices[:count],
-        images=result.images.keep(sorted(fold_of)),
-        fold_of=fold_of,
-    )
 
 
 def folds_trained(base: CrossValidation, own: CrossValidation) -> int:

@@ -76,6 +76,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compare:
                 folder.mkdir()
                 run = RunFolder(folder)
                 run.write_result({"fold": None, "n_folds": None, "val": None, "seconds": 1, "cost": {}})
+                ExperimentFolder(folder).write_config({"model": {"net": folder.name}})  # nothing is better without one
                 if world.group_size > 1:
                     rows = "".join(f"{n},{g},0\n" for n, g in zip(world.names, world.groups, strict=True))
                     run.folds.write_text("image,group,fold\n" + rows)

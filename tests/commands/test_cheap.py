@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with an experiment of three folds, and two like it whose pixels are nearly all right, and all wrong."""
+    """A folder with an experiment of three folds, and copies whose pixels are nearly all right (two) or all wrong."""
     folder = tmp_path_factory.mktemp("cheap")
     draw_noise_data(folder)
     config = noise_config(folder, trainer={"max_epochs": 1, "num_sanity_val_steps": 0}, data={"n_folds": 3})
@@ -30,13 +31,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_program("kfold", "-c", str(folder / "config.yaml"), "--name", "own", "--in_process", check=True)
     _copy_with(folder, "strong", [0, 1, 2])
     _copy_with(folder, "weak", [1, 2, 0])
+    _copy_with(folder, "near", [0, 1, 2], seed=4)
     return folder
 
 
-def _copy_with(root: Path, name: str, predicted: list[int]) -> None:
+def _copy_with(root: Path, name: str, predicted: list[int], *, seed: int = 0) -> None:
     """Copy the experiment, with matrices in which pixels of class t are seen as `predicted[t]`, all but some."""
     copy = ExperimentFolder(shutil.copytree(root / "runs" / "own", root / "runs" / name))
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for run in copy.runs():
         images = run.read_images()
         assert images is not None
@@ -97,6 +99,55 @@ def test_a_stopped_experiment_is_not_judged(stopped: tuple[Path, str], root: Pat
         row = content["experiments"][1]
         assert [row[key] for key in ("p_folds", "p_images", "p_holm", "difference_low_folds")] == [None] * 4
         assert any("stopped early after 2 of 3 folds" in note for note in content["notes"])
+
+
+def rows_of(root: Path, *words: str) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Compare experiments, and return the rows of the table by name, and the whole table."""
+    table = root / "table.json"
+    run_program("compare", *(str(root / "runs" / word) for word in words), "--json", str(table), check=True)
+    content = json.loads(table.read_text())
+    return {row["experiment"]: row for row in content["experiments"]}, content
+
+
+@pytest.mark.long
+def test_a_stopped_experiment_restricts_no_other_verdict(stopped: tuple[Path, str], root: Path) -> None:
+    """All were cut to the images of its two folds, and its test did not count: p rose for the first, fell for both."""
+    alone, _ = rows_of(root, "strong", "near")
+    found, content = rows_of(root, "strong", "near", "hopeless")
+    changed = {"p_holm", "verdict"}
+    for name in ("strong", "near"):
+        kept = found[name].keys() - changed
+        assert {key: found[name][key] for key in kept} == {key: alone[name][key] for key in kept}
+    assert alone["near"]["p_holm"] == pytest.approx(alone["near"]["p_folds"])
+    assert found["near"]["p_holm"] == pytest.approx(2 * alone["near"]["p_folds"])
+    assert found["hopeless"]["p_holm"] is None
+    pair, _ = rows_of(root, "strong", "hopeless")
+    kept = found["hopeless"].keys() - {"verdict"}
+    assert {key: found["hopeless"][key] for key in kept} == {key: pair["hopeless"][key] for key in kept}
+    held_out = [len(fold.read_images().names) for fold in ExperimentFolder(stopped[0]).runs()[:2]]  # type: ignore[union-attr]
+    note = f"the mIoU of hopeless, which was stopped early, is of {sum(held_out)} images; its difference is from strong"
+    assert [text for text in content["notes"] if text.startswith(note)], content["notes"]
+    assert not [text for text in content["notes"] if "has not finished fold" in text or "only the" in text]
+
+
+@pytest.mark.long
+def test_stopped_experiments_count_among_all_pairs(stopped: tuple[Path, str], root: Path) -> None:
+    alone, _ = rows_of(root, "strong", "near")
+    words = (str(root / "runs" / name) for name in ("strong", "near", "hopeless"))
+    table = root / "table.json"
+    run_program("compare", *words, "--all_pairs", "--json", str(table), check=True)
+    sentence = json.loads(table.read_text())["verdicts"][0]
+    assert sentence.startswith("near ")
+    assert float(sentence.partition("p = ")[2][:5]) == pytest.approx(min(3 * alone["near"]["p_folds"], 1), abs=6e-4)
+
+
+@pytest.mark.long
+def test_the_page_of_a_stopped_experiment_is_written(stopped: tuple[Path, str], root: Path) -> None:
+    """Its images are fewer than the others', which their table of classes, details and gallery have to bear."""
+    page = root / "page.html"
+    words = [str(root / "runs" / name) for name in ("own", "strong", stopped[0].name)]
+    run_program("compare", *words, "--html", str(page), check=True)
+    assert "is of" in page.read_text()
 
 
 @pytest.mark.long

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from deeplab_lightning.experiments.aggregate import CrossValidation
+from deeplab_lightning.experiments.comparison import compare_results
 from deeplab_lightning.experiments.early_stop import Baseline, EarlyStop, chance_of_better, fold_differences
 from deeplab_lightning.experiments.experiment import Experiment
 from deeplab_lightning.metrics.iou import nan_mean, truth_iou
@@ -74,3 +76,40 @@ def test_seeds_keep_the_same_folds(write: Write) -> None:  # noqa: F811
     assert [ExperimentFolder(seed).read_stopped() for seed in seeds] == [
         {"baseline": "base", "chance": pytest.approx(0, abs=0.05), "folds": [0, 1], "planned": [0, 1, 2, 3]}
     ] * 2
+
+
+def test_nothing_is_better_that_would_not_be_without_stopping(write: Write) -> None:  # noqa: F811
+    """Others that were stopped cut the images and made the number of tests smaller, so some were called better."""
+    world, rng, stops, better = World(num_images=60, n_folds=4, shared=1 / 4), np.random.default_rng(0), 0, 0
+    folders = [[write(f"e{index}", images(0.5), n_folds=4)] for index in range(4)]
+    for _ in range(40):
+        drawn = world.experiments(rng, (0.0, 0.02, -0.01, 0.03))
+        full = compare_results(folders, drawn, num_resamples=2)
+        is_stopped = rng.random(4) < (0, 0.4, 0.4, 0.4)
+        cheap = [
+            replace(first_folds(own, 2), stopped="e0") if early else own
+            for own, early in zip(drawn, is_stopped, strict=True)
+        ]
+        found = compare_results(folders, cheap, num_resamples=2)
+        for early, before, now in zip(is_stopped, full.entries, found.entries, strict=True):
+            if now.verdict is None or before.verdict is None or early:
+                continue
+            stops += bool(is_stopped.any())
+            better += "is better" in now.verdict.sentence
+            assert now.verdict.deciding == before.verdict.deciding
+            assert now.adjusted_p >= before.adjusted_p
+    assert stops > 20
+    assert better > 10
+
+
+def first_folds(result: CrossValidation, count: int) -> CrossValidation:
+    """Return an experiment that has finished its first folds alone."""
+    assert result.images is not None
+    fold_of = {name: fold for name, fold in result.fold_of.items() if fold < count}
+    return replace(
+        result,
+        folds=result.folds[:count],
+        matrices=result.matrices[:count],
+        images=result.images.keep(sorted(fold_of)),
+        fold_of=fold_of,
+    )

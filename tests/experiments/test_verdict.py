@@ -18,6 +18,7 @@ from deeplab_lightning.experiments.aggregate import aggregate, print_cv, read_cv
 from deeplab_lightning.experiments.comparison import compare_experiments
 from deeplab_lightning.experiments.entries import Entry
 from deeplab_lightning.experiments.experiment import Experiment
+from deeplab_lightning.experiments.pairs import compare_pairs
 from deeplab_lightning.metrics.per_image import PerImageConfusion
 from deeplab_lightning.runs import ExperimentFolder
 
@@ -189,6 +190,8 @@ def test_unknown_settings_prove_nothing(write: Write) -> None:
         assert entry.verdict is not None
         assert entry.verdict.sentence.endswith("; b has no readable config.yaml, so its settings are unknown.")
         assert "better" not in entry.verdict.sentence
+    c = write("c", images(0.75, seed=2))
+    assert not [verdict.sentence for verdict in compare_pairs([a, b, c])[:1] if "readable" not in verdict.sentence]
 
 
 def test_converted_files_are_named(write: Write) -> None:

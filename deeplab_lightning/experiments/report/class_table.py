@@ -40,7 +40,8 @@ def _cell(entry: Entry, base: Entry, index: int) -> dict[str, Any]:
     if entry is base:
         hue, strength = "--heat", MAX_OPACITY * value
     else:
-        shift = value - float(base.iou[index])
+        # On the images that both held out, which are fewer for what was stopped early.
+        shift = value - float(base.iou[index]) if entry.per_class is None else entry.per_class[index].mean
         strength = 0.0 if math.isnan(shift) else min(abs(shift) / _FULL_COLOR, 1) * MAX_OPACITY
         hue = "--good" if shift > 0 else "--bad"
     return {"text": text, "value": round(value, 6), "hue": hue, "strength": round(strength, 3)}

@@ -63,8 +63,10 @@ def make_gallery(comparison: Comparison) -> Gallery:
     matrices = [entry.images for entry in comparison.entries if entry.images is not None]
     if not matrices:
         return _no_images("an experiment has no image_matrices.npz")
-    names = matrices[0].names
-    found = [_image_iou(own) for own in matrices]
+    names = sorted(set.intersection(*(set(own.names) for own in matrices)))  # what was stopped early has fewer
+    if not names:
+        return _no_images("the experiments share no image")
+    found = [_image_iou(own.keep(names)) for own in matrices]
     iou, miou = np.array([iou for iou, _ in found]), np.array([own for _, own in found])  # (M, N, K), (M, N)
     draw = _Drawing(dataset, predicted, names)
     images: dict[int, dict[str, Any]] = {}
