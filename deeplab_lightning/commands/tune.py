@@ -76,6 +76,8 @@ def tune(args: list[str]) -> None:
     with lock:
         search = Search.prepare(folder, space, config, "random" if find_spec("optuna") is None else "optuna")
         _run(search, space, options, placement.ray, placement.at_once)
+        if len(search.trials) < space.num_trials:
+            print(f"num_trials is {space.num_trials}, but {search.sampler} found {len(search.trials)} settings to try.")
         _conclude(search, options)
 
 

@@ -75,20 +75,44 @@ class Search:
             sampler: `optuna` or `random`, for a new search.
 
         Raises:
-            DataError: If a search was started there with other settings.
+            DataError: If a search was started there with other settings, or there is a folder of another trial.
         """
         files, config = ExperimentFolder(folder), {**config, "name": folder.name, "ckpt_path": None}
         own = cls(folder, sampler, space.min_epochs, config["trainer"]["max_epochs"], space.parameters)
         if not files.search.is_file():
+            own._refuse_other_trials()
             files.write_config(config)
             own._write()
             return own
         found = cls.read(folder)
-        check_same(files.read_config(), config, folder, may_move=False)
+        found._refuse_other_trials()
+        then = files.read_config()
+        check_same(then, config, folder, may_move=False)
+        folds = [settings["data"].get("fold") for settings in (then, config)]  # no setting of a K-fold experiment
+        if folds[0] != folds[1]:
+            raise DataError(
+                f"{folder} was started with data.fold {folds[0]}, got {folds[1]}, and trials on different images "
+                "cannot be compared. Take the same fold, or choose another --name."
+            )
         for key in ("parameters", "min_epochs", "max_epochs"):
             if getattr(found, key) != getattr(own, key):
                 raise DataError(f"{folder} was started with other {key}. Take the same ones, or choose another --name.")
         return found
+
+    def _refuse_other_trials(self) -> None:
+        """Raise an error if a folder is called like a trial to come and was trained, as copies of trials are.
+
+        Raises:
+            DataError: If there is one.
+        """
+        own = {self.run(number).path.name for number in range(len(self.trials))}
+        for path in sorted(self.folder.glob("trial_*")):
+            run = RunFolder(path)
+            if path.name not in own and (run.config.is_file() or run.result.is_file()):
+                raise DataError(
+                    f"{path} is no trial of this search, which has {len(own)}. Move it away, for it would be taken for "
+                    "one of those to come; or choose another --name."
+                )
 
     def _write(self) -> None:
         content = {key: value for key, value in asdict(self).items() if key != "folder"}

@@ -1,6 +1,7 @@
 """A search by the real Ray Tune on this machine, killed and resumed, on tiny data."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,16 @@ def test_a_killed_search_goes_on_and_its_trials_are_runs(tmp_path: Path) -> None
     assert good.log.read_text().count("Run folder:") == 2
     assert (epochs(bad), outcomes(bad)) == ([0], ["killed", "stopped"])
     assert "Best: trial 0, " in said
+    assert "num_trials is 3, but random found 2 settings to try." in said.replace("optuna", "random")
+    refused = run_program(*words, "--data.fold", "1")
+    assert refused.returncode == 1
+    assert refused.stderr.count("\n") == 1
+    assert "was started with data.fold 0, got 1" in refused.stderr
+    copy = shutil.copytree(bad.path, own / "trial_2")
+    refused = run_program(*words)
+    assert refused.returncode == 1
+    assert f"{copy} is no trial of this search, which has 2" in refused.stderr.replace("\n", " ")
+    shutil.rmtree(copy)
     settings = yaml.safe_load((own / "best_settings.yaml").read_text())
     assert settings == {"model": {"optimizer": {"init_args": {"lr": 0.02}}}}
 

@@ -74,6 +74,16 @@ def test_a_search_goes_on_with_data_of_one_place_alone(tmp_path: Path) -> None:
         Search.prepare(tmp_path / "a", space, config, "random")
 
 
+def test_a_search_goes_on_on_its_fold_alone(tmp_path: Path) -> None:
+    """Trials of two folds stood in one table, and the advice named a fold that had taken part."""
+    space = SearchSpace("a", str(tmp_path), "", num_trials=1, min_epochs=1, parameters={})
+    config: dict[str, Any] = {"trainer": {"max_epochs": 2}, "data": {"fold": 0}}
+    Search.prepare(tmp_path / "a", space, config, "random")
+    config["data"]["fold"] = 1
+    with pytest.raises(DataError, match="started with data.fold 0, got 1"):
+        Search.prepare(tmp_path / "a", space, config, "random")
+
+
 def test_settings_are_found_where_init_args_are_left_out() -> None:
     config = {"model": {"net": {"class_path": "A", "init_args": {"b": 1, "c": 2}}, "loss": {"class_path": "L"}}, "d": 3}
     found = nested_settings(config, {"model.net.b": 0, "model.net.init_args.c": 0, "model.loss": 0, "d": 0})
