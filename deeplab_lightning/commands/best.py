@@ -108,6 +108,9 @@ def _promise(step: Step, search: Search) -> str:
         if search.is_single
         else "It is that of the networks of one fold; those of all folds predict new images."
     )
+    if search.missing_folds:
+        untrained = ", ".join(map(str, search.missing_folds))
+        limits += f" Fold {untrained} was not trained, so its images took no part."
     return (
         f"mIoU {step.choice.miou:.3f} is to be expected on new images like these, measured on {search.num_images} "
         f"held-out images, each by what the other {_units(search)} chose; {max(step.choice.optimism, 0):.3f} of the "

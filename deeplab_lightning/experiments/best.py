@@ -91,6 +91,8 @@ class Search:
             if other.classes.names != first.classes.names:
                 raise DataError(f"{other.folder} has other classes than {first.folder}.")
             if other.folds != first.folds:
+                if unfinished := _unfinished(first, other):
+                    raise DataError(unfinished)
                 names = first.folds.keys() | other.folds.keys()
                 differing = sum(first.folds.get(name) != other.folds.get(name) for name in names)
                 raise DataError(
@@ -106,6 +108,11 @@ class Search:
                 "the images that it was made on needs two groups. Validate on more images, or train folds by `deeplab "
                 "kfold`."
             )
+
+    @property
+    def missing_folds(self) -> list[int]:
+        """Return the folds that were not trained, whose images choose and judge nothing."""
+        return self.experiments[0].missing_folds
 
     @property
     def is_single(self) -> bool:
@@ -200,3 +207,16 @@ def recipe_settings(recipe: Recipe, experiments: Sequence[OutOfFold]) -> dict[st
         "min_area": str(recipe.min_area) if recipe.min_area > 1 else None,
     }
     return {key: value for key, value in settings.items() if value is not None}
+
+
+def _unfinished(first: OutOfFold, other: OutOfFold) -> str:
+    """Say which of two experiments of one split has not trained all folds of the other; an empty text if both have."""
+    common = first.folds.keys() & other.folds.keys()
+    if first.fold_numbers == other.fold_numbers or any(first.folds[name] != other.folds[name] for name in common):
+        return ""
+    lacking, whole = (other, first) if set(first.fold_numbers) - set(other.fold_numbers) else (first, other)
+    missing = ", ".join(str(fold) for fold in sorted(set(whole.fold_numbers) - set(lacking.fold_numbers)))
+    return (
+        f"{lacking.folder} has not trained fold {missing}, which {whole.folder} has. Train the rest with `deeplab "
+        f"kfold --resume`, or leave {lacking.folder.name} out."
+    )

@@ -121,6 +121,13 @@ class OutOfFold:
         """Return the numbers of the finished folds in order."""
         return sorted(self._runs)
 
+    @property
+    def missing_folds(self) -> list[int]:
+        """Return the folds of the split that no finished run held out."""
+        if self.data.split == "official" or len(self._runs) < 2:
+            return []
+        return sorted(set(self.data.folds.values()) - self._runs.keys())
+
     def networks(self, fold: int) -> int:
         """Return the number of networks that held out a fold: one for each seed."""
         return len(self._runs[fold])

@@ -1,6 +1,7 @@
 """Find the best way to predict by the real command, against figures that are computed here."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,14 @@ def test_what_cannot_be_searched_is_refused_in_one_line(root: Path, tmp_path: Pa
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     run_program("kfold", "-c", str(tmp_path / "other.yaml"), "--name", "other", check=True)
     (tmp_path / "crf.yaml").write_text("data: {}\n")
+    shutil.rmtree(ExperimentFolder(shutil.copytree(good, tmp_path / "half")).fold(1).path)
     crf = tmp_path / "real.yaml"
     entry = {"class_path": "deeplab_lightning.DenseCRF", "init_args": {}}
     crf.write_text(yaml.safe_dump({"model": {"postprocess": entry}}))
     cases = [
         ([str(good), str(tmp_path / "other")], "holds out other images than"),
+        ([str(good), str(tmp_path / "half")], "half has not trained fold 1, which"),
+        ([str(tmp_path / "half"), str(good)], "half has not trained fold 1, which"),
         ([str(good), "--tile", "64", "--crf", str(crf)], "--tile and --crf cannot be tried together"),
         ([str(good), "--overlap", "8"], "--overlap needs the size of the tiles"),
         ([str(tmp_path / "nothing")], "no finished run with a best.ckpt"),

@@ -142,6 +142,13 @@ def test_stopped_experiments_count_among_all_pairs(stopped: tuple[Path, str], ro
 
 
 @pytest.mark.long
+def test_the_promise_of_best_names_folds_that_were_not_trained(stopped: tuple[Path, str], root: Path) -> None:
+    for name, is_said in (("hopeless", True), ("own", False)):
+        done = run_program("best", str(root / "runs" / name), "--output", str(root / f"{name}.yaml"), check=True)
+        assert ("Fold 2 was not trained, so its images took no part." in " ".join(done.stdout.split())) == is_said
+
+
+@pytest.mark.long
 def test_the_page_of_a_stopped_experiment_is_written(stopped: tuple[Path, str], root: Path) -> None:
     """Its images are fewer than the others', which their table of classes, details and gallery have to bear."""
     page = root / "page.html"

@@ -72,7 +72,7 @@ class ImageFolderDataset(Dataset[Sample]):
                     Problem(
                         ", ".join(map(str, sources)) or "no source",
                         f"no image found ({', '.join(IMAGE_SUFFIXES)})",
-                        "Set data.predict_images to folders, image files or .txt lists.",
+                        "Give folders of images, image files, videos or .txt lists.",
                     )
                 ]
             )
