@@ -139,7 +139,7 @@ compare: install  ## compare experiments: make compare ARGS="runs/A runs/B --htm
 	$(BIN)/deeplab compare $(ARGS)
 
 wandb-sync: install  ## upload the offline W&B runs of all runs
-	find runs -type d -path '*/wandb/offline-run-*' -prune -exec $(BIN)/wandb sync {} +
+	$(BIN)/deeplab wandb-sync $(ARGS)
 
 split: install  ## write the folds without training: make split ARGS="-c configs/data/coco.yaml --output FOLDER"
 	$(BIN)/deeplab split $(CONFIGS) $(ARGS)

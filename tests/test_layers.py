@@ -180,7 +180,7 @@ FLOORS = (
         *("experiments.report.origin", "experiments.report.gallery"),
         *("experiments.report", "experiments.page", "experiments.selection", "experiments.recipes", "experiments.best"),
     ),
-    ("tracking.runs", "tracking.report", "tracking.experiment"),
+    ("tracking.runs", "tracking.report", "tracking.experiment", "tracking.sync"),
     (
         *(
             "commands",
@@ -208,7 +208,7 @@ FLOORS = (
             "commands.tune_crf",
             "commands.tune_batch",
             "commands.tune_lr",
-            "commands.wandb_report",
+            *("commands.wandb_report", "commands.wandb_sync"),
         ),
         "commands.best",
         *("commands.pseudo", "commands.masks"),

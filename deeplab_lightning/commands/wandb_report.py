@@ -1,10 +1,8 @@
 """Run `deeplab wandb-report`: write a W&B Report that compares experiments."""
 
-from urllib.parse import urlsplit
-
 from deeplab_lightning.commands.parsers import wandb_report_parser
 from deeplab_lightning.errors import UnavailableError
-from deeplab_lightning.tracking.mode import api_key, can_answer
+from deeplab_lightning.tracking.mode import require_server
 from deeplab_lightning.tracking.report import build_report, classes_of, describe
 
 
@@ -26,13 +24,7 @@ def wandb_report(args: list[str]) -> None:
         return
     import wandb
 
-    base_url = str(wandb.setup().settings.base_url)
-    if not api_key(urlsplit(base_url).hostname or ""):
-        raise UnavailableError(
-            f"a report needs an account of {base_url}: run `wandb login`, or print the blocks with --dry_run."
-        )
-    if not can_answer(base_url):
-        raise UnavailableError(f"{base_url} does not answer. Check the network, or print the blocks with --dry_run.")
+    base_url = require_server("a report", otherwise=", or print the blocks with --dry_run")
     try:
         entity = given.entity or wandb.Api(timeout=30).default_entity or ""
         report = build_report(

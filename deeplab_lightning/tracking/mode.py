@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from lightning.pytorch.utilities import rank_zero_info
 
 from deeplab_lightning.connection import can_reach
+from deeplab_lightning.errors import UnavailableError
 
 WandbMode = Literal["offline", "online", "disabled"]
 _SECONDS = 2.0
@@ -40,6 +41,26 @@ def choose_mode(requested: WandbMode) -> WandbMode:
     # If the server is gone at the end, W&B would wait for hours; `wandb sync` uploads the rest later.
     os.environ.setdefault("WANDB_FINISH_TIMEOUT", _FINISH_SECONDS)
     return "online"
+
+
+def require_server(purpose: str, *, otherwise: str = "") -> str:
+    """Return the address of the W&B server after checking that it can be used.
+
+    Args:
+        purpose: What needs it, for the message.
+        otherwise: What to do without it, for the message.
+
+    Raises:
+        UnavailableError: If an account or a connection is missing.
+    """
+    import wandb
+
+    base_url = str(wandb.setup().settings.base_url)
+    if not api_key(urlsplit(base_url).hostname or ""):
+        raise UnavailableError(f"{purpose} needs an account of {base_url}: run `wandb login`{otherwise}.")
+    if not can_answer(base_url):
+        raise UnavailableError(f"{base_url} does not answer, and {purpose} needs it. Check the network{otherwise}.")
+    return base_url
 
 
 def can_answer(base_url: str) -> bool:

@@ -45,7 +45,7 @@ def test_a_missing_account_server_or_package_is_named(monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="needs an account of .*or print the blocks with --dry_run"):
         main(command)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    monkeypatch.setattr("deeplab_lightning.commands.wandb_report.can_answer", lambda _: False)
+    monkeypatch.setattr("deeplab_lightning.tracking.mode.can_answer", lambda _: False)
     with pytest.raises(RuntimeError, match="does not answer"):
         main(command)
     monkeypatch.setitem(sys.modules, "wandb_workspaces.reports", None)

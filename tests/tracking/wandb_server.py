@@ -102,9 +102,13 @@ class WandbServer:
             project = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": "team"}}
             bucket = {
                 "id": name, "name": name, "displayName": variables.get("displayName") or name, "description": "",
-                "config": "{}", "sweepName": None, "project": project, "historyLineCount": 0,
+                "config": "{}", "sweepName": None, "project": project,
+                "historyLineCount": len(self.history.get(name, [])),
             }  # fmt: skip
-            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+            return {"data": {"upsertBucket": {"bucket": bucket, "inserted": name not in self.history}}}
+        if "RunResumeStatus" in query:
+            project = {"id": "p", "name": PROJECT, "entity": {"id": "e", "name": "team"}}
+            return {"data": {"model": {**project, "bucket": self._resumed(variables["name"])}}}
         if "createRunFiles" in query:
             names, run = variables.get("files") or [], variables.get("run")
             files = [{"name": name, "uploadUrl": f"http://{host}/upload/{run}/{quote(name)}"} for name in names]
@@ -140,6 +144,17 @@ class WandbServer:
             return {"data": {"project": self._project(query, variables, host) if known else None}}
         self.questions.append(query)
         return {"data": {"serverInfo": {"features": []}}}
+
+    def _resumed(self, run: str) -> dict[str, Any] | None:
+        """Return where a run goes on; None if it is unknown."""
+        rows = self.history.get(run)
+        if rows is None:
+            return None
+        return {
+            "id": run, "name": run, "displayName": self.names.get(run, run), "summaryMetrics": "{}", "logLineCount": 0,
+            "historyLineCount": len(rows), "eventsLineCount": 0, "historyTail": json.dumps([json.dumps(rows[-1])]),
+            "eventsTail": "[]", "config": "{}", "tags": [], "notes": "", "wandbConfig": json.dumps({"t": 1}),
+        }  # fmt: skip
 
     def _project(self, query: str, variables: dict[str, Any], host: str) -> dict[str, Any]:
         """Answer `wandb.Api` about a project: its runs, or the files or history of one run."""
@@ -194,7 +209,9 @@ class WandbServer:
 
     def _stream(self, run: str, content: dict[str, Any]) -> None:
         files = content.get("files") or {}
-        for line in files.get("wandb-history.jsonl", {}).get("content", []):
-            self.history.setdefault(run, []).append(json.loads(line))
+        history = files.get("wandb-history.jsonl", {})
+        rows = self.history.setdefault(run, []) if history else []
+        for row, line in enumerate(history.get("content", []), start=history.get("offset", 0)):
+            rows[row : row + 1] = [json.loads(line)]  # what is sent again replaces what was there
         for line in files.get("wandb-summary.json", {}).get("content", []):
             self.summaries.setdefault(run, {}).update(json.loads(line))

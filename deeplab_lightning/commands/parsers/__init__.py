@@ -18,6 +18,7 @@ from deeplab_lightning.commands.parsers.experiments import (
     status_parser,
     tune_parser,
     wandb_report_parser,
+    wandb_sync_parser,
 )
 from deeplab_lightning.commands.parsers.models import (
     benchmark_parser,
@@ -52,6 +53,7 @@ PARSERS: dict[str, Callable[[], OptionParser]] = {
     "suspects": suspects_parser,
     "calibrate": calibrate_parser,
     "wandb-report": wandb_report_parser,
+    "wandb-sync": wandb_sync_parser,
     "split": split_parser,
     "benchmark": benchmark_parser,
     "export": export_parser,

@@ -179,3 +179,13 @@ def wandb_report_parser() -> OptionParser:
         "--dry_run", action="store_true", help="print the blocks of the report without an account, and stop"
     )
     return parser
+
+
+def wandb_sync_parser() -> OptionParser:
+    """Build the parser of `deeplab wandb-sync`."""
+    parser = OptionParser(
+        prog="deeplab wandb-sync",
+        description="Upload the W&B runs that were tracked offline, those that were not uploaded yet.",
+    )
+    parser.add_argument("folders", nargs="*", default=["runs"], help="folders that hold runs, at any depth (runs)")
+    return parser
