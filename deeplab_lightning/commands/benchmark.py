@@ -48,6 +48,7 @@ class Cost:
         step_ms: Milliseconds per image of a training step: forward, loss, backward and optimiser.
         loader_per_s: Training images per second of the loader alone.
         loop_per_s: Training images per second of loader and training step together.
+        epoch_s: Seconds of the training steps of an epoch, at the loop's speed.
         waiting: Share of the loop's time that is spent waiting for data, in [0, 1].
         peak_mb: Largest memory of the training in megabytes: of the process on a CPU, of tensors on a GPU.
         miou: mIoU of the run's best epoch, in [0, 1]; None if the model comes from no run.
@@ -60,6 +61,7 @@ class Cost:
     step_ms: float
     loader_per_s: float
     loop_per_s: float
+    epoch_s: float
     waiting: float
     peak_mb: float
     miou: float | None = None
@@ -134,6 +136,7 @@ def measure(
         step_ms=1000 * step_seconds / size,
         loader_per_s=size * repeats / loader_seconds,
         loop_per_s=size * repeats / loop_seconds,
+        epoch_s=len(loader) * loop_seconds / repeats,
         waiting=waited / loop_seconds,
         peak_mb=peak,
         miou=miou,
@@ -318,6 +321,7 @@ def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationD
         "step ms",
         "loader /s",
         "loop /s",
+        "epoch s",
         "waiting",
         "peak MB",
         "mIoU",
@@ -325,7 +329,7 @@ def _table(costs: Sequence[Cost], config: Mapping[str, Any], data: SegmentationD
     for column in headers:
         table.add_column(column, justify="left" if column == "model" else "right")
     for c in costs:
-        numbers = (c.parameters, c.gflops, c.forward_ms, c.step_ms, c.loader_per_s, c.loop_per_s)
+        numbers = (c.parameters, c.gflops, c.forward_ms, c.step_ms, c.loader_per_s, c.loop_per_s, c.epoch_s)
         miou = "-" if c.miou is None else f"{c.miou:.3f}"
         table.add_row(c.model, *(f"{n:.1f}" for n in numbers), f"{c.waiting:.0%}", f"{c.peak_mb:.0f}", miou)
     return table

@@ -63,6 +63,8 @@ def test_every_backbone_and_run_is_a_row(config: Path, tmp_path: Path, capsys: p
     assert float(rows[0]["parameters"]) < float(rows[1]["parameters"])
     assert float(rows[0]["gflops"]) == float(rows[2]["gflops"]) > 0
     assert all(0 <= float(row["waiting"]) <= 1 and float(row["peak_mb"]) > 10 for row in rows)
+    batches = [float(row["epoch_s"]) * float(row["loop_per_s"]) / 2 for row in rows]
+    assert batches == pytest.approx([3] * 3, rel=1e-3)
     assert (output / "benchmark.png").stat().st_size > 1000
     assert "resnet34" in capsys.readouterr().out
 
