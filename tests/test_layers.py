@@ -133,7 +133,7 @@ FLOORS = (
             "callbacks.exact_resume",
         ),
         *("callbacks.cudnn_benchmark", "callbacks.disk_space", "callbacks.ensemble", "callbacks.freeze"),
-        "callbacks.search_gate",
+        *("callbacks.search_gate", "tracking.guard"),
         *(
             "callbacks.panels",
             "callbacks.prediction_writer",

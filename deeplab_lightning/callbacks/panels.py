@@ -18,6 +18,7 @@ from deeplab_lightning.labels import find_labels
 from deeplab_lightning.models.modes import in_evaluation
 from deeplab_lightning.module import SegmentationModule
 from deeplab_lightning.runs import RunFolder
+from deeplab_lightning.tracking.guard import guarded
 
 Row = tuple[Any, Any, Any]  # (H, W, 3) image, (H, W) truth and (H, W) prediction, uint8
 
@@ -70,10 +71,11 @@ class PredictionPanels(L.Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         panel(rows, pl_module.classes).save(path)
         for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                _log_to_wandb(logger, rows, [sample.name for sample in samples], pl_module, trainer.global_step)
-            else:
-                self._log_panel(logger, path, trainer.global_step)
+            with guarded(trainer, logger):
+                if isinstance(logger, WandbLogger):
+                    _log_to_wandb(logger, rows, [sample.name for sample in samples], pl_module, trainer.global_step)
+                else:
+                    self._log_panel(logger, path, trainer.global_step)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if trainer.sanity_checking or trainer.state.fn != "fit" or not trainer.is_global_zero:

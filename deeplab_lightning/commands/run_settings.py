@@ -49,6 +49,7 @@ from deeplab_lightning.runs import (
     refuse_output_among_images,
 )
 from deeplab_lightning.sync_batchnorm import TimmSyncBatchNorm
+from deeplab_lightning.tracking.guard import LoggerGuard
 from deeplab_lightning.tracking.loggers import named_logger
 from deeplab_lightning.tracking.mode import choose_mode
 from deeplab_lightning.tracking.summary import WandbEvaluation, WandbSummary
@@ -244,7 +245,7 @@ def _has_progress_bar(config: Namespace) -> bool:
 def _fit_callbacks(config: Namespace) -> list[L.Callback]:
     """Build the callbacks of a training. `WandbSummary` reads what `RunRecord` wrote, so it must come after it."""
     callbacks: list[L.Callback] = [WandbSummary()] if config.trainer.logger else []
-    callbacks += [DataLine(), DiskSpace(), ValidateLastEpoch(), StopOnDivergence(), StopOnSigterm()]
+    callbacks += [DataLine(), DiskSpace(), LoggerGuard(), ValidateLastEpoch(), StopOnDivergence(), StopOnSigterm()]
     callbacks += [SearchGate(), SlowAverageWarning(), PatienceWarning()]
     if config.trainer.enable_model_summary is not False:
         callbacks.append(NetworkLine())

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from deeplab_lightning.data.datamodule import SegmentationDataModule
 from deeplab_lightning.runs import RECORD_FILES, RunFolder, confusion_rows
+from deeplab_lightning.tracking.guard import guarded
 from deeplab_lightning.tracking.mode import WandbMode, choose_mode
 
 CURVE_KEYS = ("epoch", "val/miou")
@@ -49,16 +50,18 @@ class WandbSummary(L.Callback):
         iou = result["val"]["iou"]
         header, *counts = confusion_rows(folder.read_confusion(), list(iou))
         for logger in loggers:
-            logger.experiment.summary.update(_figures(result))
-            logger.log_image("val/confusion_figure", [str(folder.confusion_figure)])
-            _log_table(logger, "val/iou_table", ["class", "iou"], [list(pair) for pair in iou.items()])
-            _log_table(logger, MATRIX_KEY, header, counts)
-            _save_files(logger, folder)
+            with guarded(trainer, logger):
+                logger.experiment.summary.update(_figures(result))
+                logger.log_image("val/confusion_figure", [str(folder.confusion_figure)])
+                _log_table(logger, "val/iou_table", ["class", "iou"], [list(pair) for pair in iou.items()])
+                _log_table(logger, MATRIX_KEY, header, counts)
+                _save_files(logger, folder)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Finish the W&B run; a second training in this process would otherwise continue it."""
         for logger in self._loggers(trainer):
-            logger.experiment.finish()
+            with guarded(trainer, logger):
+                logger.experiment.finish()
 
     def _loggers(self, trainer: L.Trainer) -> list[WandbLogger]:
         is_recorded = trainer.is_global_zero and not trainer.fast_dev_run  # type: ignore[attr-defined]

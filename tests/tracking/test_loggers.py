@@ -2,8 +2,10 @@
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -12,7 +14,7 @@ from deeplab_lightning.cli import main
 from deeplab_lightning.errors import UnavailableError
 from deeplab_lightning.tables import read_csv
 from tests.conftest import noise_config
-from tests.processes import run_program
+from tests.processes import Program, run_program
 
 
 @pytest.mark.long
@@ -89,3 +91,28 @@ def test_a_logger_whose_package_is_missing_is_refused_with_the_package(
         main(["fit", "-c", str(mask_folder / "c.yaml"), "--loggers", "mlflow"])
     with pytest.raises(SystemExit):
         main(["fit", "-c", str(mask_folder / "c.yaml"), "--loggers", "neptune"])
+
+
+@pytest.mark.long
+def test_a_training_goes_on_when_the_process_of_wandb_is_killed(mask_folder: Path) -> None:
+    """As by the kernel where memory is short: it ended with a hundred lines of traceback."""
+    trainer = {"num_sanity_val_steps": 0, "max_epochs": 6, "log_every_n_steps": 1}
+    callbacks = [{"class_path": "PredictionPanels", "init_args": {"every_n_epochs": 1}}]
+    config = noise_config(mask_folder, trainer={**trainer, "callbacks": callbacks})
+    (mask_folder / "c.yaml").write_text(yaml.safe_dump({**config, "wandb": "offline", "loggers": "csv"}))
+    program = Program("fit", "-c", str(mask_folder / "c.yaml"), "--name", "run")
+    run = mask_folder / "runs" / "run"
+    while not (run / "metrics.csv").is_file():
+        assert program.poll() is None
+        time.sleep(0.05)
+    [child] = [child for child in psutil.Process(program.pid).children(recursive=True) if "wandb-core" in child.name()]
+    child.kill()
+    stdout, stderr = program.communicate(timeout=200)
+    assert program.wait() == 0, stderr
+    assert stderr.count("WandbLogger failed") == 1
+    assert "the training goes on without it" in stderr
+    assert "Traceback" not in stdout + stderr
+    assert [row["epoch"] for row in read_csv(run / "metrics.csv")] == [str(epoch) for epoch in range(6)]
+    assert (run / "result.json").is_file()
+    [table] = run.glob("csv/*/metrics.csv")  # the other logger goes on
+    assert len([row for row in read_csv(table) if row["val/miou"]]) == 6
