@@ -27,10 +27,9 @@ def wandb_sync(args: list[str]) -> None:
     for copy, original in copies.items():
         print(f"left out: {copy.parent} is a copy of {original.parent}")
     waiting = [log for log in logs if not log.is_uploaded]
-    if waiting:
-        require_server("uploading")
+    server = require_server("uploading") if waiting else ""
     lost = 0
-    for log, problem in upload(waiting):
+    for log, problem in upload(waiting, server):
         lost += not log.is_uploaded
         state = "uploaded" if log.is_uploaded else "not uploaded"
         print(f"{state}: {log.path.parent}" + (f": {problem}" if problem else ""), flush=True)

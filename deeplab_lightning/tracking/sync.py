@@ -3,14 +3,18 @@
 import hashlib
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeplab_lightning.files import write_text
+from deeplab_lightning.tracking.mode import can_answer
 
 _AT_ONCE = 4
+_SECONDS, _MAX_MISSED = 5.0, 4  # between questions to the server, and answers in a row that may fail to come
 _PREFIX = "offline-run-"
 _MARK = ".synced"  # of W&B, beside a log that was uploaded whole
 _SIZE = ".uploaded"  # ours, beside a log that a kill tore: the bytes that it had when the rest was uploaded
@@ -68,8 +72,12 @@ def distinct(logs: Sequence[OfflineLog]) -> tuple[list[OfflineLog], dict[Path, P
     return [log for log in logs if log.path not in copies], copies
 
 
-def upload(logs: Sequence[OfflineLog]) -> Iterator[tuple[OfflineLog, str]]:
+def upload(logs: Sequence[OfflineLog], server: str) -> Iterator[tuple[OfflineLog, str]]:
     """Upload logs by `wandb sync`, several runs at once, and those of one run in their order.
+
+    Args:
+        logs: The logs.
+        server: Address of the W&B server.
 
     Yields:
         Each log with the reason why it was not uploaded whole; an empty text if it was.
@@ -78,20 +86,29 @@ def upload(logs: Sequence[OfflineLog]) -> Iterator[tuple[OfflineLog, str]]:
     for log in logs:
         runs.setdefault(log.run, []).append(log)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for found in pool.map(lambda own: [(log, _upload(log)) for log in own], runs.values()):
+        for found in pool.map(lambda own: [(log, _upload(log, server)) for log in own], runs.values()):
             yield from found
 
 
-def _upload(log: OfflineLog) -> str:
+def _upload(log: OfflineLog, server: str) -> str:
     command = [sys.executable, "-m", "wandb", "sync", "--yes", str(log.path.parent)]
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as process:
+            missed = 0
+            while process.poll() is None and missed < _MAX_MISSED:  # `wandb sync` would wait for the server for days
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_SECONDS)
+                    break
+                missed = 0 if can_answer(server) else missed + 1
+            process.kill()
+        output.seek(0)
+        lines = [line.removeprefix("wandb:").strip() for line in output]
     if log.is_uploaded:
         return ""
-    lines = [line.removeprefix("wandb:").strip() for line in (done.stdout + done.stderr).splitlines()]
+    if missed == _MAX_MISSED:
+        return f"{server} does not answer any more"
     problem = next((line.removeprefix("ERROR ") for line in lines if line.startswith("ERROR ")), "")
     if _TORN in problem:
         log.note_torn()
         return "all but its end, which is torn: its training was killed, or still runs"
-    return problem or next(filter(None, reversed(lines)), f"wandb sync ended with status {done.returncode}")
+    return problem or next(filter(None, reversed(lines)), f"wandb sync ended with status {process.returncode}")

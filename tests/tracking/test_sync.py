@@ -3,13 +3,14 @@
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.processes import run_program
+from tests.processes import Program, run_program
 from tests.tracking.test_mode import KEY
 from tests.tracking.test_runs import environment
 from tests.tracking.wandb_server import PROJECT, WandbServer
@@ -98,3 +99,18 @@ def test_parts_of_a_resumed_run_follow_each_other(tmp_path: Path, server: WandbS
     track(tmp_path, "one")
     assert "1 of 2 logs were uploaded, 1 had been before." in sync(server, tmp_path).stdout
     assert [row["_step"] for row in server.history["one"]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_server_that_dies_ends_the_upload(tmp_path: Path, server: WandbServer) -> None:
+    """`wandb sync` tried again for longer than anybody waits."""
+    logs = track(tmp_path, "one", "two")
+    more = environment(WANDB_BASE_URL=server.url, WANDB_API_KEY=KEY)
+    program = Program("wandb-sync", str(tmp_path), env=more)
+    while not server.num_requests:
+        time.sleep(0.02)
+    server.stop()
+    stdout, stderr = program.communicate(timeout=200)
+    assert program.wait() == 1
+    for log in logs.values():
+        assert f"not uploaded: {log.parent}: {server.url} does not answer any more" in stdout
+    assert stderr == "error: 2 logs were not uploaded, see above.\n"
